@@ -1,0 +1,35 @@
+# What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
+.PHONY: setup repro test check ui lock
+.DEFAULT_GOAL := help
+
+PORT ?= 5000
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+
+setup:  ## .venv from the hash-locked requirements, if it is missing or out of date
+	@PATH="$(subst $(CURDIR)/.venv/bin:,,$(PATH))" requirements/setup.sh
+
+repro: setup  ## run what is not up to date: dvc repro $(ARGS)
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "This folder is no git repository, which DVC works in. Make it one:" \
+	  "git init && git add -A && git commit -m start" >&2; exit 1; }
+	@python -m stages.params
+	dvc repro $(ARGS)
+
+test: setup  ## the whole test suite: pytest $(ARGS)
+	pytest $(ARGS)
+
+check: setup  ## ruff and pyright
+	ruff check
+	ruff format --check
+	pyright
+
+ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
+	@python -m stages.ui $(PORT)
+
+lock:  ## resolve requirements/*.in anew (needs uv)
+	cd requirements && for set in build cpu dev; do \
+	  uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --allow-unsafe $$set.in -o $$set.txt || exit 1; done

@@ -1,0 +1,120 @@
+"""The random data of a problem: written once, in bounded memory, and read back in blocks of batches.
+
+data/PROBLEM/ holds train_KEY.npy and test_KEY.npy for each array of a batch, initial.safetensors with the initial
+weights, and manifest.json with the sha256 of each file. Everything is drawn from streams of random numbers that hang on
+the seed and the stream's own name alone: more training examples do not change the first ones, nor the test set.
+
+Inputs, weights and targets are rounded to float32 whatever the dtype. So float64 works on the very numbers that float32
+does, and the last bit of a matrix product, in which processors differ, does not show in the data.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import records
+from pipeline.contract import Array, Weights, load_problem
+from pipeline.errors import UserError
+from pipeline.params import Data
+from pipeline.tensors import read_tensors, write_tensors
+
+DRAW = 1024  # examples drawn at a time; part of what defines the data, so changing it changes them
+BLOCK_BYTES = 256 * 2**20  # what a block of batches takes in memory, at most, unless one batch is larger
+
+
+def generate(problem: str, data: Data, *, seed: int, dtype: str) -> None:
+    """Draw the data and initial weights of `problem`; they stand in their folder all at once, when complete."""
+    module, sizes = load_problem(problem), getattr(data, problem)
+    folder = records.data_folder(problem)
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        initial = module.draw_weights(sizes, _stream(seed, problem, "initial"))
+        write_tensors(temporary / "initial.safetensors", {key: array.astype(dtype) for key, array in initial.items()})
+        teacher = module.draw_weights(sizes, _stream(seed, problem, "teacher")) if data.target == "teacher" else None
+        for split, count in (("train", sizes.train_examples), ("test", sizes.test_examples)):
+            inputs = _stream(seed, problem, f"{split} inputs")
+            noise = _stream(seed, problem, f"{split} noise")
+            scale = data.noise if teacher else 1.0
+            arrays: dict[str, np.memmap] = {}
+            for start in range(0, count, DRAW):
+                drawn = min(DRAW, count - start)
+                batch = module.draw_inputs(sizes, drawn, inputs)
+                y = noise.standard_normal((drawn, sizes.outputs)) * scale
+                if teacher:
+                    y += module.predict(teacher, *batch.values())
+                batch["y"] = y.astype(np.float32)
+                for key, array in batch.items():
+                    if start == 0:
+                        kind = dtype if array.dtype == np.float32 else array.dtype
+                        arrays[key] = np.lib.format.open_memmap(
+                            temporary / f"{split}_{key}.npy", "w+", kind, (count, *array.shape[1:])
+                        )
+                    arrays[key][start : start + drawn] = array
+            for array in arrays.values():
+                array.flush()
+        manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        records.write_json(temporary / "manifest.json", manifest)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
+class DataSet:
+    """The data of one problem, its files checked against their manifest when it is opened.
+
+    Arrays are mapped, not read: what is not looked at takes no memory. Raises UserError when a file is missing or is
+    not what was generated.
+    """
+
+    def __init__(self, problem: str) -> None:
+        folder = records.data_folder(problem)
+        remedy = f"`dvc repro -f generate@{problem}` makes the data again."
+        for name, checksum in records.read_json(folder / "manifest.json").items():
+            path = folder / name
+            if not path.is_file():
+                raise UserError(f"{path} is missing. {remedy}")
+            if _sha256(path) != checksum:
+                raise UserError(f"{path} is not what was generated: its checksum does not match. {remedy}")
+        self.initial: Weights = read_tensors(folder / "initial.safetensors")
+        self.keys = [key for key in ("x", "lengths", "y") if (folder / f"train_{key}.npy").exists()]
+        self.train = {key: _mapped(folder / f"train_{key}.npy") for key in self.keys}
+        self.test = {key: _mapped(folder / f"test_{key}.npy") for key in self.keys}
+
+    def blocks(self, batch_size: int) -> list[slice]:
+        """The training examples of each block of whole batches, every batch exactly once."""
+        batches = len(self.train["y"]) // batch_size
+        batch_bytes = batch_size * sum(array[:1].nbytes for array in self.train.values())
+        per_block = min(batches, max(1, BLOCK_BYTES // batch_bytes))
+        starts = range(0, batches, per_block)
+        return [slice(start * batch_size, min(batches, start + per_block) * batch_size) for start in starts]
+
+    def read(self, block: slice, batch_size: int) -> dict[str, Array]:
+        """A block's batches in memory: each array (batches, batch_size, …)."""
+        return {
+            key: np.array(array[block]).reshape(-1, batch_size, *array.shape[1:]) for key, array in self.train.items()
+        }
+
+    def test_inputs(self) -> Iterator[Array]:
+        """The arrays of the test set, but y."""
+        return (np.array(array) for key, array in self.test.items() if key != "y")
+
+
+def _stream(seed: int, problem: str, name: str) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(f"{problem} {name}".encode())))
+
+
+def _mapped(path: Path) -> Any:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,91 @@
+"""A recurrent network that takes as many steps as the example is long, and squared error.
+
+    h_0    = 0
+    h_t    = relu(x_t @ wx + h_(t-1) @ wh)     for t = 1 … length      x_t (inputs,)     wx (inputs, hidden)
+    y_pred = h_length @ wo                     wh (hidden, hidden)     wo (hidden, outputs)
+    loss   = mean((y_pred - y)²)               over all N · outputs elements
+
+Examples of a batch differ in length, 1 … max_length. They are stored as x (N, max_length, inputs) and lengths (N,);
+what stands in x beyond an example's length is padding, and no result depends on it, be it NaN.
+
+The gradient, back through the time steps of each example:
+
+    grad_y_pred  = 2 (y_pred - y) / (N · outputs)
+    grad_wo      = Σ h_lengthᵀ @ grad_y_pred
+    grad_h       = grad_y_pred @ woᵀ                            at t = length
+    grad_z_t     = grad_h, and 0 where h_t = 0                  z_t is relu's argument; its derivative at 0 is 0
+    grad_wx      = Σ x_tᵀ @ grad_z_t,   grad_wh = Σ h_(t-1)ᵀ @ grad_z_t
+    grad_h       = grad_z_t @ whᵀ                               at t - 1
+
+Initial weights are normal with variance 1/fan-in. relu halves the second moment, so E[h²] = ½ (1 + E[h²]) settles at 1
+whatever the length: states neither fade nor explode.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.contract import Array, Weights
+
+
+class Sizes(Protocol):
+    inputs: int
+    hidden: int
+    outputs: int
+    max_length: int
+
+
+def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
+    """Random weights {wx, wh, wo}, float32, as training starts from them and as the teacher of the targets has them."""
+    shapes = {
+        "wx": (sizes.inputs, sizes.hidden),
+        "wh": (sizes.hidden, sizes.hidden),
+        "wo": (sizes.hidden, sizes.outputs),
+    }
+    return {
+        key: (generator.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32) for key, shape in shapes.items()
+    }
+
+
+def draw_inputs(sizes: Sizes, count: int, generator: np.random.Generator) -> dict[str, Array]:
+    """Standard normal inputs {x, lengths}: x (count, max_length, inputs), float32, 0 in padding; lengths (count,)."""
+    lengths = generator.integers(1, sizes.max_length, size=count, endpoint=True)
+    x = generator.standard_normal((count, sizes.max_length, sizes.inputs), dtype=np.float32)
+    x[np.arange(sizes.max_length) >= lengths[:, None]] = 0
+    return {"x": x, "lengths": lengths}
+
+
+def predict(weights: Weights, x: Array, lengths: Array) -> Array:
+    """y_pred (N, outputs), float64."""
+    states = _states(weights, x.astype(np.float64), lengths)
+    return states[lengths, np.arange(len(lengths))] @ weights["wo"].astype(np.float64)
+
+
+def loss_and_gradients(weights: Weights, x: Array, lengths: Array, y: Array) -> tuple[float, dict[str, Array]]:
+    """The loss of one batch and its gradients {wx, wh, wo}, by the equations above in float64."""
+    x, y, wh, wo = (array.astype(np.float64) for array in (x, y, weights["wh"], weights["wo"]))
+    states = _states(weights, x, lengths)
+    final = states[lengths, np.arange(len(lengths))]
+    error = final @ wo - y
+    grad_y_pred = 2 * error / error.size
+    grad_h = grad_y_pred @ wo.T
+    grad_wh, grad_z = np.zeros(wh.shape), np.zeros_like(states[1:])
+    for t in range(x.shape[1], 0, -1):
+        active = lengths >= t  # the others have not been there: their grad_h waits for their own last step
+        grad_z[t - 1, active] = np.where(states[t, active] > 0, grad_h[active], 0)
+        grad_h[active] = grad_z[t - 1, active] @ wh.T
+        grad_wh += states[t - 1].T @ grad_z[t - 1]
+    real = np.arange(x.shape[1]) < lengths[:, None]
+    grad_wx = x[real].T @ grad_z.swapaxes(0, 1)[real]
+    return float(np.mean(error**2)), {"wx": grad_wx, "wh": grad_wh, "wo": final.T @ grad_y_pred}
+
+
+def _states(weights: Weights, x: Array, lengths: Array) -> Array:
+    """h_0 … h_max_length as (max_length + 1, N, hidden), float64; 0 after an example's end."""
+    wx, wh = (weights[key].astype(np.float64) for key in ("wx", "wh"))
+    z = x @ wx
+    states = np.zeros((x.shape[1] + 1, len(x), wh.shape[0]))
+    for t in range(1, x.shape[1] + 1):
+        active = lengths >= t
+        states[t, active] = np.maximum(z[active, t - 1] + states[t - 1, active] @ wh, 0)
+    return states

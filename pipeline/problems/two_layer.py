@@ -1,0 +1,65 @@
+"""A network of two layers without biases, and squared error.
+
+    h      = relu(x @ w1)                      x (N, inputs)     w1 (inputs, hidden)     h (N, hidden)
+    y_pred = h @ w2                            w2 (hidden, outputs)                      y_pred (N, outputs)
+    loss   = mean((y_pred - y)²)               over all N · outputs elements, as torch.nn.MSELoss has it, so that a
+                                               learning rate means the same at every batch size
+
+The gradient, by the chain rule from the loss down:
+
+    grad_y_pred = 2 (y_pred - y) / (N · outputs)
+    grad_w2     = hᵀ @ grad_y_pred
+    grad_h      = grad_y_pred @ w2ᵀ, and 0 where h = 0
+    grad_w1     = xᵀ @ grad_h
+
+relu has no derivative at 0. Frameworks disagree there (torch: clamp 1, maximum ½, relu 0; TensorFlow: maximum 1,
+relu 0). Here it is 0, everywhere.
+
+Initial weights are normal with variance 2/inputs for w1 (He et al., 2015, arXiv:1502.01852: relu halves the second
+moment, 2 restores it) and 1/hidden for w2, so that h and y_pred start with second moment 1.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.contract import Array, Weights
+
+
+class Sizes(Protocol):
+    inputs: int
+    hidden: int
+    outputs: int
+
+
+def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
+    """Random weights {w1, w2}, float32, as training starts from them and as the teacher of the targets has them."""
+    return {
+        "w1": _normal(generator, (sizes.inputs, sizes.hidden), 2 / sizes.inputs),
+        "w2": _normal(generator, (sizes.hidden, sizes.outputs), 1 / sizes.hidden),
+    }
+
+
+def draw_inputs(sizes: Sizes, count: int, generator: np.random.Generator) -> dict[str, Array]:
+    """Standard normal inputs {x}: x (count, inputs), float32."""
+    return {"x": generator.standard_normal((count, sizes.inputs), dtype=np.float32)}
+
+
+def predict(weights: Weights, x: Array) -> Array:
+    """y_pred (N, outputs), float64."""
+    w1, w2 = (weights[key].astype(np.float64) for key in ("w1", "w2"))
+    return np.maximum(x.astype(np.float64) @ w1, 0) @ w2
+
+
+def loss_and_gradients(weights: Weights, x: Array, y: Array) -> tuple[float, dict[str, Array]]:
+    """The loss of one batch and its gradients {w1, w2}, by the equations above in float64."""
+    x, y, w1, w2 = (array.astype(np.float64) for array in (x, y, weights["w1"], weights["w2"]))
+    h = np.maximum(x @ w1, 0)
+    error = h @ w2 - y
+    grad_y_pred = 2 * error / error.size
+    grad_h = np.where(h > 0, grad_y_pred @ w2.T, 0)
+    return float(np.mean(error**2)), {"w1": x.T @ grad_h, "w2": h.T @ grad_y_pred}
+
+
+def _normal(generator: np.random.Generator, shape: tuple[int, int], variance: float) -> Array:
+    return (generator.standard_normal(shape) * np.sqrt(variance)).astype(np.float32)

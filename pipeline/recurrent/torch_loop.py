@@ -1,0 +1,78 @@
+"""The recurrent network in PyTorch, its loop over time in Python.
+
+The graph is built anew in every step, so the loop that builds it is an ordinary Python loop, as long as this batch's
+longest example: autograd follows whatever the loop did. Sorted by length, longest first, the examples that are still
+running at time t are the first `running[t]` rows, and those that are done are simply left behind. The work is then the
+sum of the lengths, not their number times the longest, and padding is never touched.
+
+What does not depend on the state, x_t @ wx, is one product for all examples and times before the loop.
+"""
+
+import torch
+
+from pipeline.contract import Array, Batches, Weights
+
+
+class Implementation:
+    def __init__(self, initial: Weights, *, learning_rate: float, device: str) -> None:
+        self.wx = torch.tensor(initial["wx"], device=device, requires_grad=True)
+        self.wh = torch.tensor(initial["wh"], device=device, requires_grad=True)
+        self.wo = torch.tensor(initial["wo"], device=device, requires_grad=True)
+        self.learning_rate = learning_rate
+
+    def load(self, batches: Batches) -> None:
+        self.batches = []
+        for x, lengths, y in zip(batches["x"], batches["lengths"], batches["y"], strict=True):
+            order, steps, running = self._pack(x, lengths)
+            self.batches.append((steps, running, torch.from_numpy(y).to(self.wx.device)[order]))
+        self.next = 0
+
+    def train(self, steps: int) -> Array:
+        wx, wh, wo, learning_rate = self.wx, self.wh, self.wo, self.learning_rate
+        losses = torch.empty(steps, dtype=wx.dtype, device=wx.device)
+        for step in range(steps):
+            x, running, y = self.batches[self.next]
+            self.next = (self.next + 1) % len(self.batches)
+
+            # Forward pass.
+            y_pred = self._unroll(x, running)
+            loss = torch.nn.functional.mse_loss(y_pred, y)
+            losses[step] = loss.detach()
+
+            # Backward pass.
+            grad_wx, grad_wh, grad_wo = torch.autograd.grad(loss, (wx, wh, wo))
+
+            # Update.
+            with torch.no_grad():
+                wx.sub_(grad_wx, alpha=learning_rate)
+                wh.sub_(grad_wh, alpha=learning_rate)
+                wo.sub_(grad_wo, alpha=learning_rate)
+        return losses.cpu().numpy()
+
+    def _unroll(self, x: torch.Tensor, running: list[int]) -> torch.Tensor:
+        """y_pred (N, outputs) of examples sorted by length; x (sum of lengths, inputs) holds them time after time."""
+        h = x.new_zeros(running[0], len(self.wh))
+        done = []
+        for count, z in zip(running, x.mm(self.wx).split(running), strict=True):
+            done.append(h[count:])
+            h = torch.addmm(z, h[:count], self.wh).relu()
+        return torch.cat([h, *reversed(done)]).mm(self.wo)
+
+    def _pack(self, x: Array, lengths: Array) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Examples x (N, max_length, inputs) without their padding, longest first, time after time.
+
+        Returns the order of the examples (N,), the packed x (sum of lengths, inputs), and how many run at each time.
+        """
+        length = torch.from_numpy(lengths).to(self.wx.device)
+        order = length.argsort(descending=True, stable=True)
+        active = torch.arange(int(length.max()), device=length.device)[:, None] < length[order]
+        by_time = torch.from_numpy(x).to(self.wx.device)[order].transpose(0, 1)[: len(active)]
+        return order, by_time[active], active.sum(1).tolist()
+
+    def predict(self, x: Array, lengths: Array) -> Array:
+        order, steps, running = self._pack(x, lengths)
+        with torch.no_grad():
+            return self._unroll(steps, running)[order.argsort()].cpu().numpy()
+
+    def weights(self) -> Weights:
+        return {key: getattr(self, key).numpy(force=True).copy() for key in ("wx", "wh", "wo")}

@@ -1,0 +1,56 @@
+"""The two-layer network in NumPy, forward and backward pass by hand.
+
+A NumPy array is an n-dimensional grid of numbers. NumPy knows nothing of gradients, of computational graphs or of
+GPUs: each line below computes one array, at once, on the CPU, and the gradient is what we derived on paper.
+
+The arrays of a step keep their shapes from step to step, so they are allocated once and written `out=`.
+"""
+
+import numpy as np
+
+from pipeline.contract import Array, Batches, Weights
+
+
+class Implementation:
+    def __init__(self, initial: Weights, *, learning_rate: float, device: str) -> None:
+        self.w1 = np.asarray(initial["w1"], device=device).copy()
+        self.w2 = np.asarray(initial["w2"], device=device).copy()
+        self.learning_rate = learning_rate
+
+    def load(self, batches: Batches) -> None:
+        self.x, self.y = batches["x"], batches["y"]
+        self.next = 0
+
+    def train(self, steps: int) -> Array:
+        w1, w2, learning_rate = self.w1, self.w2, self.learning_rate
+        losses = np.empty(steps, w1.dtype)
+        h, y_pred = np.empty_like(self.x[0], shape=(self.x.shape[1], len(w2))), np.empty_like(self.y[0])
+        grad_w1, grad_w2, grad_h = np.empty_like(w1), np.empty_like(w2), np.empty_like(h)
+        for step in range(steps):
+            x, y = self.x[self.next], self.y[self.next]
+            self.next = (self.next + 1) % len(self.x)
+
+            # Forward pass.
+            np.matmul(x, w1, out=h)
+            np.maximum(h, 0, out=h)
+            np.matmul(h, w2, out=y_pred)
+            error = np.subtract(y_pred, y, out=y_pred)
+            losses[step] = np.vdot(error, error) / error.size
+
+            # Backward pass.
+            grad_y_pred = np.multiply(error, 2 / error.size, out=error)
+            np.matmul(h.T, grad_y_pred, out=grad_w2)
+            np.matmul(grad_y_pred, w2.T, out=grad_h)
+            np.multiply(grad_h, h > 0, out=grad_h)
+            np.matmul(x.T, grad_h, out=grad_w1)
+
+            # Update.
+            w1 -= np.multiply(grad_w1, learning_rate, out=grad_w1)
+            w2 -= np.multiply(grad_w2, learning_rate, out=grad_w2)
+        return losses
+
+    def predict(self, x: Array) -> Array:
+        return np.maximum(x @ self.w1, 0) @ self.w2
+
+    def weights(self) -> Weights:
+        return {"w1": self.w1.copy(), "w2": self.w2.copy()}

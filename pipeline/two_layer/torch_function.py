@@ -1,0 +1,65 @@
+"""The two-layer network in PyTorch, with an autograd operator of our own.
+
+To autograd an operator is two functions: forward computes the output from the input, backward computes the gradient of
+the loss with respect to the input from the one with respect to the output. A subclass of `torch.autograd.Function`
+that has both is an operator like those that PyTorch brings. Ours is relu.
+"""
+
+from typing import Any
+
+import torch
+
+from pipeline.contract import Array, Batches, Weights
+
+
+class ReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
+        h = z.clamp(min=0)
+        ctx.save_for_backward(h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: torch.Tensor) -> torch.Tensor:
+        (h,) = ctx.saved_tensors
+        return grad_h * (h > 0)
+
+
+class Implementation:
+    def __init__(self, initial: Weights, *, learning_rate: float, device: str) -> None:
+        self.w1 = torch.tensor(initial["w1"], device=device, requires_grad=True)
+        self.w2 = torch.tensor(initial["w2"], device=device, requires_grad=True)
+        self.learning_rate = learning_rate
+
+    def load(self, batches: Batches) -> None:
+        self.x = torch.from_numpy(batches["x"]).to(self.w1.device)
+        self.y = torch.from_numpy(batches["y"]).to(self.w1.device)
+        self.next = 0
+
+    def train(self, steps: int) -> Array:
+        w1, w2, learning_rate = self.w1, self.w2, self.learning_rate
+        losses = torch.empty(steps, dtype=w1.dtype, device=w1.device)
+        for step in range(steps):
+            x, y = self.x[self.next], self.y[self.next]
+            self.next = (self.next + 1) % len(self.x)
+
+            # Forward pass.
+            y_pred = ReLU.apply(x.mm(w1)).mm(w2)
+            loss = torch.nn.functional.mse_loss(y_pred, y)
+            losses[step] = loss.detach()
+
+            # Backward pass.
+            grad_w1, grad_w2 = torch.autograd.grad(loss, (w1, w2))
+
+            # Update.
+            with torch.no_grad():
+                w1.sub_(grad_w1, alpha=learning_rate)
+                w2.sub_(grad_w2, alpha=learning_rate)
+        return losses.cpu().numpy()
+
+    def predict(self, x: Array) -> Array:
+        with torch.no_grad():
+            return ReLU.apply(torch.tensor(x, device=self.w1.device).mm(self.w1)).mm(self.w2).cpu().numpy()
+
+    def weights(self) -> Weights:
+        return {"w1": self.w1.numpy(force=True).copy(), "w2": self.w2.numpy(force=True).copy()}

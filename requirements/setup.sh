@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# setup.sh: makes .venv from the hash-locked requirements, or leaves it alone when it already holds them.
+# PYTHON names the interpreter to use; it must be a Python 3.11.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+is_311() { [[ $("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) == 3.11 ]]; }
+instead='Or run everything in a container, with Docker alone: docker compose run --rm cpu'
+
+wanted=$(cat requirements/{build,torch-cpu,cpu,dev}.txt requirements/install.sh | sha256sum | cut -d' ' -f1)
+[[ -x .venv/bin/python && $(cat .venv/requirements.sha256 2>/dev/null) == "$wanted" ]] && is_311 .venv/bin/python && exit 0
+
+if [[ $(uname -sm) != 'Linux x86_64' ]]; then
+  say "the locked requirements are for Linux on x86_64; this is $(uname -sm). $instead"
+  exit 1
+fi
+if [[ -n ${PYTHON:-} ]]; then
+  is_311 "$PYTHON" || { say "PYTHON=$PYTHON is not a Python 3.11. Name one that is. $instead"; exit 1; }
+else
+  for candidate in python3.11 python3 python; do
+    is_311 "$candidate" && { PYTHON=$candidate; break; }
+  done
+fi
+if [[ -z ${PYTHON:-} ]] && command -v uv >/dev/null; then
+  PYTHON=$(uv python find --no-project 3.11 2>/dev/null || { uv python install -q 3.11 && uv python find --no-project 3.11; }) || PYTHON=
+fi
+if [[ -z ${PYTHON:-} ]]; then
+  say "no Python 3.11 found (looked for python3.11, python3, python and uv). Install one, or name it: make setup PYTHON=/path/to/python3.11. $instead"
+  exit 1
+fi
+
+say "installing the locked requirements into .venv (3.3 GB, about a minute and a half)"
+rm -rf .venv
+"$PYTHON" -m venv .venv
+requirements/install.sh .venv torch-cpu cpu dev
+printf '%s\n' "$wanted" >.venv/requirements.sha256

@@ -1,0 +1,13 @@
+"""The current results, in the MLflow store: whatever it does not show yet."""
+
+from pipeline import tracking
+from pipeline.params import load_params
+from stages import run
+
+
+def main() -> None:
+    tracking.show_results(load_params())
+
+
+if __name__ == "__main__":
+    run(main)

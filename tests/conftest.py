@@ -1,0 +1,174 @@
+"""What the tests share: small problems in memory, and small pipelines in fresh clones."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.contract import Array, Implementation, Weights, load_implementation, load_problem, load_runtime
+from pipeline.environment import Environment
+
+REPOSITORY = Path(__file__).parent.parent
+SIZES = SimpleNamespace(inputs=7, hidden=5, outputs=3, max_length=6)
+LESSONS = {
+    path.stem: problem
+    for problem in ("two_layer", "recurrent")
+    for path in sorted((REPOSITORY / "pipeline" / problem).glob("[!_]*.py"))
+}
+HOST = Environment(
+    device="cpu",
+    device_name="the CPU",
+    cpu_name="the CPU",
+    driver=None,
+    threads=2,
+    precision="highest",
+    python="3.11",
+    versions={"numpy": "2", "torch": "2", "tensorflow": "2"},
+)
+
+
+@dataclass
+class Lesson:
+    """An implementation on small random data: B = 3 batches of N = 8 examples."""
+
+    name: str
+    problem: str
+    dtype: str
+    initial: dict[str, Array] = field(init=False)
+    batches: dict[str, Array] = field(init=False)
+
+    def __post_init__(self) -> None:
+        module, generator = load_problem(self.problem), np.random.default_rng(5)
+        self.initial = {key: array.astype(self.dtype) for key, array in module.draw_weights(SIZES, generator).items()}
+        inputs = module.draw_inputs(SIZES, 24, generator)
+        arrays = inputs | {"y": generator.standard_normal((24, SIZES.outputs))}
+        self.batches = {
+            key: (array if key == "lengths" else array.astype(self.dtype)).reshape(3, 8, *array.shape[1:])
+            for key, array in arrays.items()
+        }
+
+    def create(self, initial: Weights | None = None, learning_rate: float = 0.1) -> Implementation:
+        device = load_runtime(self.name).start(HOST)
+        implementation = load_implementation(self.problem, self.name)
+        return implementation(initial or self.initial, learning_rate=learning_rate, device=device)
+
+    def inputs(self, batch: int = 0) -> list[Array]:
+        return [array[batch] for key, array in self.batches.items() if key != "y"]
+
+    def reference(self, weights: Any = None, batch: int = 0) -> tuple[float, dict[str, Array]]:
+        arrays = [array[batch] for array in self.batches.values()]
+        return load_problem(self.problem).loss_and_gradients(weights or self.initial, *arrays)
+
+
+@pytest.fixture(params=LESSONS.items(), ids=list(LESSONS))
+def lesson(request: pytest.FixtureRequest) -> Lesson:
+    name, problem = request.param
+    return Lesson(name, problem, "float64")
+
+
+TINY = {
+    "data": {
+        "target": "teacher",
+        "noise": 0.1,
+        "two_layer": {"inputs": 20, "hidden": 8, "outputs": 3, "train_examples": 96, "test_examples": 32},
+        "recurrent": {
+            "inputs": 4,
+            "hidden": 6,
+            "outputs": 3,
+            "max_length": 5,
+            "train_examples": 96,
+            "test_examples": 32,
+        },
+    },
+    "train": {
+        "learning_rate": 0.05,
+        "two_layer": {"batch_size": 16, "steps": 30},
+        "recurrent": {"batch_size": 16, "steps": 30},
+    },
+}
+
+
+@dataclass
+class Clone:
+    """A clone of this checkout as it stands, committed or not, and commands run in it as a user's do."""
+
+    path: Path
+
+    def run(
+        self, *command: str, succeeds: bool = True, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "dvc", *command[1:]] if command[0] == "dvc" else list(command)
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+        done = subprocess.run(
+            program,
+            cwd=self.path,
+            env=variables | {"PATH": path} | (env or {}),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
+        assert succeeds or "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def stages_run(self, *command: str) -> list[str]:
+        """The stages that a command really ran, those that always run left out."""
+        output = self.run(*command).stdout
+        ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+        return [stage for stage in ran if stage not in ("environment", "track")]
+
+    def params(self) -> dict[str, Any]:
+        return yaml.safe_load((self.path / "params.yaml").read_text())
+
+    def write_params(self, content: dict[str, Any]) -> None:
+        (self.path / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        text = (self.path / file).read_text()
+        assert old in text, f"{file} no longer holds {old!r}"
+        (self.path / file).write_text(text.replace(old, new))
+
+    def digests(self, *patterns: str) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.path)): path.read_bytes()
+            for pattern in patterns
+            for path in sorted(self.path.glob(pattern))
+            if path.is_file()
+        }
+
+
+@pytest.fixture(scope="session")
+def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
+    """make_clone(*names): a fresh clone, with small params that list these names; as it is when none is given."""
+
+    def make(*names: str) -> Clone:
+        path = tmp_path_factory.mktemp("clone") / "project"
+        path.mkdir()
+        files = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for file in files:
+            if (REPOSITORY / file).is_file() and file != "dvc.lock":
+                (path / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(REPOSITORY / file, path / file)
+        clone = Clone(path)
+        clone.run("git", "init", "-q")
+        clone.run("git", "add", "-A")
+        clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "start")
+        if names:
+            implementations = {name: LESSONS[name] for name in names}
+            clone.write_params(clone.params() | TINY | {"implementations": implementations})
+        return clone
+
+    return make

@@ -1,0 +1,277 @@
+"""`dvc repro` as a user runs it, in fresh clones: once as committed, then on small params."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import LESSONS, REPOSITORY, Clone
+
+from pipeline.tensors import write_tensors
+
+NUMPY = "numpy_arrays"
+
+
+@pytest.fixture(scope="module")
+def whole(make_clone: Callable[..., Clone]) -> Clone:
+    """All seven on the default params, run once."""
+    clone = make_clone()
+    clone.run("dvc", "repro")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def small(make_clone: Callable[..., Clone]) -> Clone:
+    """Two implementations in NumPy, so that a whole run takes seconds. A test leaves it as `dvc repro` made it."""
+    clone = make_clone(NUMPY)
+    (clone.path / "pipeline/two_layer/numpy_again.py").write_text(
+        (clone.path / "pipeline/two_layer/numpy_arrays.py").read_text()
+    )
+    clone.write_params(clone.params() | {"implementations": {NUMPY: "two_layer", "numpy_again": "two_layer"}})
+    clone.run("dvc", "repro")
+    clone.run("git", "add", "-A")
+    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "params")
+    return clone
+
+
+@pytest.fixture
+def changed(small: Clone):
+    """The small clone, to be changed: afterwards its files are as they were and its results up to date."""
+    yield small
+    small.run("git", "checkout", "-q", ".")
+    small.run("dvc", "repro")
+
+
+def test_seven_rows_pass_the_parity_gate(whole: Clone):
+    comparison = json.loads((whole.path / "results/comparison.json").read_text())
+    assert comparison["passed"]
+    assert set(comparison["implementations"]) == set(LESSONS)
+    metrics = json.loads(whole.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    for name, problem in LESSONS.items():
+        evaluation = metrics[f"results/{name}/evaluation.json"]["data"]
+        assert {"test_loss", "test_r2", "gradient_relative_error"} <= evaluation.keys()
+        assert evaluation["test_loss"] < evaluation["initial_test_loss"] / 2, "it does not learn visibly"
+        assert metrics[f"results/{name}/metrics.json"]["data"]["steps"] == {"two_layer": 500, "recurrent": 200}[problem]
+        assert {
+            "device",
+            "device_name",
+            "threads",
+            "setup_seconds",
+            "transfer_seconds",
+            "compile_seconds",
+            "train_seconds",
+            "step_seconds_median",
+            "step_seconds_p95",
+            "examples_per_second",
+            "peak_memory_bytes",
+        } <= metrics[f"results/{name}/timing.json"]["data"].keys()
+
+
+def test_data_are_the_committed_ones_to_the_bit_and_results_within_tolerance(whole: Clone):
+    committed, made = (yaml.safe_load((root / "dvc.lock").read_text())["stages"] for root in (REPOSITORY, whole.path))
+    for problem in set(LESSONS.values()):
+        stage = f"generate@{problem}"
+        assert made[stage]["outs"] == committed[stage]["outs"], f"{stage} does not give the data of dvc.lock"
+    expected = json.loads((REPOSITORY / "docs/results/comparison.json").read_text())["implementations"]
+    found = json.loads((whole.path / "results/comparison.json").read_text())["implementations"]
+    for name in LESSONS:
+        assert found[name]["initial_test_loss"] == pytest.approx(expected[name]["initial_test_loss"], rel=1e-5)
+        assert found[name]["test_loss"] == pytest.approx(expected[name]["test_loss"], rel=1e-3)
+        assert found[name]["test_r2"] == pytest.approx(expected[name]["test_r2"], abs=1e-3)
+
+
+def test_the_loss_curves_of_a_problem_are_on_one_chart(whole: Clone):
+    plots = json.loads(whole.run("dvc", "plots", "show", "--json").stdout)
+    for problem in set(LESSONS.values()):
+        (chart,) = (
+            plots["data"][f"results/curves/{problem}.csv"]
+            if "data" in plots
+            else plots[f"results/curves/{problem}.csv"]
+        )
+        content = json.dumps(chart)
+        assert all(name in content for name in LESSONS if LESSONS[name] == problem)
+
+
+def test_a_second_repro_runs_environment_and_track_alone(whole: Clone):
+    assert whole.stages_run("dvc", "repro") == []
+
+
+def test_forced_runs_are_byte_identical(whole: Clone):
+    """Once more from the beginning, all seven: models and everything else that is not measured repeat to the bit."""
+    patterns = ("models/**/*", "data/**/*", "reference/*", "results/*/[!t]*", "results/*.json", "parity/*")
+    before = whole.digests(*patterns)
+    assert sum(name.startswith("models") for name in before) == 7
+    whole.run("dvc", "repro", "-f")
+    assert whole.digests(*patterns) == before
+
+
+def test_changed_code_that_gives_the_same_result_ends_with_its_evaluation(changed: Clone):
+    changed.edit(f"pipeline/two_layer/{NUMPY}.py", "# Update.", "# The update.")
+    assert changed.stages_run("dvc", "repro") == [f"train@{NUMPY}", f"evaluate@{NUMPY}"]
+
+
+def test_changed_code_reruns_its_chain_alone(changed: Clone):
+    changed.edit(f"pipeline/two_layer/{NUMPY}.py", "np.vdot(error, error) / error.size", "np.mean(error * error)")
+    assert changed.stages_run("dvc", "repro") == [f"train@{NUMPY}", f"evaluate@{NUMPY}", "compare"]
+
+
+def test_the_learning_rate_reruns_training_but_not_data(changed: Clone):
+    changed.write_params(changed.params() | {"train": changed.params()["train"] | {"learning_rate": 0.02}})
+    ran = changed.stages_run("dvc", "repro")
+    assert {f"train@{NUMPY}", "train@numpy_again", "compare"} <= set(ran)
+    assert not any(stage.startswith("generate") for stage in ran)
+
+
+def test_going_back_restores_without_running(changed: Clone):
+    before = changed.digests("models/**/*.*", "results/**/*.*")
+    changed.run("dvc", "repro", "-S", "x=1", succeeds=False)
+    changed.write_params(changed.params() | {"seed": 3})
+    changed.run("dvc", "repro")
+    assert changed.digests("models/**/*.*", "results/**/*.*") != before
+    changed.run("git", "checkout", "-q", "params.yaml")
+    assert changed.stages_run("dvc", "repro") == []
+    assert changed.digests("models/**/*.*", "results/**/*.*") == before
+
+
+def test_an_eighth_is_one_file_and_one_line(changed: Clone):
+    source = (changed.path / f"pipeline/two_layer/{NUMPY}.py").read_text()
+    (changed.path / "pipeline/two_layer/numpy_eighth.py").write_text(source)
+    changed.edit("params.yaml", "numpy_again: two_layer", "numpy_again: two_layer\n  numpy_eighth: two_layer")
+    assert changed.stages_run("dvc", "repro") == ["train@numpy_eighth", "evaluate@numpy_eighth", "compare"]
+    comparison = json.loads((changed.path / "results/comparison.json").read_text())
+    assert set(comparison["implementations"]) == {NUMPY, "numpy_again", "numpy_eighth"}
+    changed.edit("params.yaml", "\n  numpy_again: two_layer", "")
+    assert changed.stages_run("dvc", "repro") == ["compare"]
+    comparison = json.loads((changed.path / "results/comparison.json").read_text())
+    assert set(comparison["implementations"]) == {NUMPY, "numpy_eighth"}
+    (changed.path / "pipeline/two_layer/numpy_eighth.py").unlink()
+
+
+def test_float64_passes_its_far_smaller_tolerance(changed: Clone):
+    changed.write_params(changed.params() | {"dtype": "float64"})
+    changed.run("dvc", "repro")
+    comparison = json.loads((changed.path / "results/comparison.json").read_text())
+    assert comparison["passed"]
+    assert comparison["dtype"] == "float64"
+    assert comparison["tolerances"]["predictions"] < 1e-9
+
+
+def test_an_experiment_with_another_rate(changed: Clone):
+    changed.run("dvc", "exp", "run", "-S", "train.learning_rate=0.01", "-n", "slower")
+    shown = json.loads(changed.run("dvc", "exp", "show", "--json").stdout)
+    assert "slower" in json.dumps(shown)
+    assert changed.params()["train"]["learning_rate"] == 0.01
+
+
+# What goes wrong: a sentence, exit status not 0, and the last good results as they were.
+
+
+def results(clone: Clone) -> dict[str, bytes]:
+    return clone.digests("models/**/*.*", "results/**/*.*", "data/**/*.*", "reference/*", "environment.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("learning_rate: 0.05", "learning_rat: 0.05", "unknown key train.learning_rat"),
+        ("learning_rate: 0.05", "learning_rate: fast", "train.learning_rate is 'fast'"),
+        ("steps: 30", "steps: 0", "steps is 0"),
+        ("numpy_again: two_layer", "numpy_nowhere: two_layer", "there is no pipeline/two_layer/numpy_nowhere.py"),
+        ("seed: 0", "seed: [", "params.yaml"),
+        ("device: auto", "device: cuda", "device is cuda; found: no NVIDIA driver"),
+    ],
+)
+def test_bad_params(changed: Clone, old: str, new: str, sentence: str):
+    before = results(changed)
+    changed.edit("params.yaml", old, new)
+    done = changed.run("dvc", "repro", succeeds=False)
+    assert sentence in done.stderr
+    assert results(changed) == before
+
+
+def test_no_params_at_all(changed: Clone):
+    before = results(changed)
+    (changed.path / "params.yaml").unlink()
+    assert "params.yaml" in changed.run("dvc", "repro", succeeds=False).stderr
+    done = changed.run(sys.executable, "-m", "stages.params", succeeds=False)
+    assert done.stderr == "ERROR: params.yaml is missing. `git checkout params.yaml` brings the default back.\n"
+    assert results(changed) == before
+
+
+def test_a_loss_that_diverges(changed: Clone):
+    before = results(changed)
+    changed.edit("params.yaml", "learning_rate: 0.05", "learning_rate: 1.0e+30")
+    done = changed.run("dvc", "repro", f"train@{NUMPY}", succeeds=False)
+    assert f"{NUMPY}: the loss is" in done.stderr
+    assert "learning rate 1e+30" in done.stderr
+    assert results(changed) == before
+
+
+def test_altered_data_is_refused_by_a_stage_and_mended_by_repro(changed: Clone):
+    before = results(changed)
+    path = changed.path / "data/two_layer/train_x.npy"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    altered = results(changed)
+    done = changed.run(sys.executable, "-m", "stages.train", NUMPY, succeeds=False)
+    assert "train_x.npy is not what was generated" in done.stderr
+    assert results(changed) == altered
+    changed.run("dvc", "repro", "-s", "--force", f"train@{NUMPY}", succeeds=False)
+    assert results(changed) == altered
+    changed.run("dvc", "repro")
+    assert results(changed) == before
+
+
+def test_harmed_weights_are_refused(changed: Clone):
+    path = changed.path / f"models/{NUMPY}/weights.safetensors"
+    write_tensors(path, {"w1": np.zeros((2, 2)), "w2": np.zeros((2, 2))})
+    assert "is wanted" in changed.run(sys.executable, "-m", "stages.evaluate", NUMPY, succeeds=False).stderr
+    write_tensors(path, {"w1": np.full((20, 8), np.nan), "w2": np.zeros((8, 3))})
+    assert "not finite" in changed.run(sys.executable, "-m", "stages.evaluate", NUMPY, succeeds=False).stderr
+
+
+def test_a_name_that_is_not_listed(small: Clone):
+    done = small.run(sys.executable, "-m", "stages.train", "torch_loop", succeeds=False)
+    assert "torch_loop is not in params.yaml under implementations" in done.stderr
+
+
+def test_without_git(make_clone: Callable[..., Clone]):
+    clone = make_clone(NUMPY)
+    (clone.path / ".git").rename(clone.path / "git")
+    assert "not a git repository" in clone.run("dvc", "repro", succeeds=False).stderr
+    clone.run("dvc", "config", "--local", "core.no_scm", "true", succeeds=True)
+    clone.run("dvc", "repro")
+    assert (clone.path / "results/comparison.json").exists()
+
+
+def test_a_lost_relu_mask_fails_the_gate(changed: Clone):
+    changed.edit(f"pipeline/two_layer/{NUMPY}.py", "np.multiply(grad_h, h > 0, out=grad_h)", "pass")
+    done = changed.run("dvc", "repro", succeeds=False)
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith(NUMPY) and "→" in line)
+    assert "✗ BREACH" in row
+    assert "parity is breached" in done.stderr
+
+
+def test_an_interrupted_stage_leaves_the_last_good_results(changed: Clone):
+    before = results(changed)
+    changed.edit("params.yaml", "steps: 30", "steps: 100000000")
+    program = [sys.executable, "-m", "dvc", "repro", f"train@{NUMPY}"]
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        program, cwd=changed.path, env=variables | {"PATH": path}, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while (changed.path / f"models/{NUMPY}/weights.safetensors").exists():
+        assert time.monotonic() < deadline, "the stage never started"
+        time.sleep(0.1)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    assert process.wait(60) != 0
+    assert results(changed) == before

@@ -1,0 +1,93 @@
+"""The float64 reference against finite differences, and the random data that a problem draws."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from conftest import SIZES
+
+from pipeline.contract import Array, load_problem
+
+PROBLEMS = ("two_layer", "recurrent")
+
+
+def example(problem: str, count: int = 6) -> tuple[dict[str, Array], list[Array]]:
+    module, generator = load_problem(problem), np.random.default_rng(11)
+    weights = {key: array.astype(np.float64) for key, array in module.draw_weights(SIZES, generator).items()}
+    inputs = module.draw_inputs(SIZES, count, generator)
+    batch = [array if array.dtype == np.int64 else array.astype(np.float64) for array in inputs.values()]
+    return weights, [*batch, generator.standard_normal((count, SIZES.outputs))]
+
+
+def difference(loss: Callable[[], float], array: Array, index: tuple[int, ...], ahead: float, back: float) -> float:
+    """(loss at + ahead − loss at − back) / (ahead + back), one element of `array` moved."""
+    value = array[index]
+    array[index] = value + ahead
+    above = loss()
+    array[index] = value - back
+    below = loss()
+    array[index] = value
+    return (above - below) / (ahead + back)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_gradient_is_that_of_finite_differences(problem: str):
+    module = load_problem(problem)
+    weights, batch = example(problem)
+    _, gradients = module.loss_and_gradients(weights, *batch)
+    for key, gradient in gradients.items():
+        for index in np.ndindex(gradient.shape):
+            numeric = difference(lambda: module.loss_and_gradients(weights, *batch)[0], weights[key], index, 1e-6, 1e-6)
+            assert gradient[index] == pytest.approx(numeric, rel=1e-6, abs=1e-8), (key, index)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_at_exactly_0_the_gradient_is_that_of_the_side_where_relu_is_off(problem: str):
+    module = load_problem(problem)
+    weights, batch = example(problem, count=1)
+    batch[0][...] = np.abs(batch[0])  # so that a smaller weight takes the argument of relu below 0
+    if problem == "recurrent":
+        batch[1][...] = 1
+    key = next(iter(weights))
+    weights[key][:, 0] = 0
+    _, gradients = module.loss_and_gradients(weights, *batch)
+    for row in range(SIZES.inputs):
+        loss = lambda: module.loss_and_gradients(weights, *batch)[0]  # noqa: E731
+        off = difference(loss, weights[key], (row, 0), 0, 1e-6)
+        on = difference(loss, weights[key], (row, 0), 1e-6, 0)
+        assert gradients[key][row, 0] == off == 0
+        assert on != 0
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_loss_is_that_of_the_predictions(problem: str):
+    module = load_problem(problem)
+    weights, batch = example(problem)
+    loss, _ = module.loss_and_gradients(weights, *batch)
+    assert loss == pytest.approx(np.mean((module.predict(weights, *batch[:-1]) - batch[-1]) ** 2))
+
+
+def test_the_recurrent_reference_is_its_equations_example_by_example():
+    module = load_problem("recurrent")
+    weights, (x, lengths, _) = example("recurrent")
+    for n in range(len(x)):
+        h = np.zeros(SIZES.hidden)
+        for t in range(lengths[n]):
+            h = np.maximum(x[n, t] @ weights["wx"] + h @ weights["wh"], 0)
+        np.testing.assert_allclose(module.predict(weights, x, lengths)[n], h @ weights["wo"], rtol=1e-12)
+
+
+def test_lengths_go_from_1_to_max_length_and_padding_is_0():
+    inputs = load_problem("recurrent").draw_inputs(SIZES, 1000, np.random.default_rng(0))
+    assert set(inputs["lengths"]) == set(range(1, SIZES.max_length + 1))
+    padding = np.arange(SIZES.max_length) >= inputs["lengths"][:, None]
+    assert (inputs["x"][padding] == 0).all()
+    assert (inputs["x"][~padding] != 0).all()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_initial_predictions_have_a_second_moment_near_1(problem: str):
+    module, generator = load_problem(problem), np.random.default_rng(0)
+    sizes = type(SIZES)(inputs=200, hidden=400, outputs=50, max_length=20)
+    weights, inputs = module.draw_weights(sizes, generator), module.draw_inputs(sizes, 200, generator)
+    assert np.mean(module.predict(weights, *inputs.values()) ** 2) == pytest.approx(1, abs=0.25)

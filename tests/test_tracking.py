@@ -1,0 +1,286 @@
+"""MLflow, read back through its own client: what is shown, once, in any store, and what happens when one is away."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import Clone
+from mlflow.entities import Run
+
+from pipeline.contract import load_problem
+from pipeline.tensors import read_tensors
+
+# MLflow, in this process, uses what SQLAlchemy deprecates and warns of its own types: not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred")
+
+TWO = {"numpy_arrays": "two_layer", "torch_loop": "recurrent"}
+TRACK = (sys.executable, "-m", "stages.track")
+
+
+@pytest.fixture(scope="module")
+def clone(make_clone: Callable[..., Clone]) -> Clone:
+    clone = make_clone(*TWO)
+    clone.run("dvc", "repro")
+    return clone
+
+
+def runs(uri: str | Path, query: str = "") -> list[Run]:
+    mlflow.set_tracking_uri(f"sqlite:///{uri}" if isinstance(uri, Path) else uri)
+    return mlflow.search_runs(experiment_names=["seven-ways"], filter_string=query, output_format="list")  # pyright: ignore
+
+
+def rows(store: Path) -> int:
+    """How many runs a sqlite store holds, asked without disturbing whoever is writing it."""
+    try:
+        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection:
+            return connection.execute("SELECT count(*) FROM runs").fetchone()[0]
+    except sqlite3.OperationalError:  # no file or no tables yet
+        return 0
+
+
+def children(uri: str | Path) -> dict[str, Run]:
+    found = runs(uri, "tags.role = 'implementation'")
+    assert len({run.info.run_name for run in found}) == len(found), "an implementation is shown twice"
+    return {str(run.info.run_name): run for run in found}
+
+
+def test_a_run_for_each_implementation_below_a_parent(clone: Clone):
+    store = clone.path / "mlflow.db"
+    (parent,) = runs(store, "tags.role = 'pipeline'")
+    shown = children(store)
+    assert shown.keys() == TWO.keys()
+    for name, run in shown.items():
+        assert run.info.status == "FINISHED"
+        tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
+        assert tags["mlflow.parentRunId"] == parent.info.run_id
+        assert tags["implementation"] == name
+        assert tags["problem"] == TWO[name]
+        assert tags["framework"] == name.split("_")[0]
+        assert tags["framework_version"]
+        assert (tags["device_requested"], tags["device"]) == ("auto", "cpu")
+        assert tags["device_name"]
+        assert len(tags["git.commit"]) == 40
+        assert tags["git.dirty"] == "true"  # params.yaml is changed
+        assert tags["dvc.stage"] == f"train@{name}"
+        assert tags["timing.restored"] == "false"
+        assert {"md5.data", "md5.environment", "md5.params", "timing.measured_at"} <= tags.keys()
+        md5 = subprocess.run(["md5sum", clone.path / "params.yaml"], capture_output=True, text=True, check=True).stdout
+        assert tags["md5.params"] == md5.split()[0]
+        assert {
+            "test_loss",
+            "test_r2",
+            "gradient_relative_error",
+            "step_seconds_median",
+            "compile_seconds",
+        } <= metrics.keys()
+        assert params["train.learning_rate"] == "0.05"
+        assert params[f"data.{TWO[name]}.inputs"] == ("20" if TWO[name] == "two_layer" else "4")
+        history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train_loss")
+        losses = np.loadtxt(clone.path / f"results/{name}/history.csv", delimiter=",", skiprows=1)
+        assert [(point.step, point.value) for point in history] == [(step, loss) for step, loss in losses]
+
+
+def test_the_training_set_with_a_true_digest(clone: Clone):
+    for name, run in children(clone.path / "mlflow.db").items():
+        assert run.inputs
+        (dataset,) = run.inputs.dataset_inputs
+        manifest = clone.path / "data" / TWO[name] / "manifest.json"
+        md5 = subprocess.run(["md5sum", manifest], capture_output=True, text=True, check=True).stdout.split()[0]
+        assert (dataset.dataset.name, dataset.dataset.digest) == (TWO[name], md5)
+
+
+def test_the_model_loads_and_predicts_and_nothing_is_pickled(clone: Clone):
+    store = clone.path / "mlflow.db"
+    for name in children(store):
+        (model,) = mlflow.search_logged_models(  # pyright: ignore[reportAttributeAccessIssue]
+            experiment_ids=[runs(store)[0].info.experiment_id], filter_string=f"name = '{name}'", output_format="list"
+        )
+        folder = clone.path / "data" / TWO[name]
+        inputs = {key: np.load(path) for key in ("x", "lengths") if (path := folder / f"test_{key}.npy").exists()}
+        weights = read_tensors(clone.path / f"models/{name}/weights.safetensors")
+        expected = load_problem(TWO[name]).predict(weights, *inputs.values())
+        np.testing.assert_allclose(mlflow.pyfunc.load_model(model.model_uri).predict(inputs), expected, rtol=1e-12)
+        files = [path for path in Path(model.artifact_location.removeprefix("file://")).rglob("*") if path.is_file()]
+        assert files
+        assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".joblib")]
+
+
+def test_nothing_is_sent_twice(clone: Clone):
+    before = len(runs(clone.path / "mlflow.db"))
+    for _ in range(2):
+        assert "shows the current results" in clone.run(*TRACK).stdout
+    (clone.path / "mlruns/receipts.json").rename(clone.path / "mlruns/gone.json")
+    assert "shows 2 results" in clone.run(*TRACK).stdout
+    assert len(runs(clone.path / "mlflow.db")) == before
+
+
+def test_a_new_store_is_filled_without_training(clone: Clone, tmp_path: Path):
+    store = tmp_path / "new.db"
+    assert clone.stages_run("dvc", "repro") == []
+    clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": f"sqlite:///{store}"})
+    assert children(store).keys() == TWO.keys()
+    store.unlink()
+    clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": f"sqlite:///{store}"})
+    shown = children(store)
+    assert shown.keys() == TWO.keys()
+    assert {run.data.tags["timing.restored"] for run in shown.values()} == {"true"}
+
+
+def test_a_run_deleted_in_the_ui_comes_back(clone: Clone):
+    store = clone.path / "mlflow.db"
+    client = mlflow.MlflowClient(f"sqlite:///{store}")
+    client.delete_run(children(store)["torch_loop"].info.run_id)
+    assert "torch_loop" not in children(store)
+    clone.run(*TRACK)
+    assert children(store).keys() == TWO.keys()
+
+
+def test_a_sender_that_was_killed_leaves_no_run_running(clone: Clone, tmp_path: Path):
+    store = tmp_path / "killed.db"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    process = subprocess.Popen(TRACK, cwd=clone.path, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while rows(store) < 2:  # until the first implementation's run is there
+        assert time.monotonic() < deadline
+    process.kill()
+    process.wait()
+    clone.run(*TRACK, env={"MLFLOW_TRACKING_URI": f"sqlite:///{store}"})
+    found = runs(store)
+    assert not [run for run in found if run.info.status == "RUNNING"]
+    finished = [
+        run.info.run_name for run in found if run.info.status == "FINISHED" and run.data.tags["role"] != "pipeline"
+    ]
+    assert set(finished) == set(TWO)
+    assert len(finished) == len(TWO)
+
+
+def test_a_stage_that_dies_is_a_failed_run(clone: Clone, tmp_path: Path):
+    store = tmp_path / "failed.db"
+    params = clone.params()
+    clone.write_params(params | {"train": params["train"] | {"learning_rate": 1e30}})
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    clone.run(sys.executable, "-m", "stages.train", "numpy_arrays", succeeds=False, env=environment)
+    clone.write_params(params)
+    (run,) = runs(store)
+    assert (run.info.run_name, run.info.status) == ("numpy_arrays", "FAILED")
+    assert "the loss is" in run.data.tags["error"]
+
+
+def test_a_terminated_stage_is_a_failed_run(clone: Clone, tmp_path: Path):
+    store = tmp_path / "terminated.db"
+    params = clone.params()
+    steps = params["train"]["two_layer"] | {"steps": 100_000_000}
+    clone.write_params(params | {"train": params["train"] | {"two_layer": steps}})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.train", "numpy_arrays"],
+        cwd=clone.path,
+        env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"},
+    )
+    time.sleep(4)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    clone.write_params(params)
+    (run,) = runs(store)
+    assert run.info.status == "FAILED"
+
+
+def test_first_use_by_four_processes_at_once(clone: Clone, tmp_path: Path):
+    store = tmp_path / "four.db"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    four = [
+        subprocess.Popen(
+            TRACK, cwd=clone.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for process in four:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert "WARNING" not in errors
+        assert "MLflow shows" in output
+    assert children(store).keys() == TWO.keys()
+    assert len(runs(store)) == 3
+
+
+def test_temporary_experiments_land_in_the_same_store(clone: Clone):
+    store = clone.path / "mlflow.db"
+    clone.run("git", "add", "-A")
+    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "params")
+    before = {run.info.run_id for run in runs(store)}
+    clone.run("dvc", "exp", "run", "--temp", "-n", "elsewhere", "-S", "train.learning_rate=0.02")
+    new = [run for run in runs(store) if run.info.run_id not in before]
+    assert sorted(str(run.info.run_name) for run in new) == ["elsewhere", *sorted(TWO)]
+    assert {run.data.tags["dvc.experiment"] for run in new} == {"elsewhere"}
+    assert {run.data.params["train.learning_rate"] for run in new} == {"0.02"}
+
+
+@pytest.mark.parametrize("address", ["closed", "silent"])
+def test_a_server_that_is_away_costs_a_warning_and_seconds(clone: Clone, address: str):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        if address == "closed":
+            listener.close()
+        start = time.monotonic()
+        done = clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"})
+        assert time.monotonic() - start < 15
+    assert done.stderr.count("WARNING") == 1
+    assert "the next `dvc repro` delivers them" in done.stderr
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        f"{sys.executable} -m mlflow server --port {port} --workers 1 "
+        f"--backend-store-uri sqlite:///{tmp_path}/server.db --artifacts-destination {tmp_path}/artifacts".split(),
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not answers(port):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_server_that_was_away_is_brought_up_to_date(clone: Clone, server: str):
+    environment = {"MLFLOW_TRACKING_URI": server}
+    assert "shows 2 results" in clone.run("dvc", "repro", env=environment).stdout
+    assert children(server).keys() == TWO.keys()
+    assert "shows the current results" in clone.run("dvc", "repro", env=environment).stdout
+    assert len(runs(server)) == 3
+
+
+def test_a_store_that_is_no_store_costs_a_warning(clone: Clone, tmp_path: Path):
+    store = tmp_path / "broken.db"
+    store.write_text("this is no database, but long enough to be taken for one" * 100)
+    done = clone.run(*TRACK, env={"MLFLOW_TRACKING_URI": f"sqlite:///{store}"})
+    assert "WARNING: MLflow at sqlite" in done.stderr
+
+
+def test_the_ui_on_a_port_that_is_taken(clone: Clone):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        done = clone.run(sys.executable, "-m", "stages.ui", port, succeeds=False)
+    assert f"port {port} of 127.0.0.1 is taken" in done.stderr
