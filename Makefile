@@ -16,7 +16,7 @@ repro: setup  ## run what is not up to date: dvc repro $(ARGS)
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "This folder is no git repository, which DVC works in. Make it one:" \
 	  "git init && git add -A && git commit -m start" >&2; exit 1; }
 	@python -m stages.params
-	dvc repro $(ARGS)
+	stages/alone dvc repro $(ARGS)
 
 test: setup  ## the whole test suite: pytest $(ARGS)
 	pytest $(ARGS)

@@ -97,6 +97,7 @@ def enter_interpreter(framework: str) -> None:
     if python and Path(sys.prefix) != Path(python).parent.parent:
         binaries = Path(python).parent
         environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "VIRTUAL_ENV": str(binaries.parent)}
+        environment.setdefault("PIPELINE_PYTHON", sys.executable)  # which has DVC and MLflow
         os.execve(python, [python, *sys.orig_argv[1:]], environment)
 
 

@@ -64,21 +64,16 @@ def show_results(params: Params) -> None:
             print(f"MLflow shows {len(run_ids) - 1} results: {uri}")
 
 
-@contextmanager
-def failure_recorded(name: str, problem: str, params: Params, environment: Environment) -> Iterator[None]:
-    """Record a run marked failed when what is done inside fails or is interrupted, and let the failure go on."""
-    try:
-        yield
-    except BaseException as error:
-        uri = tracking_uri()
-        with _lock(), _warning(uri):
-            _probe(uri)
-            client, experiment = _open(uri)
-            tags = _tags(name, problem, params, environment) | {"error": f"{type(error).__name__}: {error}"[:5000]}
-            run = client.create_run(experiment, run_name=name, tags=tags)
-            client.log_batch(run.info.run_id, params=_params(params))
-            client.set_terminated(run.info.run_id, "FAILED")
-        raise
+def record_failure(name: str, problem: str, params: Params, environment: Environment, error: str) -> None:
+    """Show a training that failed or was interrupted as a run marked failed."""
+    uri = tracking_uri()
+    with _lock(), _warning(uri):
+        _probe(uri)
+        client, experiment = _open(uri)
+        tags = _tags(name, problem, params, environment) | {"role": "failure", "error": error[:5000]}
+        run = client.create_run(experiment, run_name=name, tags=tags)
+        client.log_batch(run.info.run_id, params=_params(params))
+        client.set_terminated(run.info.run_id, "FAILED")
 
 
 def prepare() -> str:
@@ -220,7 +215,8 @@ def _state_tags(params: Params, environment: Environment) -> dict[str, str]:
         "git.commit": _git("rev-parse", "HEAD"),
         "git.dirty": "unknown" if (status := _git("status", "--porcelain")) == "unknown" else str(bool(status)).lower(),
     }
-    return tags | ({"dvc.experiment": os.environ["DVC_EXP_NAME"]} if "DVC_EXP_NAME" in os.environ else {})
+    optional = {"dvc.experiment": "DVC_EXP_NAME", "image.digest": "IMAGE_DIGEST"}
+    return tags | {tag: os.environ[variable] for tag, variable in optional.items() if variable in os.environ}
 
 
 def _params(params: Params) -> list[Any]:

@@ -1,51 +1,71 @@
 """The commands of dvc.yaml: each parses its argument, calls the pipeline and writes what it leaves.
 
-`run` is how each of them starts and ends: a user's mistake is a sentence and exit status 1, and after any failure the
-stage's last good outputs are there again, which DVC took away before it started the stage.
+`run` is how each of them starts and ends: one stage of a checkout at a time; a user's mistake is a sentence and exit
+status 1; and after any failure the stage's last good outputs are there again (stages/failure.py).
 """
 
+import errno
+import fcntl
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 if find_spec("pydantic") is None:
     sys.exit(f"{sys.executable} does not have the pipeline's packages. Run `make setup`, then `. .venv/bin/activate`.")
 
-import yaml
-
 from pipeline.errors import UserError
 
+# What the operating system refuses for a reason that is the user's to mend.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
-def run(stage: Callable[..., None]) -> None:
-    """Call `stage` with the command line's arguments, then exit."""
+
+def run(stage: Callable[..., None], *, alone: bool = True) -> None:
+    """Call `stage` with the command line's arguments, then exit; `alone`: while no other stage of the checkout runs."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        stage(*sys.argv[1:])
-    except UserError as error:
-        _restore_outputs()
-        sys.exit("\n".join(f"ERROR: {line}" for line in str(error).splitlines()))
-    except KeyboardInterrupt:
-        _restore_outputs()
-        sys.exit(130)
-    except BaseException:
-        _restore_outputs()
-        raise
+    with _checkout_to_itself(alone):
+        try:
+            stage(*sys.argv[1:])
+        except UserError as error:
+            _clean_up(error)
+            sys.exit("\n".join(f"ERROR: {line}" for line in str(error).splitlines()))
+        except OSError as error:
+            _clean_up(error)
+            if error.errno not in REFUSALS:
+                raise
+            where = error.filename or "a result"
+            sys.exit(f"ERROR: {where} cannot be written: {error.strerror}. Make room or allow it, then run again.")
+        except KeyboardInterrupt as error:
+            _clean_up(error)
+            sys.exit(130)
+        except BaseException as error:
+            _clean_up(error)
+            raise
 
 
-def _restore_outputs() -> None:
-    """Bring back, from DVC's cache, what dvc.lock says the running stage last left. Without DVC nothing was taken."""
-    name, lock = os.environ.get("DVC_STAGE"), Path("dvc.lock")
-    if not name or not lock.is_file():
+def _clean_up(error: BaseException) -> None:
+    # In a process of its own: it needs DVC and MLflow, and the environment that a framework brings may have neither.
+    python = os.environ.get("PIPELINE_PYTHON", sys.executable)
+    stage, arguments = Path(sys.argv[0]).stem, sys.argv[1:2]
+    subprocess.run([python, "-m", "stages.failure", f"{type(error).__name__}: {error}", stage, *arguments], check=False)
+
+
+@contextmanager
+def _checkout_to_itself(alone: bool) -> Iterator[None]:
+    """Hold the checkout's lock, unless stages/alone holds it for the whole `dvc repro`.
+
+    A kernel lock, since containers and host do not see each other's processes, by which DVC's own locks tell who lives.
+    """
+    if not alone or os.environ.get("PIPELINE_LOCK") == "held" or not Path(".dvc/tmp").is_dir():
+        yield
         return
-    from dvc.api import DVCFileSystem  # 0.5 s, and needed after a failure only
-
-    files = DVCFileSystem(".")
-    for output in yaml.safe_load(lock.read_text())["stages"].get(name, {}).get("outs", []):
-        path = output["path"]
-        if not Path(path).exists():
-            with suppress(FileNotFoundError):  # a fresh clone has the lock, but never had the results
-                files.get(path, path, recursive=True)
+    with Path(".dvc/tmp/pipeline.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("ERROR: another run is using this checkout. Wait until it has ended, then run again.")
+        yield

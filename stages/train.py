@@ -1,6 +1,6 @@
 """models/NAME and results/NAME: one implementation, trained."""
 
-from pipeline import records, tracking
+from pipeline import records
 from pipeline.contract import load_implementation, load_runtime
 from pipeline.data import DataSet
 from pipeline.environment import enter_interpreter, framework_of
@@ -16,26 +16,25 @@ def main(name: str) -> None:
     params, environment = load_params(), records.read_environment()
     problem = params.problem_of(name)
     schedule = getattr(params.train, problem)
-    with tracking.failure_recorded(name, problem, params, environment):
-        data, runtime = DataSet(problem), load_runtime(name)
-        device = runtime.start(environment)
-        implementation = load_implementation(problem, name)
-        with Progress(name, schedule.steps) as progress:
-            training = train(
-                name,
-                lambda weights, rate: implementation(weights, learning_rate=rate, device=device),
-                data,
-                learning_rate=params.train.learning_rate,
-                steps=schedule.steps,
-                batch_size=schedule.batch_size,
-                synchronize=runtime.synchronize,
-                on_progress=progress.show,
-            )
-        write_tensors(records.weights_file(name), training.weights)
-        records.write_history(name, training.losses.tolist())
-        records.write_timing(
-            name, environment, training.stopwatch.summary(schedule.batch_size), runtime.peak_memory_bytes()
+    data, runtime = DataSet(problem), load_runtime(name)
+    device = runtime.start(environment)
+    implementation = load_implementation(problem, name)
+    with Progress(name, schedule.steps) as progress:
+        training = train(
+            name,
+            lambda weights, rate: implementation(weights, learning_rate=rate, device=device),
+            data,
+            learning_rate=params.train.learning_rate,
+            steps=schedule.steps,
+            batch_size=schedule.batch_size,
+            synchronize=runtime.synchronize,
+            on_progress=progress.show,
         )
+    write_tensors(records.weights_file(name), training.weights)
+    records.write_history(name, training.losses.tolist())
+    records.write_timing(
+        name, environment, training.stopwatch.summary(schedule.batch_size), runtime.peak_memory_bytes()
+    )
 
 
 if __name__ == "__main__":

@@ -26,4 +26,4 @@ def main(port: str = "5000") -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, alone=False)

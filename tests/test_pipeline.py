@@ -256,6 +256,7 @@ def test_a_lost_relu_mask_fails_the_gate(changed: Clone):
     (row,) = (line for line in done.stdout.splitlines() if line.startswith(NUMPY) and "→" in line)
     assert "✗ BREACH" in row
     assert "parity is breached" in done.stderr
+    assert not json.loads((changed.path / "results/comparison.json").read_text())["passed"]
 
 
 def test_an_interrupted_stage_leaves_the_last_good_results(changed: Clone):
