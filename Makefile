@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: setup repro test check ui lock
+.PHONY: help setup repro test check ui cpu gpu test-gpu-image lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -29,7 +29,18 @@ check: setup  ## ruff and pyright
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 	@python -m stages.ui $(PORT)
 
+cpu:  ## the same in a container: docker compose run --rm cpu $(ARGS)
+	@docker/preflight cpu
+	REVISION=$$(git rev-parse HEAD) docker compose run --rm cpu $(ARGS)
+
+gpu:  ## the same on an NVIDIA GPU, what it needs checked beforehand
+	@docker/preflight gpu
+	REVISION=$$(git rev-parse HEAD) docker compose run --rm gpu $(ARGS)
+
+test-gpu-image:  ## build the gpu image and try it where there is no GPU (12 GB)
+	docker/test-gpu-image
+
 lock:  ## resolve requirements/*.in anew (needs uv)
-	cd requirements && for set in build cpu dev; do \
+	cd requirements && for set in build cpu dev mlflow torch-cuda tensorflow-cuda; do \
 	  uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
-	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --allow-unsafe $$set.in -o $$set.txt || exit 1; done
+	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --allow-unsafe --no-emit-package triton $$set.in -o $$set.txt || exit 1; done

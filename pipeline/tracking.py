@@ -31,6 +31,7 @@ from pipeline.params import PARAMS, Params
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
@@ -55,13 +56,13 @@ def show_results(params: Params) -> None:
     state = _state(params, results)
     with _lock():
         if _shown(uri, state):
-            print(f"MLflow shows the current results: {uri}")
+            print(f"MLflow shows the current results: {os.environ.get('MLFLOW_UI', uri)}")
             return
         with _warning(uri):
             _probe(uri)
             run_ids = _send(uri, state, params, results)
             records.write_json(_receipts(), _read_receipts() | {uri: {"state": state, "run_ids": run_ids}})
-            print(f"MLflow shows {len(run_ids) - 1} results: {uri}")
+            print(f"MLflow shows {len(run_ids) - 1} results: {os.environ.get('MLFLOW_UI', uri)}")
 
 
 def record_failure(name: str, problem: str, params: Params, environment: Environment, error: str) -> None:

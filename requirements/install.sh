@@ -2,6 +2,10 @@
 # install.sh VENV [SET…]: fills the existing virtual environment VENV from the hash-locked sets beside this file.
 # `make setup` and the Dockerfile both call it, so that host and image hold the same files.
 set -euo pipefail
+if [[ $(uname -m) != x86_64 ]]; then
+  echo "ERROR: the locked requirements are for x86-64; this is $(uname -m)." >&2
+  exit 1
+fi
 venv=$1
 shift
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,3 +20,10 @@ for set in "$@"; do
     *) "${pip[@]}" --no-binary antlr4-python3-runtime --no-build-isolation -r "$here/$set.txt" ;;
   esac
 done
+
+# PRUNE=1, for images: without the packages' own tests, and headers and compilers for building against the frameworks.
+if [[ -n ${PRUNE:-} ]]; then
+  packages=$venv/lib/python3.11/site-packages
+  find "$packages" -type d \( -name tests -o -path "$packages/torch/test" \) -prune -exec rm -rf {} +
+  rm -rf "$packages"/{tensorflow/include,torch/include,clang/native}
+fi

@@ -8,7 +8,7 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 is_311() { [[ $("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) == 3.11 ]]; }
 instead='Or run everything in a container, with Docker alone: docker compose run --rm cpu'
 
-wanted=$(cat requirements/{build,torch-cpu,cpu,dev}.txt requirements/install.sh | sha256sum | cut -d' ' -f1)
+wanted=$(cat requirements/{build,torch-cpu,cpu,dev}.txt | sha256sum | cut -d' ' -f1)
 [[ -x .venv/bin/python && $(cat .venv/requirements.sha256 2>/dev/null) == "$wanted" ]] && is_311 .venv/bin/python && exit 0
 
 if [[ $(uname -sm) != 'Linux x86_64' ]]; then
