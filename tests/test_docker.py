@@ -1,0 +1,336 @@
+"""The containers for real: images from the unchanged Dockerfile, jobs on small clones, runs read back over http."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import browser
+import mlflow
+import pytest
+from conftest import LESSONS, REPOSITORY, Clone
+from mlflow.entities import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred")
+
+UID = 1234 if os.getuid() == 0 else os.getuid()  # as root the clone is given away, to a uid that no passwd file knows
+PROJECT = "seven-ways-test"
+
+
+def engine_is_missing() -> str:
+    if shutil.which("docker") is None:
+        return "docker is not installed"
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+        return "docker has no Compose v2"
+    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
+        return "no Docker engine answers"
+    return ""
+
+
+needs_engine = pytest.mark.skipif(bool(engine_is_missing()), reason=f"containers are not tested: {engine_is_missing()}")
+
+
+class Containers:
+    """A clone whose commands run in containers, with a server and volume of their own."""
+
+    def __init__(self, clone: Clone) -> None:
+        self.clone = clone
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.env = {"COMPOSE_PROJECT_NAME": PROJECT, "MLFLOW_PORT": str(self.port)}
+        subprocess.run(["chown", "-R", f"{UID}:{UID}", clone.path], check=True)
+
+    def run(
+        self, *command: str, succeeds: bool = True, options: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        return self.compose("run", "--rm", "-T", *options, "cpu", *command, succeeds=succeeds)
+
+    def compose(self, *command: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.clone.run("docker", "compose", *command, succeeds=succeeds, env=self.env)
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["docker", "compose", "run", "--rm", "-T", *command],
+            cwd=self.clone.path,
+            env=os.environ | self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def runs(self) -> dict[str, Run]:
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{self.port}")
+        query = "tags.role = 'implementation'"
+        found = mlflow.search_runs(experiment_names=["seven-ways"], filter_string=query, output_format="list")
+        return {str(run.info.run_name): run for run in found}  # pyright: ignore[reportAttributeAccessIssue]
+
+    def set_params(self, **changes: object) -> None:
+        self.clone.write_params(self.clone.params() | changes)
+        os.chown(self.clone.path / "params.yaml", UID, UID)
+
+
+@pytest.fixture(scope="module")
+def containers(make_clone: Callable[..., Clone]) -> Iterator[Containers]:
+    """All seven on small params, run once by `docker compose run --rm cpu` with nothing built or started before."""
+    containers = Containers(make_clone(*LESSONS))
+    containers.compose("down", "--volumes", "--timeout", "5")
+    containers.first = containers.run()  # pyright: ignore[reportAttributeAccessIssue]
+    yield containers
+    containers.compose("down", "--volumes", "--timeout", "5")
+
+
+def long(containers: Containers, steps: int) -> None:
+    train = containers.clone.params()["train"]
+    containers.set_params(train=train | {"two_layer": train["two_layer"] | {"steps": steps}})
+
+
+def training(containers: Containers, name: str = "numpy_arrays") -> bool:
+    """Whether a container is in the middle of training `name`."""
+    done = containers.compose("ps", "--all", "--quiet", "--status", "running")
+    for container in done.stdout.split():
+        top = subprocess.run(["docker", "top", container], capture_output=True, text=True, check=False).stdout
+        if f"stages.train {name}" in top:
+            return True
+    return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@needs_engine
+def test_results_are_the_users_and_the_runs_are_read_over_http(containers: Containers):
+    comparison = json.loads((containers.clone.path / "results/comparison.json").read_text())
+    assert comparison["passed"]
+    runs = containers.runs()
+    assert runs.keys() == comparison["implementations"].keys() == LESSONS.keys()
+    for run in runs.values():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["device"] == "cpu"
+        assert run.data.tags["image.digest"].startswith("sha256:")
+        assert run.data.metrics["step_seconds_median"] > 0
+    strangers = [path for path in containers.clone.path.rglob("*") if path.lstat().st_uid != UID]
+    assert not strangers
+
+
+@needs_engine
+def test_models_are_those_of_the_host_to_the_bit(containers: Containers, make_clone: Callable[..., Clone]):
+    host = make_clone(*LESSONS)
+    host.run("dvc", "repro")
+    models = host.digests("models/**/*")
+    assert len(models) == 7
+    assert containers.clone.digests("models/**/*") == models
+
+
+@needs_engine
+def test_a_second_run_has_nothing_to_do(containers: Containers):
+    done = containers.run()
+    ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+    assert set(ran) == {"environment", "track"}
+    assert f"MLflow shows the current results: http://127.0.0.1:{containers.port}" in done.stdout
+
+
+@needs_engine
+def test_any_command_runs_instead(containers: Containers):
+    shown = containers.run("dvc", "metrics", "show", "results/numpy_arrays/metrics.json").stdout
+    assert "train_loss" in shown
+
+
+@needs_engine
+def test_a_job_has_the_users_uid_no_capability_and_a_read_only_root(containers: Containers):
+    script = "id -u; grep -E 'Cap|NoNewPrivs' /proc/self/status; touch /probe /opt/probe 2>&1 || true"
+    lines = containers.run("bash", "-c", script).stdout.splitlines()
+    assert lines[0] == str(UID)
+    assert [line.split()[1] for line in lines if line.startswith("Cap")] == ["0" * 16] * 5
+    assert "NoNewPrivs:\t1" in lines
+    assert sum("Read-only file system" in line for line in lines) == 2
+
+
+@needs_engine
+def test_the_server_answers_on_this_machine_alone_and_to_its_own_names(containers: Containers):
+    (binding,) = containers.compose("port", "mlflow", "5000").stdout.split()
+    assert binding == f"127.0.0.1:{containers.port}"
+    url = f"http://127.0.0.1:{containers.port}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert urllib.request.urlopen(url).status == 200
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(url, headers={"Host": "attacker.example"}))
+    assert error.value.code == 403
+    error.value.close()
+
+
+@needs_engine
+@pytest.mark.skipif(bool(browser.is_missing()), reason=f"the UI is not looked at: {browser.is_missing()}")
+def test_the_runs_page_in_a_real_browser_shows_the_seven(containers: Containers, tmp_path: Path):
+    columns = ("device_name", "step_seconds_median", "test_loss", "gradient_relative_error")
+    _, picture = browser.runs_page(f"http://127.0.0.1:{containers.port}", *LESSONS, *columns)
+    assert picture.startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def restored(containers: Containers) -> Iterator[Containers]:
+    """To be changed: afterwards params and results are as they were."""
+    params = containers.clone.params()
+    yield containers
+    containers.set_params(**params)
+    containers.run()
+
+
+@needs_engine
+def test_ctrl_c_reaches_the_stage_and_leaves_the_last_good_results(restored: Containers):
+    before = restored.clone.digests("models/**/*", "results/*/[!t]*")
+    long(restored, 10**8)
+    process = restored.start("cpu")
+    wait_until(lambda: training(restored))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=40)
+    assert process.returncode != 0
+    assert not training(restored)
+    assert restored.clone.digests("models/**/*", "results/*/[!t]*") == before
+
+
+@needs_engine
+def test_docker_stop_does_the_same(restored: Containers):
+    before = restored.clone.digests("models/**/*")
+    long(restored, 10**8)
+    process = restored.start("--name", f"{PROJECT}-stopped", "cpu")
+    wait_until(lambda: training(restored))
+    start = time.monotonic()
+    subprocess.run(["docker", "stop", f"{PROJECT}-stopped"], check=True, capture_output=True)
+    assert time.monotonic() - start < 25, "it had to be killed"
+    process.communicate(timeout=40)
+    assert process.returncode != 0
+    assert restored.clone.digests("models/**/*") == before
+
+
+@needs_engine
+def test_a_lock_left_by_a_killed_container_blocks_nobody(restored: Containers):
+    long(restored, 10**8)
+    process = restored.start("--name", f"{PROJECT}-killed", "cpu")
+    wait_until(lambda: training(restored))
+    subprocess.run(["docker", "kill", f"{PROJECT}-killed"], check=True, capture_output=True)
+    process.communicate(timeout=40)
+    assert (restored.clone.path / ".dvc/tmp/rwlock").read_text() not in ("", "{}")
+    long(restored, 30)
+    assert "Waiting" not in restored.run().stderr
+
+
+@needs_engine
+def test_a_second_container_waits_and_the_host_is_told(restored: Containers):
+    long(restored, 200_000)
+    first = restored.start("cpu")
+    wait_until(lambda: training(restored))
+    python = str(Path(mlflow.__file__).parents[3] / "../bin/python")
+    told = restored.clone.run(python, "-m", "stages.train", "numpy_arrays", succeeds=False)
+    assert "another run is using this checkout" in told.stderr
+    second = restored.start("cpu")
+    output, errors = second.communicate(timeout=300)
+    assert first.poll() == 0, "the second went first"
+    assert second.returncode == 0
+    assert "Another run is using this checkout. Waiting" in errors
+    assert "Running stage 'train@" not in output
+    first.communicate()
+
+
+@needs_engine
+def test_a_server_that_is_away_costs_nothing_and_is_brought_up_to_date(restored: Containers):
+    restored.set_params(seed=5)
+    restored.compose("stop", "mlflow")
+    done = restored.run(options=("--no-deps",))
+    assert "WARNING: MLflow at http://mlflow:5000 was not brought up to date" in done.stderr
+    assert json.loads((restored.clone.path / "results/comparison.json").read_text())["passed"]
+    done = restored.run()
+    assert "MLflow shows 7 results" in done.stdout
+
+
+@needs_engine
+def test_a_full_disk_is_said_and_nothing_is_lost(restored: Containers):
+    image = f"{PROJECT}-cpu"
+    long(restored, 31)
+    done = restored.clone.run(
+        *["docker", "run", "--rm", "--volume", f"{restored.clone.path}:/workspace"],
+        *["--tmpfs", f"/workspace/models/numpy_arrays:size=4k,uid={UID}", image, "python", "-m", "stages.train"],
+        "numpy_arrays",
+        succeeds=False,
+    )
+    assert "cannot be written: No space left on device" in done.stderr
+
+
+@needs_engine
+def test_a_checkout_that_cannot_be_written_or_is_no_repository(containers: Containers):
+    done = containers.run(succeeds=False, options=("--user", "4321:4321"))
+    assert f"the checkout belongs to uid {UID} and uid 4321 cannot write to it" in done.stderr
+    git, away = containers.clone.path / ".git", containers.clone.path.parent / "git"
+    git.rename(away)
+    done = containers.run(succeeds=False)
+    away.rename(git)
+    assert "the checkout is no git repository" in done.stderr
+
+
+@needs_engine
+def test_gpu_where_there_is_none_says_what_is_missing(containers: Containers):
+    subprocess.run(["docker", "tag", f"{PROJECT}-cpu", f"{PROJECT}-gpu"], check=True)  # it never gets to start
+    done = containers.compose("run", "--rm", "-T", "gpu", "true", succeeds=False)
+    subprocess.run(["docker", "rmi", f"{PROJECT}-gpu"], check=True, capture_output=True)
+    assert "nvidia" in done.stderr.lower()
+
+
+# The preflight, with programs that answer as a broken machine's would.
+
+ANSWERS = {
+    "docker": 'case "$*" in info*Arch*) echo "${ARCHITECTURE:-x86_64}" ;; info*) [[ -z ${NO_ENGINE:-} ]] ;; "compose version")'
+    ' [[ -z ${NO_COMPOSE:-} ]] ;; run*) echo "docker: Error: ${REFUSAL:-}" >&2; [[ -z ${REFUSAL:-} ]] ;; esac',
+    "nvidia-smi": 'echo "${DRIVER:-}"; [[ -n ${DRIVER:-} ]]',
+}
+
+
+@pytest.mark.parametrize(
+    ("service", "machine", "sentence"),
+    [
+        ("cpu", {"NO_ENGINE": "1"}, "the Docker engine does not answer"),
+        ("cpu", {"NO_COMPOSE": "1"}, "Docker has no Compose v2"),
+        ("cpu", {"ARCHITECTURE": "aarch64"}, "the images are for x86-64 and this engine runs on aarch64"),
+        ("cpu", {"TAKEN": "1"}, "is taken. Stop what is there, or choose another: MLFLOW_PORT=5001 make cpu"),
+        ("cpu", {}, ""),
+        ("gpu", {}, "no NVIDIA driver answers on this machine"),
+        ("gpu", {"DRIVER": "470.82"}, "the NVIDIA driver is 470.82; CUDA 12 needs 525 or newer and CUDA 13 needs 580"),
+        ("gpu", {"DRIVER": "550.54"}, "the NVIDIA driver is 550.54; torch's CUDA 13 needs 580 or newer"),
+        (
+            "gpu",
+            {"DRIVER": "580.1", "REFUSAL": 'could not select device driver "nvidia"'},
+            "Docker has no NVIDIA runtime",
+        ),
+        ("gpu", {"DRIVER": "580.1", "REFUSAL": "libnvidia-ml.so.1: cannot open"}, "finds no driver library"),
+        ("gpu", {"DRIVER": "580.1", "REFUSAL": "something else"}, "with a GPU: docker: Error: something else"),
+        ("gpu", {"DRIVER": "580.1"}, ""),
+    ],
+)
+def test_preflight(tmp_path: Path, service: str, machine: dict[str, str], sentence: str):
+    for name, answer in ANSWERS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        if "TAKEN" not in machine:
+            listener.close()
+        done = subprocess.run(
+            [REPOSITORY / "docker/preflight", service],
+            cwd=REPOSITORY,
+            env=os.environ | machine | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MLFLOW_PORT": str(port)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert sentence in done.stderr
+    assert (done.returncode == 0) == (not sentence)
+    assert len(done.stderr.splitlines()) == bool(sentence)
