@@ -3,6 +3,7 @@
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
+labels = SOURCE=$$(git config remote.origin.url) REVISION=$$(git rev-parse HEAD)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -21,21 +22,22 @@ repro: setup  ## run what is not up to date: dvc repro $(ARGS)
 test: setup  ## the whole test suite: pytest $(ARGS)
 	pytest $(ARGS)
 
-check: setup  ## ruff and pyright
+check: setup  ## ruff, pyright and hadolint
 	ruff check
 	ruff format --check
 	pyright
+	hadolint docker/Dockerfile
 
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 	@python -m stages.ui $(PORT)
 
 cpu:  ## the same in a container: docker compose run --rm cpu $(ARGS)
 	@docker/preflight cpu
-	REVISION=$$(git rev-parse HEAD) docker compose run --rm cpu $(ARGS)
+	$(labels) docker compose run --rm cpu $(ARGS)
 
 gpu:  ## the same on an NVIDIA GPU, what it needs checked beforehand
 	@docker/preflight gpu
-	REVISION=$$(git rev-parse HEAD) docker compose run --rm gpu $(ARGS)
+	$(labels) docker compose run --rm gpu $(ARGS)
 
 test-gpu-image:  ## build the gpu image and try it where there is no GPU (12 GB)
 	docker/test-gpu-image

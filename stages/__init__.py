@@ -20,6 +20,10 @@ if find_spec("pydantic") is None:
 
 from pipeline.errors import UserError
 
+# They wait until `run` can clean up after them, also while a stage imports NumPy: its outputs are gone by then.
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
 # What the operating system refuses for a reason that is the user's to mend.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -29,6 +33,7 @@ def run(stage: Callable[..., None], *, alone: bool = True) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with _checkout_to_itself(alone):
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             stage(*sys.argv[1:])
         except UserError as error:
             _clean_up(error)
@@ -48,6 +53,7 @@ def run(stage: Callable[..., None], *, alone: bool = True) -> None:
 
 
 def _clean_up(error: BaseException) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # an impatient second Ctrl-C
     # In a process of its own: it needs DVC and MLflow, and the environment that a framework brings may have neither.
     python = os.environ.get("PIPELINE_PYTHON", sys.executable)
     stage, arguments = Path(sys.argv[0]).stem, sys.argv[1:2]

@@ -2,8 +2,8 @@
 
 import json
 import os
+import pty
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -55,15 +55,17 @@ class Containers:
     def compose(self, *command: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
         return self.clone.run("docker", "compose", *command, succeeds=succeeds, env=self.env)
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
+    def start(self, *options: str, terminal: int | None = None) -> subprocess.Popen[str]:
+        """Start training numpy_arrays in a container, from `terminal` where one is given."""
+        mode = [] if terminal else ["-T"]
         return subprocess.Popen(
-            ["docker", "compose", "run", "--rm", "-T", *command],
+            ["docker", "compose", "run", "--rm", *mode, *options, "cpu", "dvc", "repro", "train@numpy_arrays"],
             cwd=self.clone.path,
             env=os.environ | self.env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
+            stdin=terminal or subprocess.DEVNULL,
+            stdout=terminal or subprocess.PIPE,
+            stderr=terminal or subprocess.PIPE,
         )
 
     def runs(self) -> dict[str, Run]:
@@ -98,6 +100,7 @@ def training(containers: Containers, name: str = "numpy_arrays") -> bool:
     for container in done.stdout.split():
         top = subprocess.run(["docker", "top", container], capture_output=True, text=True, check=False).stdout
         if f"stages.train {name}" in top:
+            time.sleep(1)  # Python itself has started
             return True
     return False
 
@@ -139,6 +142,17 @@ def test_a_second_run_has_nothing_to_do(containers: Containers):
     ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
     assert set(ran) == {"environment", "track"}
     assert f"MLflow shows the current results: http://127.0.0.1:{containers.port}" in done.stdout
+
+
+@needs_engine
+def test_the_images_say_what_is_in_them(containers: Containers):
+    labels = containers.run("cat", "/opt/image.digest").stdout
+    assert labels.startswith("sha256:")
+    inspect = ["docker", "image", "inspect", "--format", '{{index .Config.Labels "seven-ways.versions"}}']
+    locked = (REPOSITORY / "requirements/cpu.txt").read_text() + (REPOSITORY / "requirements/torch-cpu.txt").read_text()
+    for service in ("cpu", "mlflow"):
+        said = subprocess.run([*inspect, f"{PROJECT}-{service}"], capture_output=True, text=True, check=True).stdout
+        assert all(package.replace(" ", "==") in locked for package in said.strip().split(", ")), said
 
 
 @needs_engine
@@ -190,11 +204,13 @@ def restored(containers: Containers) -> Iterator[Containers]:
 def test_ctrl_c_reaches_the_stage_and_leaves_the_last_good_results(restored: Containers):
     before = restored.clone.digests("models/**/*", "results/*/[!t]*")
     long(restored, 10**8)
-    process = restored.start("cpu")
+    keyboard, terminal = pty.openpty()
+    process = restored.start(terminal=terminal)
     wait_until(lambda: training(restored))
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=40)
-    assert process.returncode != 0
+    os.write(keyboard, b"\x03")
+    assert process.wait(timeout=40) != 0
+    os.close(keyboard)
+    os.close(terminal)
     assert not training(restored)
     assert restored.clone.digests("models/**/*", "results/*/[!t]*") == before
 
@@ -203,7 +219,7 @@ def test_ctrl_c_reaches_the_stage_and_leaves_the_last_good_results(restored: Con
 def test_docker_stop_does_the_same(restored: Containers):
     before = restored.clone.digests("models/**/*")
     long(restored, 10**8)
-    process = restored.start("--name", f"{PROJECT}-stopped", "cpu")
+    process = restored.start("--name", f"{PROJECT}-stopped")
     wait_until(lambda: training(restored))
     start = time.monotonic()
     subprocess.run(["docker", "stop", f"{PROJECT}-stopped"], check=True, capture_output=True)
@@ -216,7 +232,7 @@ def test_docker_stop_does_the_same(restored: Containers):
 @needs_engine
 def test_a_lock_left_by_a_killed_container_blocks_nobody(restored: Containers):
     long(restored, 10**8)
-    process = restored.start("--name", f"{PROJECT}-killed", "cpu")
+    process = restored.start("--name", f"{PROJECT}-killed")
     wait_until(lambda: training(restored))
     subprocess.run(["docker", "kill", f"{PROJECT}-killed"], check=True, capture_output=True)
     process.communicate(timeout=40)
@@ -227,13 +243,13 @@ def test_a_lock_left_by_a_killed_container_blocks_nobody(restored: Containers):
 
 @needs_engine
 def test_a_second_container_waits_and_the_host_is_told(restored: Containers):
-    long(restored, 200_000)
-    first = restored.start("cpu")
+    long(restored, 1_000_000)
+    first = restored.start()
     wait_until(lambda: training(restored))
     python = str(Path(mlflow.__file__).parents[3] / "../bin/python")
     told = restored.clone.run(python, "-m", "stages.train", "numpy_arrays", succeeds=False)
     assert "another run is using this checkout" in told.stderr
-    second = restored.start("cpu")
+    second = restored.start()
     output, errors = second.communicate(timeout=300)
     assert first.poll() == 0, "the second went first"
     assert second.returncode == 0
@@ -259,8 +275,8 @@ def test_a_full_disk_is_said_and_nothing_is_lost(restored: Containers):
     long(restored, 31)
     done = restored.clone.run(
         *["docker", "run", "--rm", "--volume", f"{restored.clone.path}:/workspace"],
-        *["--tmpfs", f"/workspace/models/numpy_arrays:size=4k,uid={UID}", image, "python", "-m", "stages.train"],
-        "numpy_arrays",
+        *["--tmpfs", f"/workspace/models/numpy_arrays:size=4k,uid={UID}", image, "bash", "-c"],
+        "head -c 4096 /dev/zero >models/numpy_arrays/filled; python -m stages.train numpy_arrays",
         succeeds=False,
     )
     assert "cannot be written: No space left on device" in done.stderr
@@ -288,8 +304,12 @@ def test_gpu_where_there_is_none_says_what_is_missing(containers: Containers):
 # The preflight, with programs that answer as a broken machine's would.
 
 ANSWERS = {
-    "docker": 'case "$*" in info*Arch*) echo "${ARCHITECTURE:-x86_64}" ;; info*) [[ -z ${NO_ENGINE:-} ]] ;; "compose version")'
-    ' [[ -z ${NO_COMPOSE:-} ]] ;; run*) echo "docker: Error: ${REFUSAL:-}" >&2; [[ -z ${REFUSAL:-} ]] ;; esac',
+    "docker": """case "$*" in
+        info*Architecture*) echo "${ARCHITECTURE:-x86_64}" ;;
+        info*) [[ -z ${NO_ENGINE:-} ]] ;;
+        "compose version") [[ -z ${NO_COMPOSE:-} ]] ;;
+        run*) echo "docker: Error: ${REFUSAL:-}" >&2; [[ -z ${REFUSAL:-} ]] ;;
+    esac""",
     "nvidia-smi": 'echo "${DRIVER:-}"; [[ -n ${DRIVER:-} ]]',
 }
 
