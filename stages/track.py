@@ -10,4 +10,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, alone=False)  # it keeps the store to itself, and leaves the results alone
