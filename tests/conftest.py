@@ -97,6 +97,12 @@ TINY = {
 }
 
 
+def outside_variables() -> dict[str, str]:
+    """This process's environment without what a stage or a tracking server around it would have put there."""
+    inherited = ("DVC_ROOT", "DVC_STAGE", "DVC_EXP", "MLFLOW_TRACKING", "MLFLOW_UI", "PIPELINE_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(inherited)}
+
+
 @dataclass
 class Clone:
     """A clone of this checkout as it stands, committed or not, and commands run in it as a user's do."""
@@ -108,11 +114,10 @@ class Clone:
     ) -> subprocess.CompletedProcess[str]:
         program = [sys.executable, "-m", "dvc", *command[1:]] if command[0] == "dvc" else list(command)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
         done = subprocess.run(
             program,
             cwd=self.path,
-            env=variables | {"PATH": path} | (env or {}),
+            env=outside_variables() | {"PATH": path} | (env or {}),
             capture_output=True,
             text=True,
             check=False,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Clone
+from conftest import Clone, outside_variables
 
 from pipeline.tensors import write_tensors
 
@@ -191,10 +191,13 @@ def test_an_interrupted_stage_leaves_the_last_good_results(changed: Clone):
     before = results(changed)
     changed.edit("params.yaml", "steps: 30", "steps: 100000000")
     program = [sys.executable, "-m", "dvc", "repro", f"train@{NUMPY}"]
-    variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.Popen(
-        program, cwd=changed.path, env=variables | {"PATH": path}, stdout=subprocess.DEVNULL, start_new_session=True
+        program,
+        cwd=changed.path,
+        env=outside_variables() | {"PATH": path},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while (changed.path / f"models/{NUMPY}/weights.safetensors").exists():
