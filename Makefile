@@ -33,11 +33,11 @@ ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 
 cpu:  ## the same in a container: docker compose run --rm cpu $(ARGS)
 	@docker/preflight cpu
-	$(labels) docker compose run --rm cpu $(ARGS)
+	$(labels) docker compose run --rm --build cpu $(ARGS)
 
 gpu:  ## the same on an NVIDIA GPU, what it needs checked beforehand
 	@docker/preflight gpu
-	$(labels) docker compose run --rm gpu $(ARGS)
+	$(labels) docker compose run --rm --build gpu $(ARGS)
 
 test-gpu-image:  ## build the gpu image and try it where there is no GPU (12 GB)
 	docker/test-gpu-image
