@@ -3,7 +3,8 @@
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
-labels = SOURCE=$$(git config remote.origin.url) REVISION=$$(git rev-parse HEAD)
+# A remote's address may carry a password, which is nothing for an image's label.
+labels = SOURCE=$$(git config remote.origin.url | sed 's|//[^/@]*@|//|') REVISION=$$(git rev-parse HEAD)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 

@@ -17,9 +17,8 @@ def main() -> None:
         rows = ((step, loss, name) for name in names for step, loss in enumerate(curves[name]))
         records.write_rows(records.curves_file(problem), "step,train_loss,implementation", rows)
     comparison = certificate(params, measured)
-    records.write_json(
-        records.COMPARISON, comparison
-    )  # a breach too: the last certificate does not speak of these weights
+    # A breach is written too: the last certificate does not speak of these weights.
+    records.write_json(records.COMPARISON, comparison)
     print(table(comparison))
     if not comparison["passed"]:
         sys.exit("ERROR: parity is breached in the rows marked ✗; the tolerances are in params.yaml under parity.")
