@@ -23,14 +23,17 @@ from pipeline.environment import framework_of
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
 Batches = Mapping[str, Array]
+Factors = list[tuple[Array, Array]]  # the left and the right side of matrix products
 
 
 class Implementation(Protocol):
     """One network with its own forward pass, loss, backward pass and update.
 
     The arithmetic is done in the dtype of `initial`. `device` is the framework's own name for a device, as its
-    runtime gives it.
+    runtime gives it. `next` is the batch of the loaded block that the next step takes.
     """
+
+    next: int
 
     def __init__(self, initial: Weights, *, learning_rate: float, device: str) -> None: ...
 
@@ -38,10 +41,11 @@ class Implementation(Protocol):
         """Place a block of batches on the device; training goes on with its first batch."""
         ...
 
-    def train(self, steps: int) -> Array:
-        """Take `steps` steps of gradient descent, one batch each, round and round the loaded block.
+    def train(self, steps: int) -> Any:
+        """Take `steps` steps of gradient descent, one batch each: at most one round of the loaded block.
 
-        Returns the losses, shape (steps,), each taken before its step's update. They reach the host once per call.
+        Returns the losses, shape (steps,), each taken before its step's update, as an array of the framework's own, on
+        its device: nothing here waits for the device. The runtime's `to_host` reads them back.
         """
         ...
 
@@ -64,6 +68,8 @@ class Problem(Protocol):
     def predict(self, weights: Weights, *inputs: Array) -> Array: ...
 
     def loss_and_gradients(self, weights: Weights, *batch: Array) -> tuple[float, dict[str, Array]]: ...
+
+    def products(self, weights: Weights, *batch: Array) -> Factors: ...
 
 
 def load_problem(problem: str) -> Problem:

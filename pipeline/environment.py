@@ -4,24 +4,25 @@
 unchanged machine leaves everything downstream alone, and another machine runs it again.
 """
 
+from __future__ import annotations
+
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import NamedTuple
-
-import pynvml
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.params import Params
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
 
 
-class Environment(BaseModel):
+@dataclass(frozen=True)
+class Environment:
     """The content of environment.json. Device names are the makers' own; `device` is cpu or cuda:N."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str
     device_name: str
@@ -29,6 +30,7 @@ class Environment(BaseModel):
     driver: str | None
     threads: int
     precision: str
+    deterministic: bool
     python: str
     versions: dict[str, str]
 
@@ -83,6 +85,7 @@ def resolve(params: Params) -> Environment:
         driver=gpus.driver if device != "cpu" else None,
         threads=available_cpus() if params.threads == "auto" else params.threads,
         precision=params.precision,
+        deterministic=params.deterministic,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         versions=versions,
     )
@@ -138,6 +141,8 @@ def _distributions(framework: str, package: str) -> list[Distribution]:
 
 
 def _gpus() -> Gpus:
+    import pynvml  # here alone: a benchmark on a machine with torch and NumPy and nothing else can do without
+
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -155,6 +160,8 @@ def _gpus() -> Gpus:
 
 def _visible(handles: list, wanted: list[str]) -> list:
     """CUDA_VISIBLE_DEVICES as CUDA reads it: indices or beginnings of UUIDs; the first unknown one ends the list."""
+    import pynvml
+
     uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
     chosen = []
     for token in (each.strip() for each in wanted):

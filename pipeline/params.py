@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -29,16 +29,42 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class TwoLayerData(Section):
+class TwoLayer(Section):
     inputs: Size
     hidden: Size
     outputs: Size
+
+
+class Recurrent(TwoLayer):
+    min_length: Size
+    max_length: Size
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.min_length > self.max_length:
+            raise UserError(
+                f"{PARAMS}: a min_length of {self.min_length} is over its max_length of {self.max_length}. "
+                "Lower the one or raise the other."
+            )
+        return self
+
+
+class TwoLayerData(TwoLayer):
     train_examples: Size
     test_examples: Size
 
 
-class RecurrentData(TwoLayerData):
-    max_length: Size
+class RecurrentData(Recurrent):
+    train_examples: Size
+    test_examples: Size
+
+
+class TwoLayerCase(TwoLayer):
+    batch_size: Size
+
+
+class RecurrentCase(Recurrent):
+    batch_size: Size
 
 
 class Data(Section):
@@ -58,6 +84,9 @@ class Train(Section):
     two_layer: Schedule
     recurrent: Schedule
 
+    def of(self, problem: str) -> Schedule:
+        return getattr(self, problem)
+
 
 class Tolerances(Section):
     gradient: PositiveFloat
@@ -70,6 +99,12 @@ class Parity(Section):
     float64: Tolerances
 
 
+class Benchmark(Section):
+    seconds: PositiveFloat
+    two_layer: Annotated[list[TwoLayerCase], Field(min_length=1)]
+    recurrent: Annotated[list[RecurrentCase], Field(min_length=1)]
+
+
 class Params(Section):
     """The whole of params.yaml; the keys are explained there."""
 
@@ -78,10 +113,12 @@ class Params(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Literal["auto"] | Size
     precision: Literal["highest", "tf32"]
+    deterministic: bool
     implementations: Annotated[dict[str, Literal["two_layer", "recurrent"]], Field(min_length=1)]
     data: Data
     train: Train
     parity: Parity
+    benchmark: Benchmark
 
     def problem_of(self, name: str) -> str:
         """The problem of an implementation. Raises UserError when params.yaml does not list it."""
@@ -94,7 +131,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         for problem in ("two_layer", "recurrent"):
-            batch_size, examples = getattr(self.train, problem).batch_size, getattr(self.data, problem).train_examples
+            batch_size, examples = self.train.of(problem).batch_size, getattr(self.data, problem).train_examples
             if batch_size > examples:
                 raise UserError(
                     f"{PARAMS}: train.{problem}.batch_size is {batch_size}, but there are only {examples} training "
@@ -154,7 +191,7 @@ def _sentence(path: Path, detail: Any) -> str:
 
 
 def _section(location: list[str]) -> type[BaseModel]:
-    section: type[BaseModel] = Params
+    section: Any = Params
     for key in location:
-        section = section.model_fields[key].annotation  # pyright: ignore[reportAssignmentType]
+        section = get_args(section)[0] if key.isdigit() else section.model_fields[key].annotation
     return section

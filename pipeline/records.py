@@ -88,7 +88,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_environment() -> Environment:
-    return Environment.model_validate(read_json(ENVIRONMENT))
+    try:
+        return Environment(**read_json(ENVIRONMENT))
+    except TypeError as error:
+        raise UserError(f"{ENVIRONMENT} is damaged ({error}). Delete it and run `dvc repro`.") from None
 
 
 def write_rows(path: Path, header: str, rows: Iterable[tuple]) -> None:

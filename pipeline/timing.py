@@ -1,54 +1,83 @@
 """The only clock. Everything that is timed is timed here, around work that has really ended."""
 
+import os
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+# Where the time of a training goes, in the order in which it first goes there; the residual is what no other has.
+LEDGER = {
+    "imports": "the interpreter's start, the imports, params.yaml",
+    "device_context": "threads, precision, the device's context",
+    "read": "reading the data, and checking that they are what was generated",
+    "setup": "constructing the implementation: weights to the device, and the graph's definition where there is one",
+    "transfer": "placing the blocks of batches on the device",
+    "compile": "a call of no steps: what a graph needs before it can run",
+    "first_step": "the first step: what is chosen, allocated or compiled once, and a step",
+    "train": "all steps after the first",
+    "read_back": "losses and weights to host memory",
+    "log": "showing the progress",
+    "save": "writing the results",
+    "residual": "everything else: the loop itself, checking that losses are finite",
+}
 
 
 class Stopwatch:
-    """Adds up wall-clock seconds under names, and keeps the seconds per step of each call of `train`.
+    """Books the wall-clock seconds since the process started, each once, and keeps the seconds of each timed call.
 
     `synchronize` returns when the device is idle: it is called before the clock is read, at both ends.
     """
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
         self.synchronize = synchronize
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds = dict.fromkeys(LEDGER, 0.0)
+        self.seconds["imports"] = process_seconds()
         self.calls: list[tuple[int, float]] = []  # (steps, seconds), in order
 
     @contextmanager
     def measure(self, name: str, *, steps: int = 0) -> Iterator[None]:
-        self.synchronize()
-        start = time.perf_counter()
-        yield
-        self.synchronize()
-        seconds = time.perf_counter() - start
-        self.seconds[name] += seconds
+        """Book what is done inside under `name`, one of LEDGER; with `steps`, as a call of `train`, too."""
+        with timed(self.synchronize) as seconds:
+            yield
+        self.seconds[name] += seconds[0]
         if steps:
-            self.calls.append((steps, seconds))
+            self.calls.append((steps, seconds[0]))
 
     def summary(self, batch_size: int) -> dict[str, float]:
-        """The timing keys of timing.json, in seconds but for the last.
+        """The timing keys of timing.json, in seconds but for examples_per_second.
 
-        setup      constructing the implementation: weights to the device, and the graph's definition where there is one
-        transfer   placing the blocks of batches on the device
-        compile    what the first call of `train` took beyond its steps at the median pace: compilation, warm-up
-        train      all calls of `train`, without what is under compile
-        step       median and 95th percentile, over the calls after the first, of a call's seconds per step
-        examples   per second, at the median step
+        A key for each line of LEDGER, which add up to wall_seconds, the seconds since the process started. The median
+        and 95th percentile of a step are over the calls after the first step, each call's seconds per step; examples
+        per second are at the median.
         """
+        wall = process_seconds()
+        ledger = self.seconds | {"residual": wall - sum(self.seconds.values())}
         pace = [seconds / steps for steps, seconds in self.calls[1:]] or [self.calls[0][1] / self.calls[0][0]]
         median = statistics.median(pace)
-        first_steps, first_seconds = self.calls[0]
-        compile_seconds = max(0.0, first_seconds - first_steps * median)
         return {
-            "setup_seconds": self.seconds["setup"],
-            "transfer_seconds": self.seconds["transfer"],
-            "compile_seconds": compile_seconds,
-            "train_seconds": self.seconds["train"] - compile_seconds,
+            **{f"{name}_seconds": seconds for name, seconds in ledger.items()},
+            "wall_seconds": wall,
             "step_seconds_median": median,
             "step_seconds_p95": statistics.quantiles(pace, n=20, method="inclusive")[-1] if len(pace) > 1 else median,
             "examples_per_second": batch_size / median,
         }
+
+
+@contextmanager
+def timed(synchronize: Callable[[], None]) -> Iterator[list[float]]:
+    """Yields a list that holds, afterwards, the seconds between idle and idle that the work inside took."""
+    seconds: list[float] = []
+    synchronize()
+    start = time.perf_counter()
+    yield seconds
+    synchronize()
+    seconds.append(time.perf_counter() - start)
+
+
+def process_seconds() -> float:
+    """The seconds since this process was started, to 10 ms; an exec within it starts nothing anew."""
+    # Field 22 of proc(5)'s stat; what stands before the last parenthesis is the program's name, which may hold spaces.
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

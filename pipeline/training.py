@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import cycle
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ CALLS = 20  # of `train` in a run: enough for a median and for progress, few eno
 class Training(NamedTuple):
     losses: Array  # (steps,), each before its step's update
     weights: Weights
-    stopwatch: Stopwatch
 
 
 def train(
@@ -28,32 +28,41 @@ def train(
     learning_rate: float,
     steps: int,
     batch_size: int,
-    synchronize: Callable[[], None],
+    runtime: ModuleType,
+    stopwatch: Stopwatch,
     on_progress: Callable[[int, float], None],
 ) -> Training:
     """Construct an implementation and train it for `steps` steps, one batch each, round and round the training set.
 
-    `create(weights, learning_rate)` constructs it; `synchronize()` returns when its device is idle;
-    `on_progress` hears the steps done and the last loss, between timed calls.
+    `create(weights, learning_rate)` constructs it; `on_progress` hears the steps done and the last loss. The stopwatch
+    gets a call of no steps, which is the compilation, one of the first step, and some CALLS of the others.
 
     Raises UserError when a loss is not finite.
     """
-    stopwatch = Stopwatch(synchronize)
     with stopwatch.measure("setup"):
         implementation = create(data.initial, learning_rate)
     losses = np.empty(steps)
     blocks, per_call = data.blocks(batch_size), max(1, steps // CALLS)
     done = 0
     for block in cycle(blocks):
-        batches = data.read(block, batch_size)
+        with stopwatch.measure("read"):
+            batches = data.read(block, batch_size)
         with stopwatch.measure("transfer"):
             implementation.load(batches)
+        if done == 0:
+            with stopwatch.measure("compile"):
+                implementation.train(0)
+        length = len(batches["y"])
         # With a single block the rounds need no second transfer.
-        end = steps if len(blocks) == 1 else min(steps, done + len(batches["y"]))
+        end = steps if len(blocks) == 1 else min(steps, done + length)
         while done < end:
-            count = min(per_call, end - done)
-            with stopwatch.measure("train", steps=count):
-                losses[done : done + count] = implementation.train(count)
+            # Every round is cut into the same calls, so that what a runtime learned from one serves in the next.
+            position = implementation.next
+            count = min(per_call - position % per_call, length - position, end - done) if done else 1
+            with stopwatch.measure("train" if done else "first_step", steps=count):
+                on_device = implementation.train(count)
+            with stopwatch.measure("read_back"):
+                losses[done : done + count] = runtime.to_host(on_device)
             finite = np.isfinite(losses[done : done + count])
             if not finite.all():
                 step = done + int(finite.argmin())
@@ -62,7 +71,10 @@ def train(
                     "Lower train.learning_rate in params.yaml."
                 )
             done += count
-            on_progress(done, float(losses[done - 1]))
+            with stopwatch.measure("log"):
+                on_progress(done, float(losses[done - 1]))
         if done == steps:
             break
-    return Training(losses, implementation.weights(), stopwatch)
+    with stopwatch.measure("read_back"):
+        weights = implementation.weights()
+    return Training(losses, weights)

@@ -19,14 +19,15 @@ def main(name: str) -> None:
     data, reference = DataSet(problem), read_tensors(records.reference_file(problem))
     shapes = {key: array.shape for key, array in data.initial.items()}
     weights, losses = read_tensors(records.weights_file(name), shapes), records.read_history(name)
-    device, implementation = load_runtime(name).start(environment), load_implementation(problem, name)
+    runtime, implementation = load_runtime(name), load_implementation(problem, name)
+    device = runtime.start(environment)
     evaluation = evaluate(
-        lambda weights, rate: implementation(weights, learning_rate=rate, device=device),
+        lambda weights, rate: runtime.prepare(implementation(weights, learning_rate=rate, device=device)),
         data,
         weights=weights,
         losses=np.array(losses),
         reference=reference,
-        batch_size=getattr(params.train, problem).batch_size,
+        batch_size=params.train.of(problem).batch_size,
     )
     records.write_json(records.result_file(name, "evaluation.json"), evaluation)
     records.write_json(records.parity_file(name), evaluation | {"train_loss": losses})

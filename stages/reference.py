@@ -10,7 +10,7 @@ from stages import run
 
 def main(problem: str) -> None:
     params = load_params()
-    schedule = getattr(params.train, problem)
+    schedule = params.train.of(problem)
     reference = reference_run(
         problem,
         DataSet(problem),

@@ -18,7 +18,7 @@ from pipeline.contract import Array, Implementation, Weights, load_implementatio
 from pipeline.environment import Environment
 
 REPOSITORY = Path(__file__).parent.parent
-SIZES = SimpleNamespace(inputs=7, hidden=5, outputs=3, max_length=6)
+SIZES = SimpleNamespace(inputs=7, hidden=5, outputs=3, min_length=1, max_length=6)
 LESSONS = {
     path.stem: problem
     for problem in ("two_layer", "recurrent")
@@ -31,6 +31,7 @@ HOST = Environment(
     driver=None,
     threads=2,
     precision="highest",
+    deterministic=True,
     python="3.11",
     versions={"numpy": "2", "torch": "2", "tensorflow": "2"},
 )
@@ -57,9 +58,13 @@ class Lesson:
         }
 
     def create(self, initial: Weights | None = None, learning_rate: float = 0.1) -> Implementation:
-        device = load_runtime(self.name).start(HOST)
-        implementation = load_implementation(self.problem, self.name)
-        return implementation(initial or self.initial, learning_rate=learning_rate, device=device)
+        runtime, implementation = load_runtime(self.name), load_implementation(self.problem, self.name)
+        device = runtime.start(HOST)
+        return runtime.prepare(implementation(initial or self.initial, learning_rate=learning_rate, device=device))
+
+    def train(self, implementation: Implementation, *calls: int) -> Array:
+        """The losses of so many calls of `train`, each of so many steps."""
+        return np.concatenate([load_runtime(self.name).to_host(implementation.train(steps)) for steps in calls])
 
     def inputs(self, batch: int = 0) -> list[Array]:
         return [array[batch] for key, array in self.batches.items() if key != "y"]
@@ -84,6 +89,7 @@ TINY = {
             "inputs": 4,
             "hidden": 6,
             "outputs": 3,
+            "min_length": 1,
             "max_length": 5,
             "train_examples": 96,
             "test_examples": 32,
@@ -93,6 +99,18 @@ TINY = {
         "learning_rate": 0.05,
         "two_layer": {"batch_size": 16, "steps": 30},
         "recurrent": {"batch_size": 16, "steps": 30},
+    },
+    "benchmark": {
+        "seconds": 0.2,
+        "two_layer": [
+            {"batch_size": 4, "inputs": 8, "hidden": 4, "outputs": 2},
+            {"batch_size": 16, "inputs": 20, "hidden": 8, "outputs": 3},
+        ],
+        "recurrent": [
+            {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 3, "max_length": 3},
+            {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 1, "max_length": 6},
+            {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 6, "max_length": 6},
+        ],
     },
 }
 

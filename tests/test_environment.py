@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pynvml
 import pytest
 from conftest import REPOSITORY
 
@@ -84,7 +85,7 @@ def test_it_repeats_and_imports_no_framework():
 
 
 def test_visible_devices_as_cuda_reads_them(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(environment.pynvml, "nvmlDeviceGetUUID", lambda handle: f"GPU-{handle}")
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: f"GPU-{handle}")
     assert environment._visible(["a", "b"], ["1"]) == ["b"]
     assert environment._visible(["a", "b"], ["GPU-b", "0"]) == ["b", "a"]
     assert environment._visible(["a", "b"], ["0", "-1", "1"]) == ["a"]
@@ -97,7 +98,7 @@ def test_the_other_interpreter_takes_over(tmp_path: Path):
         [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", tmp_path / "torch"], check=True
     )
     site = tmp_path / "torch/lib/python3.11/site-packages"
-    (site / "here.pth").write_text(f"{environment.pynvml.__file__.rpartition('/')[0]}\n{REPOSITORY}\n")
+    (site / "here.pth").write_text(f"{pynvml.__file__.rpartition('/')[0]}\n{REPOSITORY}\n")
     script = (
         "import sys; from pipeline.environment import enter_interpreter;"
         "enter_interpreter('numpy'); enter_interpreter('torch'); print(sys.prefix, sys.argv[1:])"

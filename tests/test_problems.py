@@ -88,6 +88,6 @@ def test_lengths_go_from_1_to_max_length_and_padding_is_0():
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_initial_predictions_have_a_second_moment_near_1(problem: str):
     module, generator = load_problem(problem), np.random.default_rng(0)
-    sizes = type(SIZES)(inputs=200, hidden=400, outputs=50, max_length=20)
+    sizes = type(SIZES)(inputs=200, hidden=400, outputs=50, min_length=1, max_length=20)
     weights, inputs = module.draw_weights(sizes, generator), module.draw_inputs(sizes, 200, generator)
     assert np.mean(module.predict(weights, *inputs.values()) ** 2) == pytest.approx(1, abs=0.25)

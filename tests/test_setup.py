@@ -44,7 +44,9 @@ def test_a_python_that_is_no_3_11_is_refused(checkout: Path, tools: Path):
     assert "PYTHON=/bin/false is not a Python 3.11" in done.stderr
 
 
-@pytest.mark.skipif(Path(sys.prefix) != REPOSITORY / ".venv", reason="not run from the checkout's .venv, as in a container")
+@pytest.mark.skipif(
+    Path(sys.prefix) != REPOSITORY / ".venv", reason="not run from the checkout's .venv, as in a container"
+)
 def test_with_nothing_changed_it_takes_under_a_second():
     start = time.monotonic()
     subprocess.run([REPOSITORY / "requirements/setup.sh"], check=True)

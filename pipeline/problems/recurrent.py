@@ -5,8 +5,8 @@
     y_pred = h_length @ wo                     wh (hidden, hidden)     wo (hidden, outputs)
     loss   = mean((y_pred - y)²)               over all N · outputs elements
 
-Examples of a batch differ in length, 1 … max_length. They are stored as x (N, max_length, inputs) and lengths (N,);
-what stands in x beyond an example's length is padding, and no result depends on it, be it NaN.
+Examples of a batch differ in length, min_length … max_length. They are stored as x (N, max_length, inputs) and lengths
+(N,); what stands in x beyond an example's length is padding, and no result depends on it, be it NaN.
 
 The gradient, back through the time steps of each example:
 
@@ -25,13 +25,14 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.contract import Array, Weights
+from pipeline.contract import Array, Factors, Weights
 
 
 class Sizes(Protocol):
     inputs: int
     hidden: int
     outputs: int
+    min_length: int
     max_length: int
 
 
@@ -49,7 +50,7 @@ def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Arra
 
 def draw_inputs(sizes: Sizes, count: int, generator: np.random.Generator) -> dict[str, Array]:
     """Standard normal inputs {x, lengths}: x (count, max_length, inputs), float32, 0 in padding; lengths (count,)."""
-    lengths = generator.integers(1, sizes.max_length, size=count, endpoint=True)
+    lengths = generator.integers(sizes.min_length, sizes.max_length, size=count, endpoint=True)
     x = generator.standard_normal((count, sizes.max_length, sizes.inputs), dtype=np.float32)
     x[np.arange(sizes.max_length) >= lengths[:, None]] = 0
     return {"x": x, "lengths": lengths}
@@ -78,6 +79,26 @@ def loss_and_gradients(weights: Weights, x: Array, lengths: Array, y: Array) -> 
     real = np.arange(x.shape[1]) < lengths[:, None]
     grad_wx = x[real].T @ grad_z.swapaxes(0, 1)[real]
     return float(np.mean(error**2)), {"wx": grad_wx, "wh": grad_wh, "wo": final.T @ grad_y_pred}
+
+
+def products(weights: Weights, x: Array, lengths: Array, y: Array) -> Factors:
+    """The factors of the matrix products of one step, in the arrays' own dtype: what no implementation can do without.
+
+    Nothing is multiplied in padding, and what does not depend on the state is multiplied for all times at once.
+    """
+    wx, wh, wo = weights["wx"], weights["wh"], weights["wo"]
+    longest_first = np.argsort(-lengths, kind="stable")
+    by_time = x[longest_first].swapaxes(0, 1)
+    active = np.arange(x.shape[1])[:, None] < lengths[longest_first]
+    running = active.sum(1)[: lengths.max()]  # at each time: the first of those sorted by length
+    packed = by_time[active]
+    # As in two_layer, arrays of the same shape stand for each other: h for every state and its gradient.
+    h = np.maximum(packed @ wx, 0)
+    steps = [(h[:count], wh) for count in running[1:]]
+    back = [(h[:count], wh.T) for count in running[:0:-1]]
+    first, later = h[: len(y)], h[len(y) :]
+    sums = [(later.T, later), (packed.T, h)] if len(later) else [(packed.T, h)]
+    return [(packed, wx), *steps, (first, wo), (first.T, y), (y, wo.T), *back, *sums]
 
 
 def _states(weights: Weights, x: Array, lengths: Array) -> Array:

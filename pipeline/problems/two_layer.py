@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.contract import Array, Weights
+from pipeline.contract import Array, Factors, Weights
 
 
 class Sizes(Protocol):
@@ -59,6 +59,15 @@ def loss_and_gradients(weights: Weights, x: Array, y: Array) -> tuple[float, dic
     grad_y_pred = 2 * error / error.size
     grad_h = np.where(h > 0, grad_y_pred @ w2.T, 0)
     return float(np.mean(error**2)), {"w1": x.T @ grad_h, "w2": h.T @ grad_y_pred}
+
+
+def products(weights: Weights, x: Array, y: Array) -> Factors:
+    """The factors of a step's matrix products, in the arrays' own dtype: what no implementation can do without."""
+    w1, w2 = weights["w1"], weights["w2"]
+    h = np.maximum(x @ w1, 0)
+    # A gradient has the shape of what it is the gradient of, and the same products take the same time: y stands for
+    # grad_y_pred, h for grad_h.
+    return [(x, w1), (h, w2), (h.T, y), (y, w2.T), (x.T, h)]
 
 
 def _normal(generator: np.random.Generator, shape: tuple[int, int], variance: float) -> Array:

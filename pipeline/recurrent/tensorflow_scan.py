@@ -24,14 +24,15 @@ class Implementation:
         running = tf.TensorSpec([None, None, None, 1], tf.bool)
         y = tf.TensorSpec([None, None, outputs], dtype)
         count = tf.TensorSpec([], tf.int32)
-        self.graph = tf.function(self._train).get_concrete_function(x, running, y, count, count)
+        self.graph = tf.function(self._train, input_signature=[x, running, y, count, count])
+        self.graph.get_concrete_function()
 
     def _train(
         self, xs: tf.Tensor, runnings: tf.Tensor, ys: tf.Tensor, first: tf.Tensor, steps: tf.Tensor
     ) -> tf.Tensor:
-        losses = tf.TensorArray(self.wx.dtype, steps)
-        for step in tf.range(steps):
-            batch = (first + step) % tf.shape(xs)[0]
+        losses = tf.TensorArray(self.wx.dtype, tf.shape(xs)[0], element_shape=[])
+        step, batch = tf.constant(0), first
+        while step < steps:
             x, running, y = xs[batch], runnings[batch], ys[batch]
 
             # Forward pass.
@@ -47,6 +48,7 @@ class Implementation:
             self.wx.assign_sub(self.learning_rate * grad_wx)
             self.wh.assign_sub(self.learning_rate * grad_wh)
             self.wo.assign_sub(self.learning_rate * grad_wo)
+            step, batch = step + 1, (batch + 1) % tf.shape(xs)[0]
         return losses.stack()
 
     def _scan(self, x: tf.Tensor, running: tf.Tensor) -> tf.Tensor:
@@ -71,11 +73,11 @@ class Implementation:
         x = tf.where(running, x, 0)  # a masked step's gradient is 0 times its input: nan, were the input nan
         return tf.experimental.numpy.swapaxes(x, -3, -2), tf.experimental.numpy.swapaxes(running, -3, -2)
 
-    def train(self, steps: int) -> Array:
+    def train(self, steps: int) -> tf.Tensor:
         with tf.device(self.device):
             losses = self.graph(self.x, self.running, self.y, tf.constant(self.next), tf.constant(steps))
         self.next = (self.next + steps) % len(self.x)
-        return losses.numpy()
+        return losses[:steps]
 
     def predict(self, x: Array, lengths: Array) -> Array:
         with tf.device(self.device):

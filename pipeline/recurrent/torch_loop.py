@@ -27,7 +27,7 @@ class Implementation:
             self.batches.append((steps, running, torch.from_numpy(y).to(self.wx.device)[order]))
         self.next = 0
 
-    def train(self, steps: int) -> Array:
+    def train(self, steps: int) -> torch.Tensor:
         wx, wh, wo, learning_rate = self.wx, self.wh, self.wo, self.learning_rate
         losses = torch.empty(steps, dtype=wx.dtype, device=wx.device)
         for step in range(steps):
@@ -47,7 +47,7 @@ class Implementation:
                 wx.sub_(grad_wx, alpha=learning_rate)
                 wh.sub_(grad_wh, alpha=learning_rate)
                 wo.sub_(grad_wo, alpha=learning_rate)
-        return losses.cpu().numpy()
+        return losses
 
     def _unroll(self, x: torch.Tensor, running: list[int]) -> torch.Tensor:
         """y_pred (N, outputs) of examples sorted by length; x (sum of lengths, inputs) holds them time after time."""

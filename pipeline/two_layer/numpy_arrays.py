@@ -3,7 +3,7 @@
 A NumPy array is an n-dimensional grid of numbers. NumPy knows nothing of gradients, of computational graphs or of
 GPUs: each line below computes one array, at once, on the CPU, and the gradient is what we derived on paper.
 
-The arrays of a step keep their shapes from step to step, so they are allocated once and written `out=`.
+The arrays of a step keep their shapes from step to step, so they are allocated once for each block and written `out=`.
 """
 
 import numpy as np
@@ -18,14 +18,15 @@ class Implementation:
         self.learning_rate = learning_rate
 
     def load(self, batches: Batches) -> None:
-        self.x, self.y = batches["x"], batches["y"]
+        self.x, self.y = list(batches["x"]), list(batches["y"])
         self.next = 0
+        self.h, self.y_pred = np.empty_like(self.x[0] @ self.w1), np.empty_like(self.y[0])
+        self.grad_h, self.grad_w1, self.grad_w2 = (np.empty_like(each) for each in (self.h, self.w1, self.w2))
 
     def train(self, steps: int) -> Array:
         w1, w2, learning_rate = self.w1, self.w2, self.learning_rate
+        h, y_pred, grad_h, grad_w1, grad_w2 = self.h, self.y_pred, self.grad_h, self.grad_w1, self.grad_w2
         losses = np.empty(steps, w1.dtype)
-        h, y_pred = np.empty_like(self.x[0], shape=(self.x.shape[1], len(w2))), np.empty_like(self.y[0])
-        grad_w1, grad_w2, grad_h = np.empty_like(w1), np.empty_like(w2), np.empty_like(h)
         for step in range(steps):
             x, y = self.x[self.next], self.y[self.next]
             self.next = (self.next + 1) % len(self.x)
@@ -39,9 +40,9 @@ class Implementation:
 
             # Backward pass.
             grad_y_pred = np.multiply(error, 2 / error.size, out=error)
-            np.matmul(h.T, grad_y_pred, out=grad_w2)
             np.matmul(grad_y_pred, w2.T, out=grad_h)
             np.multiply(grad_h, h > 0, out=grad_h)
+            np.matmul(h.T, grad_y_pred, out=grad_w2)
             np.matmul(x.T, grad_h, out=grad_w1)
 
             # Update.

@@ -2,8 +2,8 @@
 
 The graph is defined once, before any data is seen: `tf.function` runs the Python lines of `_train` a single time, with
 placeholders in the arguments' place, and keeps the operations. Executing it does not come back to Python: the loop over
-the steps, the gradient and the update are all nodes of the graph, and XLA compiles them into fused machine code. That
-costs something up front, and is paid back by executing the same graph over and over.
+the steps, the gradient and the update are all nodes of the graph. What is known beforehand can be optimised as a
+whole, up to machine code. That costs something up front, and is paid back by executing the same graph over and over.
 """
 
 import tensorflow as tf
@@ -22,12 +22,13 @@ class Implementation:
         x = tf.TensorSpec([None, None, inputs], dtype)
         y = tf.TensorSpec([None, None, outputs], dtype)
         count = tf.TensorSpec([], tf.int32)
-        self.graph = tf.function(self._train, jit_compile=True).get_concrete_function(x, y, count, count)
+        self.graph = tf.function(self._train, input_signature=[x, y, count, count])
+        self.graph.get_concrete_function()
 
     def _train(self, xs: tf.Tensor, ys: tf.Tensor, first: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-        losses = tf.TensorArray(self.w1.dtype, steps)
-        for step in tf.range(steps):
-            batch = (first + step) % tf.shape(xs)[0]
+        losses = tf.TensorArray(self.w1.dtype, tf.shape(xs)[0], element_shape=[])
+        step, batch = tf.constant(0), first
+        while step < steps:
             x, y = xs[batch], ys[batch]
 
             # Forward pass.
@@ -42,6 +43,7 @@ class Implementation:
             # Update.
             self.w1.assign_sub(self.learning_rate * grad_w1)
             self.w2.assign_sub(self.learning_rate * grad_w2)
+            step, batch = step + 1, (batch + 1) % tf.shape(xs)[0]
         return losses.stack()
 
     def load(self, batches: Batches) -> None:
@@ -49,11 +51,11 @@ class Implementation:
             self.x, self.y = tf.constant(batches["x"]), tf.constant(batches["y"])
         self.next = 0
 
-    def train(self, steps: int) -> Array:
+    def train(self, steps: int) -> tf.Tensor:
         with tf.device(self.device):
             losses = self.graph(self.x, self.y, tf.constant(self.next), tf.constant(steps))
         self.next = (self.next + steps) % len(self.x)
-        return losses.numpy()
+        return losses[:steps]
 
     def predict(self, x: Array) -> Array:
         with tf.device(self.device):

@@ -17,11 +17,11 @@ class Implementation:
         self.learning_rate = learning_rate
 
     def load(self, batches: Batches) -> None:
-        self.x = torch.from_numpy(batches["x"]).to(self.w1.device)
-        self.y = torch.from_numpy(batches["y"]).to(self.w1.device)
+        self.x = torch.from_numpy(batches["x"]).to(self.w1.device).unbind()
+        self.y = torch.from_numpy(batches["y"]).to(self.w1.device).unbind()
         self.next = 0
 
-    def train(self, steps: int) -> Array:
+    def train(self, steps: int) -> torch.Tensor:
         w1, w2, learning_rate = self.w1, self.w2, self.learning_rate
         losses = torch.empty(steps, dtype=w1.dtype, device=w1.device)
         for step in range(steps):
@@ -40,7 +40,7 @@ class Implementation:
             with torch.no_grad():
                 w1.sub_(grad_w1, alpha=learning_rate)
                 w2.sub_(grad_w2, alpha=learning_rate)
-        return losses.cpu().numpy()
+        return losses
 
     def predict(self, x: Array) -> Array:
         with torch.no_grad():
