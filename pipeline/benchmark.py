@@ -61,18 +61,18 @@ def benchmark(
     def create(weights: Weights) -> Implementation:
         return runtime.prepare(implementation(weights, learning_rate=1e-3, device=device))
 
-    built: tuple[Any, Implementation] | None = None
+    built: tuple[Any, Implementation, list[float]] | None = None
     shares = [index + 1 for index in range(len(cases))]  # what is larger takes longer
     for case, share in zip(cases, shares, strict=True):
         weights, batches = draw(problem, case, dtype)
         lengths = batches["lengths"].sum(1).mean() if "lengths" in batches else case.batch_size
         shapes = {key: array.shape for key, array in weights.items()}
-        if built is None or built[0] != shapes:
-            if runtime.eagerly:
-                for turn in range(BUILDS):
-                    yield case, lengths, Sample("build", turn, 1, _build(create, weights, batches, runtime))
-            built = shapes, create(weights)
-        ours = built[1]
+        if built is None or built[0] != shapes:  # a graph serves all lengths
+            builds = [_build(create, weights, batches, runtime) for _ in range(BUILDS)] if runtime.eagerly else []
+            built = shapes, create(weights), builds
+        _, ours, builds = built
+        for turn, taken in enumerate(builds):
+            yield case, lengths, Sample("build", turn, 1, taken)
         ours.load(batches)
         contestants: dict[str, Steps] = {"step": _rounds(ours, batches)}
         if runtime.eagerly:
@@ -110,9 +110,9 @@ def in_turn(contestants: Mapping[str, Steps], *, seconds: float, synchronize: Ca
             with timed(synchronize) as trial:
                 run(steps[name])
             steps[name] = max(1, round(steps[name] * half_turn / trial[0]))
-    rounds = ROUNDS
+    spent = 0.0
     for turn in range(ROUNDS):
-        if turn >= rounds:
+        if turn >= FEWEST_ROUNDS and spent > seconds:
             break
         with timed(synchronize) as whole:
             for name, run in contestants.items():
@@ -120,7 +120,7 @@ def in_turn(contestants: Mapping[str, Steps], *, seconds: float, synchronize: Ca
                 with timed(synchronize) as taken:
                     run(steps[name])
                 yield Sample(name, turn, steps[name], taken[0])
-        rounds = int(np.clip(seconds / whole[0], FEWEST_ROUNDS, ROUNDS))
+        spent += whole[0]
 
 
 def _rounds(implementation: Implementation, batches: Mapping[str, Array]) -> Steps:

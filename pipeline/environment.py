@@ -65,7 +65,7 @@ def resolve(params: Params) -> Environment:
         for name in ("torch", "tensorflow")
         if name in frameworks and ("+cpu" in versions[name])
     ]
-    device, device_name = "cpu", _cpu_name()
+    device, device_name = "cpu", cpu_name()
     if params.device != "cpu" and gpus.names and not cpu_builds:
         index = int(params.device.partition(":")[2] or 0)
         if index < len(gpus.names):
@@ -81,7 +81,7 @@ def resolve(params: Params) -> Environment:
     return Environment(
         device=device,
         device_name=device_name,
-        cpu_name=_cpu_name(),
+        cpu_name=cpu_name(),
         driver=gpus.driver if device != "cpu" else None,
         threads=available_cpus() if params.threads == "auto" else params.threads,
         precision=params.precision,
@@ -173,7 +173,7 @@ def _visible(handles: list, wanted: list[str]) -> list:
     return chosen
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

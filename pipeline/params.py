@@ -104,6 +104,9 @@ class Benchmark(Section):
     two_layer: Annotated[list[TwoLayerCase], Field(min_length=1)]
     recurrent: Annotated[list[RecurrentCase], Field(min_length=1)]
 
+    def of(self, problem: str) -> list[Any]:
+        return getattr(self, problem)
+
 
 class Params(Section):
     """The whole of params.yaml; the keys are explained there."""

@@ -6,11 +6,14 @@
     models/NAME/weights.safetensors     weights after training
     results/NAME/history.csv            step, train_loss
     results/NAME/metrics.json           train_loss, steps
-    results/NAME/timing.json            where the training ran and what it took
+    results/NAME/timing.json            where the training ran and what it took: the ledger of its seconds
     results/NAME/evaluation.json        held-out loss and R², and the differences that parity is judged by
     parity/NAME.json                    the same differences, with the curve; in a folder of their own (see dvc.yaml)
+    results/NAME/benchmark.csv          every sample of the benchmark: seconds for so many steps, of each contestant
+    results/NAME/benchmark.json         where and when it was taken
     results/comparison.json             the parity certificate
     results/curves/PROBLEM.csv          the loss curves of all implementations: step, train_loss, implementation
+    report.html, report/*.svg           what it all says
 
 Weights and other tensors are written by pipeline/tensors.py; this file imports no NumPy, so that a `dvc repro` with
 nothing to do is quick. A file is written beside its place and then renamed into it: it is there whole, or as before.
@@ -20,6 +23,7 @@ import csv
 import json
 import os
 import platform
+import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -31,6 +35,8 @@ from pipeline.errors import UserError
 
 ENVIRONMENT = Path("environment.json")
 COMPARISON = Path("results/comparison.json")
+REPORT = Path("report.html")
+FIGURES = Path("report")
 PARITY = Path("parity")
 
 
@@ -122,14 +128,59 @@ def write_history(name: str, losses: list[float]) -> None:
 
 def write_timing(name: str, environment: Environment, seconds: Mapping[str, float], peak_memory_bytes: int) -> None:
     """Where and when a training ran and what it took: what does not repeat. `seconds` as Stopwatch.summary has them."""
+    timing = {**seconds, "peak_memory_bytes": peak_memory_bytes}
+    write_json(result_file(name, "timing.json"), _circumstances(name, environment, timing))
+
+
+def write_benchmark(name: str, environment: Environment, samples: list[tuple[Any, float, Any]]) -> None:
+    """The samples of pipeline.benchmark.benchmark, all of them, and where and when they were taken."""
+    write_samples(result_file(name, "benchmark.csv"), samples)
+    write_json(result_file(name, "benchmark.json"), _circumstances(name, environment, {"samples": len(samples)}))
+
+
+def write_samples(path: Path, samples: list[tuple[Any, float, Any]]) -> None:
+    header = ",".join([*vars(samples[0][0]), "total_length", "contestant", "round", "steps", "seconds"])
+    write_rows(path, header, ((*vars(case).values(), total_length, *sample) for case, total_length, sample in samples))
+
+
+def read_benchmark(name: str) -> list[dict[str, str]]:
+    """The rows of benchmark.csv. Raises UserError when the file is missing."""
+    path = result_file(name, "benchmark.csv")
+    try:
+        return read_rows(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing. `dvc repro benchmark@{name}` makes it.") from None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def restored(measured: Mapping[str, Any]) -> bool:
+    """Whether what was measured is older than this run of the pipeline, which writes environment.json as it starts."""
+    return datetime.fromisoformat(measured["measured_at"]).timestamp() < int(ENVIRONMENT.stat().st_mtime)
+
+
+def git(*arguments: str) -> str:
+    """What git answers, or unknown without git or a repository: results need neither."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _circumstances(name: str, environment: Environment, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured, between on what and when."""
     device, device_name = environment.device_of(framework_of(name))
-    timing = {
+    # dvc.lock changes with every stage that ran; what else has changed is not what the commit says.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    return {
         "device": device,
         "device_name": device_name,
         "threads": environment.threads,
-        **seconds,
-        "peak_memory_bytes": peak_memory_bytes,
+        **measured,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "measured_on": platform.node(),
+        "commit": git("rev-parse", "HEAD") + ("" if changed in ("", "unknown") else " with changes"),
     }
-    write_json(result_file(name, "timing.json"), timing)

@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import sqlite3
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -109,8 +108,9 @@ def _send_parent(client: Any, experiment: str, state: str, params: Params) -> st
     tags = _state_tags(params, environment) | {"state": state, "role": "pipeline"}
     run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     client.log_batch(run_id, params=_params(params))
-    for path in (PARAMS, records.ENVIRONMENT, records.COMPARISON):
+    for path in (PARAMS, records.ENVIRONMENT, records.COMPARISON, records.REPORT):
         client.log_artifact(run_id, str(path))
+    client.log_artifacts(run_id, str(records.FIGURES), "figures")
     client.set_terminated(run_id)
     return run_id
 
@@ -132,10 +132,8 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
         "device_name": timing["device_name"],
         "timing.measured_at": timing["measured_at"],
         "timing.measured_on": timing["measured_on"],
-        # environment.json is written at the start of every repro: what is older was not measured in this one.
-        "timing.restored": str(
-            datetime.fromisoformat(timing["measured_at"]).timestamp() < int(records.ENVIRONMENT.stat().st_mtime)
-        ).lower(),
+        "timing.commit": timing["commit"],
+        "timing.restored": str(records.restored(timing)).lower(),
     }
     with mlflow.start_run(experiment_id=experiment, run_name=name, parent_run_id=parent, tags=tags) as run:
         client, run_id, now = mlflow.MlflowClient(), run.info.run_id, int(datetime.now().timestamp() * 1000)
@@ -173,7 +171,7 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
 
 def _result(name: str, problem: str) -> dict[str, Any]:
     """What the store shows of an implementation, and the md5 of every file that it comes from."""
-    files = ("history.csv", "metrics.json", "timing.json", "evaluation.json")
+    files = ("history.csv", "metrics.json", "timing.json", "evaluation.json", "benchmark.csv", "benchmark.json")
     paths = [records.weights_file(name), *(records.result_file(name, file) for file in files)]
     return {
         "timing": records.read_json(records.result_file(name, "timing.json")),
@@ -184,7 +182,8 @@ def _result(name: str, problem: str) -> dict[str, Any]:
 
 def _state(params: Params, results: Mapping[str, dict[str, Any]]) -> str:
     """A name for all that a parent run stands for; the same state has the same name in every store."""
-    content = [params.model_dump(), records.read_json(records.ENVIRONMENT), {n: r["md5"] for n, r in results.items()}]
+    md5 = {name: result["md5"] for name, result in results.items()} | {"report": _md5(records.REPORT)}
+    content = [params.model_dump(), records.read_json(records.ENVIRONMENT), md5]
     return hashlib.md5(json.dumps(content, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -213,8 +212,10 @@ def _state_tags(params: Params, environment: Environment) -> dict[str, str]:
         "precision": environment.precision,
         "md5.environment": _md5(records.ENVIRONMENT),
         "md5.params": _md5(PARAMS),
-        "git.commit": _git("rev-parse", "HEAD"),
-        "git.dirty": "unknown" if (status := _git("status", "--porcelain")) == "unknown" else str(bool(status)).lower(),
+        "git.commit": records.git("rev-parse", "HEAD"),
+        "git.dirty": "unknown"
+        if (status := records.git("status", "--porcelain")) == "unknown"
+        else str(bool(status)).lower(),
     }
     optional = {"dvc.experiment": "DVC_EXP_NAME", "image.digest": "IMAGE_DIGEST"}
     return tags | {tag: os.environ[variable] for tag, variable in optional.items() if variable in os.environ}
@@ -333,13 +334,6 @@ def _checkout() -> str:
     if not path.exists():
         records.write_bytes(path, uuid.uuid4().hex.encode())
     return path.read_text()
-
-
-def _git(*arguments: str) -> str:
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository: results need neither
-        return "unknown"
 
 
 def _md5(path: Path) -> str:

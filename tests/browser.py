@@ -1,10 +1,15 @@
-"""A real browser on MLflow's runs page: python tests/browser.py URL FILE.png takes the picture in docs/."""
+"""A real browser: on MLflow's runs page, and on the report.
+
+python tests/browser.py URL FILE.png takes a picture for docs/: of a server's runs page, or of a report by its file URL.
+"""
 
 import json
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from selenium import webdriver
@@ -33,14 +38,23 @@ def is_missing() -> str:
     return f"{' and '.join(absent)} is not installed" if absent else ""
 
 
-def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, bytes]:
-    """The text of the runs page and a picture of it, when all of `expected` stand there."""
+@contextmanager
+def chromium() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     for flag in [*FLAGS, f"user-data-dir={tempfile.mkdtemp()}"]:
         options.add_argument(f"--{flag}")
     options.binary_location = shutil.which("chromium") or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, bytes]:
+    """The text of the runs page and a picture of it, when all of `expected` stand there."""
+    with chromium() as browser:
         browser.get(f"{server}/#/experiments/{experiment}/runs")
         time.sleep(3)
         # What a user would click: the columns, the parent's rows opened, the assistant's panel shut.
@@ -60,10 +74,23 @@ def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, 
             text = browser.find_element(By.TAG_NAME, "body").text
         time.sleep(1)
         return text, browser.get_screenshot_as_png()
-    finally:
-        browser.quit()
+
+
+def whole_page(url: str, width: int, scheme: str) -> bytes:
+    """A picture of all of a page, light or dark."""
+    with chromium() as browser:
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        browser.set_window_size(width, 900)
+        browser.get(url)
+        browser.set_window_size(width, browser.execute_script("return document.documentElement.scrollHeight") + 100)
+        return browser.get_screenshot_as_png()
 
 
 if __name__ == "__main__":
-    _, picture = runs_page(sys.argv[1], "numpy_arrays", "tensorflow_scan")
-    Path(sys.argv[2]).write_bytes(picture)
+    url, file, *how = sys.argv[1:]
+    width, scheme = how or ("1000", "light")
+    report = url.startswith("file:")
+    picture = whole_page(url, int(width), scheme) if report else runs_page(url, "numpy_arrays", "tensorflow_scan")[1]
+    Path(file).write_bytes(picture)

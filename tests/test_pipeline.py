@@ -16,6 +16,7 @@ from conftest import Clone, outside_variables
 from pipeline.tensors import write_tensors
 
 NUMPY = "numpy_arrays"
+ALONE = [f"train@{NUMPY}", f"evaluate@{NUMPY}", f"benchmark@{NUMPY}", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,12 @@ def changed(small: Clone):
 
 def test_changed_code_that_gives_the_same_result_ends_with_its_evaluation(changed: Clone):
     changed.edit(f"pipeline/two_layer/{NUMPY}.py", "# Update.", "# The update.")
-    assert changed.stages_run("dvc", "repro") == [f"train@{NUMPY}", f"evaluate@{NUMPY}"]
+    assert changed.stages_run("dvc", "repro") == ALONE
 
 
 def test_changed_code_reruns_its_chain_alone(changed: Clone):
     changed.edit(f"pipeline/two_layer/{NUMPY}.py", "np.vdot(error, error) / error.size", "np.mean(error * error)")
-    assert changed.stages_run("dvc", "repro") == [f"train@{NUMPY}", f"evaluate@{NUMPY}", "compare"]
+    assert changed.stages_run("dvc", "repro") == [*ALONE[:-1], "compare", "report"]
 
 
 def test_the_learning_rate_reruns_training_but_not_data(changed: Clone):
@@ -72,11 +73,15 @@ def test_an_eighth_is_one_file_and_one_line(changed: Clone):
     source = (changed.path / f"pipeline/two_layer/{NUMPY}.py").read_text()
     (changed.path / "pipeline/two_layer/numpy_eighth.py").write_text(source)
     changed.edit("params.yaml", "numpy_again: two_layer", "numpy_again: two_layer\n  numpy_eighth: two_layer")
-    assert changed.stages_run("dvc", "repro") == ["train@numpy_eighth", "evaluate@numpy_eighth", "compare"]
+    assert changed.stages_run("dvc", "repro") == [
+        *(f"{stage}@numpy_eighth" for stage in ("train", "evaluate", "benchmark")),
+        "compare",
+        "report",
+    ]
     comparison = json.loads((changed.path / "results/comparison.json").read_text())
     assert set(comparison["implementations"]) == {NUMPY, "numpy_again", "numpy_eighth"}
     changed.edit("params.yaml", "\n  numpy_again: two_layer", "")
-    assert changed.stages_run("dvc", "repro") == ["compare"]
+    assert changed.stages_run("dvc", "repro") == ["compare", "report"]
     comparison = json.loads((changed.path / "results/comparison.json").read_text())
     assert set(comparison["implementations"]) == {NUMPY, "numpy_eighth"}
     (changed.path / "pipeline/two_layer/numpy_eighth.py").unlink()
@@ -102,7 +107,9 @@ def test_an_experiment_with_another_rate(changed: Clone):
 
 
 def results(clone: Clone) -> dict[str, bytes]:
-    return clone.digests("models/**/*.*", "results/**/*.*", "data/**/*.*", "reference/*", "environment.json")
+    return clone.digests(
+        "models/**/*.*", "results/**/*.*", "report*/*", "report.html", "data/**/*.*", "reference/*", "environment.json"
+    )
 
 
 @pytest.mark.parametrize(

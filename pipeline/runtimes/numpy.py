@@ -1,10 +1,10 @@
 """NumPy: the CPU, with as many BLAS threads as the environment grants."""
 
+import os
 from collections.abc import Callable
 from itertools import cycle, islice
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from pipeline.contract import Array, Factors, Implementation
 from pipeline.environment import Environment
@@ -16,7 +16,10 @@ eagerly = None
 
 
 def start(environment: Environment) -> str:
-    threadpool_limits(environment.threads)
+    if environment.threads != len(os.sched_getaffinity(0)):  # which are those that BLAS takes unless told
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(environment.threads)
     return environment.device_of("numpy")[0]
 
 

@@ -22,7 +22,8 @@ def start(environment: Environment) -> str:
     torch.set_num_threads(environment.threads)
     torch.set_float32_matmul_precision("high" if environment.precision == "tf32" else "highest")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself to the bit only with this
-    torch.use_deterministic_algorithms(environment.deterministic)
+    # What use_deterministic_algorithms does, without its import of the compiler's settings, which takes half a second.
+    torch.set_deterministic_debug_mode("error" if environment.deterministic else "default")
     # True would fill every new tensor with NaN first: a pass over memory to find a mistake that the parity gate finds.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (pyright does not see it)
     torch.empty(1, device=_device)  # makes the device's context

@@ -1,0 +1,30 @@
+"""results/NAME/benchmark.csv: how long a step takes, over a range of sizes, beside the floor."""
+
+from pipeline import records
+from pipeline.benchmark import benchmark
+from pipeline.environment import enter_interpreter, framework_of
+from pipeline.findings import cases, times
+from pipeline.params import load_params
+from stages import run
+
+
+def main(name: str) -> None:
+    enter_interpreter(framework_of(name))
+    params, environment = load_params(), records.read_environment()
+    problem = params.problem_of(name)
+    samples = benchmark(
+        name,
+        problem,
+        params.benchmark.of(problem),
+        seconds=params.benchmark.seconds,
+        dtype=params.dtype,
+        environment=environment,
+    )
+    records.write_benchmark(name, environment, list(samples))
+    for case in cases(records.read_benchmark(name)):
+        microseconds = 1e6 * float(case.seconds["step"].mean())
+        print(f"{name}: {case.label}: {microseconds:.0f} µs a step, {times(case.multiple)} the floor")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,176 @@
+"""The report of a small run of all seven, in a real browser."""
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import browser
+import pytest
+from conftest import LESSONS, Clone
+
+from pipeline.timing import LEDGER
+
+needs_browser = pytest.mark.skipif(
+    bool(browser.is_missing()), reason=f"the report is not looked at: {browser.is_missing()}"
+)
+
+
+@pytest.fixture(scope="module")
+def clone(make_clone: Callable[..., Clone]) -> Clone:
+    clone = make_clone(*LESSONS)
+    clone.run("dvc", "repro")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def page(clone: Clone) -> str:
+    return (clone.path / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def opened(clone: Clone):
+    with browser.chromium() as opened:
+        opened.get((clone.path / "report.html").as_uri())
+        yield opened
+
+
+def timing(clone: Clone, name: str) -> dict[str, Any]:
+    return json.loads((clone.path / f"results/{name}/timing.json").read_text())
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_the_ledger_adds_up_to_the_wall_clock(clone: Clone, name: str):
+    seconds = timing(clone, name)
+    ledger = [seconds[f"{line}_seconds"] for line in LEDGER]
+    assert sum(ledger) == pytest.approx(seconds["wall_seconds"], abs=1e-6)
+    assert min(ledger) >= 0
+
+
+def test_it_says_what_was_run_on_what_when_and_from_which_commit(clone: Clone, page: str):
+    commit = clone.run("git", "rev-parse", "HEAD").stdout.strip()
+    environment = json.loads((clone.path / "environment.json").read_text())
+    assert f"<code>{commit[:12]}</code> with changes" in page  # params.yaml is not the committed one
+    for fact in (environment["device_name"], environment["versions"]["torch"], "30 steps of 16 examples"):
+        assert fact in page
+    assert timing(clone, "numpy_arrays")["measured_at"][:16].replace("T", " ") in page
+
+
+def test_figures_are_files_too(clone: Clone):
+    figures = {path.stem: path.read_text() for path in (clone.path / "report").glob("*.svg")}
+    assert set(figures) == {
+        "loss_two_layer", "loss_recurrent", "ledger", "step_time", "speed_up", "break_even", "loops",
+    }  # fmt: skip
+    for figure in figures.values():
+        assert figure.startswith('<svg style="background: white"')
+    shown = clone.run("dvc", "plots", "show").stdout
+    assert "index.html" in shown
+
+
+def test_the_same_results_make_the_same_report(clone: Clone, page: str):
+    clone.run("dvc", "repro", "-f", "-s", "report")
+    again = (clone.path / "report.html").read_text()
+    assert again.replace("<strong>restored</strong>: measured ", "") == page.replace(
+        "<strong>restored</strong>: measured ", ""
+    )
+
+
+def test_a_timing_older_than_the_run_is_labelled(clone: Clone):
+    assert "restored" not in (clone.path / "report.html").read_text()
+    file = clone.path / "results/torch_loop/timing.json"
+    before = file.read_text()
+    earlier = datetime.now(UTC) - timedelta(days=3)
+    file.unlink()  # it may be a link to DVC's cache
+    file.write_text(json.dumps(json.loads(before) | {"measured_at": earlier.isoformat(timespec="seconds")}))
+    clone.run("python", "-m", "stages.report")
+    page = (clone.path / "report.html").read_text()
+    file.write_text(before)
+    clone.run("dvc", "repro", "-f", "-s", "report")
+    assert page.count("<strong>restored</strong>") == 1
+    assert f"<strong>restored</strong>: measured {earlier:%Y-%m-%d %H:%M} UTC on " in page
+
+
+def test_a_breach_is_on_the_page(clone: Clone):
+    """`dvc repro` stops at a breach; asked for alone, the report says so."""
+    params = clone.params()
+    none = dict.fromkeys(params["parity"]["float32"], 1e-12)
+    clone.write_params(params | {"parity": params["parity"] | {"float32": none}})
+    clone.run("dvc", "repro", "compare", succeeds=False)
+    clone.run("python", "-m", "stages.report")
+    page = (clone.path / "report.html").read_text()
+    clone.write_params(params)
+    clone.run("dvc", "repro")
+    assert page.count("✗ gradient_relative_error") == len(LESSONS)
+    assert 'class="verdict does-not-hold"' in page
+
+
+def test_a_missing_benchmark_is_a_sentence(clone: Clone):
+    file = clone.path / "results/numpy_arrays/benchmark.csv"
+    before = file.read_bytes()
+    file.unlink()
+    done = clone.run("python", "-m", "stages.report", succeeds=False)
+    file.write_bytes(before)
+    assert done.stderr == (
+        "ERROR: results/numpy_arrays/benchmark.csv is missing. `dvc repro benchmark@numpy_arrays` makes it.\n"
+    )
+
+
+@needs_browser
+def test_nothing_is_fetched_and_nothing_goes_wrong(opened: Any, clone: Clone, page: str):
+    messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    asked = {each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"}
+    theirs = ("chrome:", "data:")  # the browser's own first page
+    assert {url for url in asked if not url.startswith(theirs)} == {(clone.path / "report.html").as_uri()}
+    assert opened.get_log("browser") == []
+    assert not re.search(r"""(src|href)=["']https?:""", page)
+
+
+@needs_browser
+def test_every_claim_every_implementation_and_every_figure_is_seen(opened: Any):
+    text = opened.find_element("tag name", "body").text
+    for name in LESSONS:
+        assert name in text
+    verdicts = opened.execute_script("return [...document.querySelectorAll('.verdict')].map(each => each.innerText)")
+    assert len(verdicts) == 6
+    assert set(verdicts) <= {"Holds.", "Does not hold.", "Partly.", "Not answered here."}
+    assert "50x or greater" in text
+    assert "amortised" in text
+    heights = opened.execute_script(
+        "return [...document.querySelectorAll('figure svg')].map(each => each.getBoundingClientRect().height)"
+    )
+    assert len(heights) == 7
+    assert min(heights) > 100
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [360, 1200])
+def test_it_fits_a_phone_and_a_desk(opened: Any, width: int):
+    opened.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_browser
+def test_light_and_dark(opened: Any):
+    seen = {}
+    for scheme in ("light", "dark"):
+        opened.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        script = (
+            "return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
+            "getComputedStyle(document.querySelector('figure svg text')).fill]"
+        )
+        seen[scheme] = opened.execute_script(script)
+    assert lightness(seen["light"][0]) > 200
+    assert lightness(seen["dark"][0]) < 50
+    for background, ink, figure_ink in seen.values():
+        assert ink == figure_ink
+        assert abs(lightness(background) - lightness(ink)) > 150
+
+
+def lightness(colour: str) -> float:
+    return sum(int(part) for part in re.findall(r"\d+", colour)[:3]) / 3
