@@ -74,10 +74,10 @@ def benchmark(
         for turn, taken in enumerate(builds):
             yield case, lengths, Sample("build", turn, 1, taken)
         ours.load(batches)
-        contestants: dict[str, Steps] = {"step": _rounds(ours, batches)}
+        contestants: dict[str, Steps] = {"step": rounds(ours, batches)}
         if runtime.eagerly:
-            contestants["eager"] = _eagerly(_rounds(ours, batches), runtime)
-        contestants |= _floors(framework, environment, problem, weights, batches)
+            contestants["eager"] = _eagerly(rounds(ours, batches), runtime)
+        contestants |= floors(framework, environment, problem, weights, batches)
         if environment.device_of(framework)[0] != "cpu":
             contestants |= _on_the_cpu(name, problem, weights, batches)
         for sample in in_turn(contestants, seconds=seconds * share / sum(shares), synchronize=runtime.synchronize):
@@ -123,7 +123,7 @@ def in_turn(contestants: Mapping[str, Steps], *, seconds: float, synchronize: Ca
         spent += whole[0]
 
 
-def _rounds(implementation: Implementation, batches: Mapping[str, Array]) -> Steps:
+def rounds(implementation: Implementation, batches: Mapping[str, Array]) -> Steps:
     """Any number of steps: a call of `train` takes at most a round of the block."""
     length = len(batches["y"])
 
@@ -154,16 +154,17 @@ def _eagerly(run: Steps, runtime: ModuleType) -> Steps:
     return eager
 
 
-def _floors(
+def floors(
     framework: str, environment: Environment, problem: str, weights: Weights, batches: Mapping[str, Array]
 ) -> dict[str, Steps]:
+    """A step's matrix products alone, on the libraries that they may be fastest on: floor_FRAMEWORK each."""
     on_cpu = environment.device_of(framework)[0] == "cpu"
     # Which of the two is at hand: the GPU image has an interpreter for each framework.
-    floors = [name for name in ("numpy", "torch") if find_spec(name)] if on_cpu else [framework]
+    names = [name for name in ("numpy", "torch") if find_spec(name)] if on_cpu else [framework]
     products = load_problem(problem).products
     factors = [products(weights, *batch) for batch in zip(*batches.values(), strict=True)]
     found = {}
-    for floor in floors:
+    for floor in names:
         runtime = load_runtime(floor)
         if floor != framework:
             runtime.start(replace(environment, device="cpu"))
@@ -177,5 +178,5 @@ def _on_the_cpu(name: str, problem: str, weights: Weights, batches: Mapping[str,
         if contestant == "cpu" or problem == "two_layer":
             implementation = load_implementation(problem, other)(weights, learning_rate=1e-3, device="cpu")
             implementation.load(batches)
-            found[contestant] = _rounds(implementation, batches)
+            found[contestant] = rounds(implementation, batches)
     return found

@@ -9,12 +9,16 @@ does, and the last bit of a matrix product, in which processors differ, does not
 """
 
 import hashlib
+import io
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipeline import records
 from pipeline.contract import Array, Weights, load_problem
@@ -33,6 +37,13 @@ def generate(problem: str, data: Data, *, seed: int, dtype: str) -> None:
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    checksums = defaultdict(hashlib.sha256)
+
+    def append(name: str, content: Any) -> None:
+        with (temporary / name).open("ab") as file:
+            file.write(content)
+        checksums[name].update(content)
+
     try:
         initial = module.draw_weights(sizes, _stream(seed, problem, "initial"))
         write_tensors(temporary / "initial.safetensors", {key: array.astype(dtype) for key, array in initial.items()})
@@ -41,25 +52,21 @@ def generate(problem: str, data: Data, *, seed: int, dtype: str) -> None:
             inputs = _stream(seed, problem, f"{split} inputs")
             noise = _stream(seed, problem, f"{split} noise")
             scale = data.noise if teacher else 1.0
-            arrays: dict[str, np.memmap] = {}
-            for start in range(0, count, DRAW):
-                drawn = min(DRAW, count - start)
-                batch = module.draw_inputs(sizes, drawn, inputs)
-                y = noise.standard_normal((drawn, sizes.outputs)) * scale
+            draws = (module.draw_inputs(sizes, min(DRAW, count - start), inputs) for start in range(0, count, DRAW))
+            for batch in _ahead(draws):
+                y = noise.standard_normal((len(batch["x"]), sizes.outputs)) * scale
                 if teacher:
                     y += module.predict(teacher, *batch.values())
                 batch["y"] = y.astype(np.float32)
                 for key, array in batch.items():
-                    if start == 0:
-                        kind = dtype if array.dtype == np.float32 else array.dtype
-                        arrays[key] = np.lib.format.open_memmap(
-                            temporary / f"{split}_{key}.npy", "w+", kind, (count, *array.shape[1:])
-                        )
-                    arrays[key][start : start + drawn] = array
-            for array in arrays.values():
-                array.flush()
-        manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        records.write_json(temporary / "manifest.json", manifest)
+                    name = f"{split}_{key}.npy"
+                    stored = array.astype(dtype, copy=False) if array.dtype == np.float32 else array
+                    if name not in checksums:
+                        append(name, _header(stored, count))
+                    append(name, stored)
+        manifest = {name: checksum.hexdigest() for name, checksum in checksums.items()}
+        manifest["initial.safetensors"] = _sha256(temporary / "initial.safetensors")
+        records.write_json(temporary / "manifest.json", dict(sorted(manifest.items())))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -97,9 +104,13 @@ class DataSet:
         return [slice(start * batch_size, min(batches, start + per_block) * batch_size) for start in starts]
 
     def read(self, block: slice, batch_size: int) -> dict[str, Array]:
-        """A block's batches in memory: each array (batches, batch_size, …)."""
+        """A block's batches: each array (batches, batch_size, …), mapped; what is written to it stays in memory.
+
+        A copy-on-write map of the whole file would be promised memory for all of it, which a machine with less refuses.
+        """
         return {
-            key: np.array(array[block]).reshape(-1, batch_size, *array.shape[1:]) for key, array in self.train.items()
+            key: _mapped_block(array, block).reshape(-1, batch_size, *array.shape[1:])
+            for key, array in self.train.items()
         }
 
     def test_inputs(self) -> Iterator[Array]:
@@ -111,8 +122,31 @@ def _stream(seed: int, problem: str, name: str) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(f"{problem} {name}".encode())))
 
 
+def _ahead(draws: Iterator[dict[str, Array]]) -> Iterator[dict[str, Array]]:
+    """The same draws, each made in a thread while the one before it is worked on: NumPy draws without Python's lock."""
+    # More BLAS threads would take from the draw what they save, and wait for work with a core to themselves.
+    with ThreadPoolExecutor(1) as thread, threadpool_limits(1):
+        following = thread.submit(next, draws, None)
+        while (draw := following.result()) is not None:
+            following = thread.submit(next, draws, None)
+            yield draw
+
+
+def _header(array: Array, count: int) -> bytes:
+    """What an .npy file of `count` examples such as those in `array` begins with."""
+    header = io.BytesIO()
+    content = np.lib.format.header_data_from_array_1_0(array) | {"shape": (count, *array.shape[1:])}
+    np.lib.format.write_array_header_1_0(header, content)
+    return header.getvalue()
+
+
 def _mapped(path: Path) -> Any:
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _mapped_block(array: Any, block: slice) -> Array:
+    offset, shape = array.offset + block.start * array[:1].nbytes, (block.stop - block.start, *array.shape[1:])
+    return np.asarray(np.memmap(array.filename, array.dtype, "c", offset, shape))
 
 
 def _sha256(path: Path) -> str:

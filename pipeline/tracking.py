@@ -210,6 +210,7 @@ def _state_tags(params: Params, environment: Environment) -> dict[str, str]:
         "device": environment.device,
         "device_name": environment.device_name,
         "precision": environment.precision,
+        "deterministic": str(environment.deterministic).lower(),
         "md5.environment": _md5(records.ENVIRONMENT),
         "md5.params": _md5(PARAMS),
         "git.commit": records.git("rev-parse", "HEAD"),

@@ -1,19 +1,24 @@
 """Benchmarks: who takes turns, what is counted, and what may be said of the figures. No test here judges a time."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import HOST, LESSONS, TINY, Lesson
+from conftest import HOST, LESSONS, REPOSITORY, TINY, Lesson
 
 from pipeline import findings
 from pipeline.benchmark import FEWEST_ROUNDS, benchmark, draw, in_turn
 from pipeline.contract import Array, load_implementation, load_problem, load_runtime
 from pipeline.findings import Case
 from pipeline.params import Benchmark
+from pipeline.records import read_rows
 from pipeline.statistics import Estimate, ratio, spread, verdict
 
 SIZES: Any = Benchmark.model_validate(TINY["benchmark"])
@@ -272,3 +277,36 @@ def test_implementations_are_compared_at_the_size_of_the_training():
     fast, slow = [sized(1, step=1e-3), case(step=2e-4)], [sized(1, step=1e-4), case(step=4e-4)]
     claim = claims("cpu", torch_tensors=fast, torch_autograd=slow)["Auto"]
     assert "a step takes 2 × (" in claim.finding
+
+
+# The script for a GPU.
+
+
+def test_the_gpu_benchmark_needs_torch_and_numpy_and_nothing_else(tmp_path: Path):
+    absent = ("dvc", "mlflow", "pydantic", "pynvml", "rich", "safetensors", "tensorflow", "threadpoolctl", "yaml")
+    options = ["--device", "cpu", "--seconds", "0.05", "--sizes", "2", "--output", str(tmp_path)]
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({absent})); sys.argv[1:] = {options};"
+        "runpy.run_module('benchmarks.gpu', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("torch_tensors", "torch_autograd", "torch_function"):
+        assert f"{name}: 16 × 256 × 32 × 10: " in done.stdout
+        assert f"{name}: the tutorial's size: " in done.stdout
+    for variant in ("nondeterministic", "tf32"):
+        assert f"torch_autograd, {variant}: 64 × 1000 × 100 × 10: " in done.stdout
+    (folder,) = tmp_path.iterdir()
+    samples = findings.cases(read_rows(folder / "torch_autograd-tf32.csv"))
+    assert [each.label for each in samples] == ["16 × 256 × 32 × 10", "64 × 1000 × 100 × 10"]
+    facts = json.loads((folder / "machine.json").read_text())
+    assert {"device_name", "cpu_name", "threads", "versions", "measured_at", "measured_on", "commit"} <= facts.keys()
+
+
+def test_the_gpu_benchmark_without_a_gpu_is_a_sentence(tmp_path: Path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cuda:7", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ERROR: no NVIDIA GPU answers as cuda:7")
+    assert "--device cpu" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from mlflow.entities import Run
 
 from pipeline.contract import load_problem
 from pipeline.tensors import read_tensors
+from pipeline.timing import LEDGER
 
 # MLflow, in this process, uses what SQLAlchemy deprecates and warns of its own types: not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred")
@@ -57,10 +58,15 @@ def children(uri: str | Path) -> dict[str, Run]:
 def test_a_run_for_each_implementation_below_a_parent(clone: Clone):
     store = clone.path / "mlflow.db"
     (parent,) = runs(store, "tags.role = 'pipeline'")
+    client = mlflow.MlflowClient()
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"report.html", "comparison.json"}
+    assert "figures/ledger.svg" in {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
     shown = children(store)
     assert shown.keys() == TWO.keys()
     for name, run in shown.items():
         assert run.info.status == "FINISHED"
+        files = {file.path for file in client.list_artifacts(run.info.run_id)}
+        assert {"timing.json", "evaluation.json", "benchmark.csv"} <= files
         tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
         assert tags["mlflow.parentRunId"] == parent.info.run_id
         assert tags["implementation"] == name
@@ -81,7 +87,7 @@ def test_a_run_for_each_implementation_below_a_parent(clone: Clone):
             "test_r2",
             "gradient_relative_error",
             "step_seconds_median",
-            "compile_seconds",
+            *(f"{line}_seconds" for line in LEDGER),
         } <= metrics.keys()
         assert params["train.learning_rate"] == "0.05"
         assert params[f"data.{TWO[name]}.inputs"] == ("20" if TWO[name] == "two_layer" else "4")

@@ -66,8 +66,8 @@ class Implementation:
         length = torch.from_numpy(lengths).to(self.wx.device)
         order = length.argsort(descending=True, stable=True)
         active = torch.arange(int(length.max()), device=length.device)[:, None] < length[order]
-        by_time = torch.from_numpy(x).to(self.wx.device)[order].transpose(0, 1)[: len(active)]
-        return order, by_time[active], active.sum(1).tolist()
+        time, row = active.nonzero(as_tuple=True)
+        return order, torch.from_numpy(x).to(self.wx.device)[order[row], time], active.sum(1).tolist()
 
     def predict(self, x: Array, lengths: Array) -> Array:
         order, steps, running = self._pack(x, lengths)
