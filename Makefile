@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test check ui bench bench-gpu bench-scale cpu gpu test-gpu-image lock
+.PHONY: help setup repro test check ui bench bench-gpu cpu gpu test-gpu-image lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -38,9 +38,6 @@ bench: setup  ## every lesson's step beside the floor and the loop written plain
 bench-gpu:  ## step time, speed-up over NumPy and share of the floor on an NVIDIA GPU
 	@docker/preflight gpu
 	docker compose run --rm gpu python -m benchmarks.gpu $(ARGS)
-
-bench-scale: setup  ## data larger than memory: 8 GB streamed through every lesson (takes 10 GB of disk)
-	python -m benchmarks.scale $(ARGS)
 
 cpu:  ## the same in a container: docker compose run --rm cpu $(ARGS)
 	@docker/preflight cpu

@@ -186,7 +186,7 @@ def claims(
                 _same(rows, "numpy_arrays", "torch_tensors"),
                 f"Both compute the reference's curve (largest differences {_curve(rows, 'numpy_arrays')} and "
                 f"{_curve(rows, 'torch_tensors')}); a step in tensors takes "
-                f"{_compared(at['torch_tensors'], at['numpy_arrays'])} a step in arrays.",
+                f"{_compared(at['torch_tensors'], at['numpy_arrays'], 'a step in arrays')}.",
             )
         )
     if {"torch_autograd", "torch_tensors"} <= at.keys():
@@ -196,7 +196,7 @@ def claims(
                 _same(rows, "torch_autograd", "torch_tensors"),
                 f"Its gradient is off by {rows['torch_autograd']['gradient_relative_error']:.1e} of the float64 "
                 f"reference, by hand it is {rows['torch_tensors']['gradient_relative_error']:.1e}; a step takes "
-                f"{_compared(at['torch_autograd'], at['torch_tensors'])} one by hand.",
+                f"{_compared(at['torch_autograd'], at['torch_tensors'], 'one by hand')}.",
             )
         )
     if {"torch_function", "torch_autograd"} <= at.keys():
@@ -205,7 +205,7 @@ def claims(
                 "We can define our own autograd operator by its forward and its backward function.",
                 _same(rows, "torch_function", "torch_autograd"),
                 f"The gradient is off by {rows['torch_function']['gradient_relative_error']:.1e}; a step with our own "
-                f"relu takes {_compared(at['torch_function'], at['torch_autograd'])} one with PyTorch's.",
+                f"relu takes {_compared(at['torch_function'], at['torch_autograd'], 'one with its own')}.",
             )
         )
     if "tensorflow_graph" in at:
@@ -269,6 +269,6 @@ def _curve(rows: Mapping[str, Any], name: str) -> str:
     return f"{rows[name]['loss_curve_relative_difference']:.1e}"
 
 
-def _compared(one: Case, other: Case) -> str:
+def _compared(one: Case, other: Case, whom: str) -> str:
     of_seconds = against(one, other)
-    return f"{times(of_seconds)} as long as" + ("" if verdict(of_seconds) != "no difference" else " (no difference)")
+    return f"{times(of_seconds)} as long as {whom}" + ", no difference" * (verdict(of_seconds) == "no difference")

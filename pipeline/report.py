@@ -295,7 +295,9 @@ def _line(axes: Axes, measured: list[Case], seconds: list[Array], *, color: str,
 
 def _ticks(axes: Axes, measured: list[Case]) -> None:
     axes.set_xscale("log")
-    axes.set_xticks([findings.operations(case.sizes) for case in measured], [case.label for case in measured])
+    halves = [case.label.split(" × ") for case in measured]
+    labels = [f"{' × '.join(half[:2])}\n× {' × '.join(half[2:])}" for half in halves]  # or neighbours overlap
+    axes.set_xticks([findings.operations(case.sizes) for case in measured], labels)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params("x", labelsize=8)

@@ -43,7 +43,7 @@ def train(
         implementation = create(data.initial, learning_rate)
     losses = np.empty(steps)
     blocks, per_call = data.blocks(batch_size), max(1, steps // CALLS)
-    done = 0
+    done = heard = 0
     for block in cycle(blocks):
         with stopwatch.measure("read"):
             batches = data.read(block, batch_size)
@@ -71,8 +71,10 @@ def train(
                     "Lower train.learning_rate in params.yaml."
                 )
             done += count
-            with stopwatch.measure("log"):
-                on_progress(done, float(losses[done - 1]))
+            if done - heard >= per_call or done == steps:  # a small block makes for many calls
+                heard = done
+                with stopwatch.measure("log"):
+                    on_progress(done, float(losses[done - 1]))
         if done == steps:
             break
     with stopwatch.measure("read_back"):

@@ -88,7 +88,7 @@ def test_a_timing_older_than_the_run_is_labelled(clone: Clone):
     file.write_text(before)
     clone.run("dvc", "repro", "-f", "-s", "report")
     assert page.count("<strong>restored</strong>") == 1
-    assert f"<strong>restored</strong>: measured {earlier:%Y-%m-%d %H:%M} UTC on " in page
+    assert f"<strong>restored</strong>: measured {earlier:%Y-%m-%d %H:%M} UTC<br>on " in page
 
 
 def test_a_breach_is_on_the_page(clone: Clone):
