@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test check ui bench bench-gpu cpu gpu test-gpu-image lock
+.PHONY: help setup repro test check ui bench bench-scale bench-gpu cpu gpu test-gpu-image lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -34,6 +34,9 @@ ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 
 bench: setup  ## every lesson's step beside the floor and the loop written plainly, against targets (about 8 min)
 	python -m benchmarks.speed $(ARGS)
+
+bench-scale: setup  ## data larger than memory: time and memory of 8 GB (needs 10 GB of disk, about 10 min)
+	python -m benchmarks.scale $(ARGS)
 
 bench-gpu:  ## step time, speed-up over NumPy and share of the floor on an NVIDIA GPU
 	@docker/preflight gpu

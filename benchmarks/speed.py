@@ -10,15 +10,11 @@ starting processes in turn.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -26,13 +22,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import machine
 from pipeline.benchmark import ROUNDS, Sample, Steps, draw, floors, in_turn, rounds
 from pipeline.contract import Array, Implementation, Weights, load_implementation, load_runtime
 from pipeline.environment import Environment, framework_of, resolve
 from pipeline.errors import UserError
 from pipeline.params import RecurrentCase, TwoLayerCase, load_params
 from pipeline.statistics import Estimate, ratio, verdict
-from pipeline.timing import timed
 
 LEARNING_RATE = 1e-3
 PASSES = 4  # there and back, so that who comes before whom counts for both; at the least 20 rounds together
@@ -40,7 +36,6 @@ MODES_SECONDS = 12.0  # deterministic kernels on and off, in turn in one process
 PAIRS = 6  # of processes, one with deterministic kernels and one without
 PAIR_SECONDS = 2.0  # for each of the two
 ABBA = ("deterministic", "free", "free", "deterministic")  # so that a drift of the machine counts for both alike
-BLAS_VARIABLES = ("OPENBLAS_", "MKL_", "OMP_")
 
 
 class Size(NamedTuple):
@@ -127,7 +122,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--at", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE", help=", ".join(SIZES))
     parser.add_argument("--seconds", type=float, default=1.0, metavar="FACTOR", help="times the usual seconds")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="every sample, with the machine's facts, as JSON")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="every sample, with the machine's facts")
     parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--modes", nargs="+", choices=sorted(set(ABBA)), default=[], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -140,19 +135,11 @@ def main() -> None:
         measured = _measure(arguments.one, arguments.at, arguments.modes, arguments.seconds, environment)
         print(json.dumps(list(measured)))
         return
-    with _others() as others:
+    with machine.others() as others:
         records = list(_measure_all(arguments.only, arguments.at, arguments.seconds))
     if arguments.output:
-        facts = {
-            "machine": platform.node(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "environment": asdict(environment),
-            "variables": _variables(),
-            "cpus_of_other_processes": others[0],
-            "samples": [record._asdict() for record in records],
-        }
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n")
-    print("\n".join(_report(records, environment, others[0])))
+        machine.keep(arguments.output, environment, others[0], "samples.csv", records)
+    print("\n".join([*machine.heading(environment, others[0]), *_report(records)]))
 
 
 def _measure_all(names: Sequence[str], sizes: Sequence[str], factor: float) -> Iterator[Record]:
@@ -173,7 +160,7 @@ def _in_a_process(name: str, sizes: Sequence[str], factor: float, *modes: str) -
     print("measuring", name, *sizes, *modes, end=" … ", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.speed", "--one", name, "--at", *sizes, "--seconds", str(factor)]
     command += ["--modes", *modes] if modes else []
-    with _others() as others:
+    with machine.others() as others:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(f"other processes took {others[0]:.2f} CPUs", file=sys.stderr)
     if done.returncode:
@@ -273,12 +260,7 @@ def _traces(lesson: Any, batches: Mapping[str, Array]) -> int:
     return lesson.graph.experimental_get_tracing_count()
 
 
-def _report(records: Sequence[Record], environment: Environment, others: float) -> Iterator[str]:
-    versions = ", ".join(f"{framework} {version}" for framework, version in environment.versions.items())
-    yield f"{environment.cpu_name}, {environment.threads} threads, float32; {versions}"
-    yield f"Other processes took {others:.2f} CPUs meanwhile"
-    if variables := " ".join(f"{key}={value}" for key, value in _variables().items()):
-        yield f"Set in the environment, and with it the floor: {variables}"
+def _report(records: Sequence[Record]) -> Iterator[str]:
     paces = _paces(record for record in records if record.contestant != "traces")
     for key, size in SIZES.items():
         if names := [name for name in size.targets if (name, key, "step") in paces]:
@@ -291,10 +273,10 @@ def _report(records: Sequence[Record], environment: Environment, others: float) 
     )
     if checks:
         yield from ("", "The checker: a lesson against itself, of which 1 in 20 may differ by chance")
-        yield from _columns([*(_check_row(name, key, paces) for name, key in checks), _check_all(checks, paces)])
+        yield from machine.columns([*(_check_row(name, key, paces) for name, key in checks), _check_all(checks, paces)])
     if modes:
         yield from ("", "Deterministic kernels: a step with them, a step without, the one over the other")
-        yield from _columns([_mode_row(name, key, paces) for name, key in modes])
+        yield from machine.columns([_mode_row(name, key, paces) for name, key in modes])
 
 
 def _paces(records: Iterable[Record]) -> Paces:
@@ -320,14 +302,14 @@ def _table(key: str, names: Sequence[str], paces: Paces) -> Iterator[str]:
                 _time(plain, size),
                 f"{ratio(plain, floor).value:.2f}",
                 _time(ours, size),
-                _interval(ratio(ours, floor)),
+                machine.interval(ratio(ours, floor)),
                 f"{ratio(ours, own).value:.2f}" if own is not None else "–",
                 f"≤ {target * size.units:g} ms" if size.problem == "recurrent" else f"≤ {target:g} ×",
                 "✓" if _figure(name, key, paces).value <= target else "✗",
                 *_compared(ours, plain),
             ]
         )
-    return _columns(rows)
+    return machine.columns(rows)
 
 
 def _notes(key: str, names: Sequence[str], paces: Paces) -> Iterator[str]:
@@ -339,7 +321,7 @@ def _notes(key: str, names: Sequence[str], paces: Paces) -> Iterator[str]:
         if (name, key, "longest") in paces:
             case, longest = size.case, ratio(paces[name, key, "longest"], paces[name, key, "step"])
             share = 2 * case.max_length / (case.min_length + case.max_length)
-            yield f"{name}: all lengths {case.max_length}, their sum {share:.2f} ×: {_interval(longest)} × the step."
+            yield f"{name}: all lengths {case.max_length}, sum {share:.2f} ×: {machine.interval(longest)} × the step."
 
     handed = {
         name: ratio(paces[name, key, "handed"], paces[name, key, "apart"])
@@ -348,7 +330,7 @@ def _notes(key: str, names: Sequence[str], paces: Paces) -> Iterator[str]:
     }
     if handed:
         yield "Products of weights just updated, over those of weights at rest (1: handing them over costs nothing):"
-        yield "  " + ", ".join(f"{name} {_interval(found)}" for name, found in handed.items())
+        yield "  " + ", ".join(f"{name} {machine.interval(found)}" for name, found in handed.items())
 
 
 def _reason(name: str, key: str, paces: Paces) -> str:
@@ -357,9 +339,13 @@ def _reason(name: str, key: str, paces: Paces) -> str:
         return f"{figure.value * size.units:.1f} ({figure.low * size.units:.1f}–{figure.high * size.units:.1f}) ms"
     if own is not None and ratio(paces[name, key, "step"], own).value <= size.targets[name]:
         slower = ratio(own, paces[name, key, _fastest(name, key, paces)])
-        return f"{framework_of(name)}'s BLAS takes {_interval(slower)} × the floor for the products alone"
-    beside = f", {_interval(ratio(paces[name, key, 'step'], own))} × its own BLAS's products" if own is not None else ""
-    return f"{_interval(figure)} × the floor{beside}"
+        return f"{framework_of(name)}'s BLAS takes {machine.interval(slower)} × the floor for the products alone"
+    beside = (
+        f", {machine.interval(ratio(paces[name, key, 'step'], own))} × its own BLAS's products"
+        if own is not None
+        else ""
+    )
+    return f"{machine.interval(figure)} × the floor{beside}"
 
 
 def _figure(name: str, key: str, paces: Paces) -> Estimate:
@@ -402,44 +388,11 @@ def _mode_row(name: str, key: str, paces: Paces) -> list[str]:
 
 def _compared(above: Array, below: Array) -> list[str]:
     found = ratio(above, below)
-    return [_interval(found), verdict(found)]
+    return [machine.interval(found), verdict(found)]
 
 
 def _time(pace: Array, size: Size) -> str:
     return f"{np.median(pace) * size.units:.{0 if size.unit == 'µs' else 1}f}"
-
-
-def _interval(found: Estimate) -> str:
-    return f"{found.value:.2f} ({found.low:.2f}–{found.high:.2f})"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-@contextmanager
-def _others() -> Iterator[list[float]]:
-    """Yields a list that holds, afterwards, how many CPUs other processes kept busy meanwhile, on average."""
-    others: list[float] = []
-    before = _others_seconds()
-    with timed(lambda: None) as seconds:
-        yield others
-    others.append(max(0.0, _others_seconds() - before) / seconds[0])
-
-
-def _others_seconds() -> float:
-    """CPU seconds since the start of the machine, but for this process's and its children's."""
-    first = Path("/proc/stat").read_text().partition("\n")[0]
-    user, nice, system, _, _, *interrupts = map(int, first.split()[1:9])  # without idle and iowait; guests are in user
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
-
-
-def _variables() -> dict[str, str]:
-    """As this process was given them: pipeline/__init__.py sets one of its own."""
-    entries = (entry.partition("=") for entry in Path("/proc/self/environ").read_text().split("\0"))
-    return {key: value for key, _, value in sorted(entries) if key.startswith(BLAS_VARIABLES)}
 
 
 if __name__ == "__main__":

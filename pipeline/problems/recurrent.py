@@ -58,8 +58,12 @@ def draw_inputs(sizes: Sizes, count: int, generator: np.random.Generator) -> dic
 
 def predict(weights: Weights, x: Array, lengths: Array) -> Array:
     """y_pred (N, outputs), float64."""
-    states = _states(weights, x.astype(np.float64), lengths)
-    return states[lengths, np.arange(len(lengths))] @ weights["wo"].astype(np.float64)
+    wx, wh, wo = (weights[key].astype(np.float64) for key in ("wx", "wh", "wo"))
+    h = np.zeros((len(x), wh.shape[0]))
+    for t in range(x.shape[1]):
+        active = lengths > t
+        h[active] = np.maximum(x[active, t].astype(np.float64) @ wx + h[active] @ wh, 0)
+    return h @ wo
 
 
 def loss_and_gradients(weights: Weights, x: Array, lengths: Array, y: Array) -> tuple[float, dict[str, Array]]:

@@ -15,8 +15,8 @@ from pipeline.contract import Array, Factors, Implementation
 from pipeline.environment import Environment
 from pipeline.runtimes import peak_process_bytes
 
-# Measured on two cores with batch × inputs × hidden × outputs: at 64 × 1000 × 100 × 10 a step took 248 µs, with XLA 125
-# at 128 × 1024 × 512 × 64 both took 1.26 ms; at 256 × 1024 × 1024 × 64 it took 3.6 ms, with XLA 4.1.
+# Measured on two cores with batch × inputs × hidden × outputs. At 64 × 1000 × 100 × 10 a step took 248 µs, with XLA
+# 125; at 128 × 1024 × 512 × 64 both took 1.26 ms; at 256 × 1024 × 1024 × 64 it took 3.6 ms, with XLA 4.1.
 XLA_WEIGHTS = 2**19  # elements in all weights together, up to which XLA is used on a CPU
 
 tf.get_logger().setLevel("ERROR")  # it warns of graphs made anew, which is how a benchmark learns what making one costs

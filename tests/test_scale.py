@@ -1,0 +1,57 @@
+"""The benchmark of scale runs to its end, and what it watches is memory, not the pages of a file."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from conftest import REPOSITORY
+
+from benchmarks.scale import _rss_anon
+
+MEGABYTE = 2**20
+
+
+def _scale(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # On one CPU: threads that wait for each other while other tests run would take seconds.
+    cpu = str(min(os.sched_getaffinity(0)))
+    command = ["taskset", "-c", cpu, sys.executable, "-m", "benchmarks.scale", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_generation_training_and_memory_of_a_small_data_set(tmp_path: Path):
+    output = tmp_path / "figures"
+    done = _scale("--examples", "3000", "--only", "torch_loop", "--folder", str(tmp_path), "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == [output]  # the data are gone
+    for line in ("recurrent: up to 3,000 examples, 0.0 GB", "train@torch_loop", "torch_loop", "generate: "):
+        assert any(found.startswith(line) for found in done.stdout.splitlines()), done.stdout
+    with (output / "runs.csv").open(newline="") as file:
+        runs = {run["stage"]: run for run in csv.DictReader(file)}
+    assert set(runs) == {"generate", "train@torch_loop", "framework@torch_loop"}
+    assert all(float(run["seconds"]) > 0.1 and int(run["rss_anon"]) > 10e6 for run in runs.values())
+    with (output / "turns.csv").open(newline="") as file:
+        turns = list(csv.DictReader(file))
+    assert {turn["contestant"] for turn in turns} == {"memory", "streamed", "disk", "generate", "generator"}
+    assert {turn["examples"] for turn in turns if turn["name"] == "torch_loop"} == {str(3000 // 256 * 256)}
+
+
+def test_data_that_the_disk_has_no_room_for_are_refused(tmp_path: Path):
+    done = _scale("--examples", str(10**12), "--folder", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    assert "GB free" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_counted_and_a_mapped_file_is_not(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"1" * 64 * MEGABYTE)
+    before = _rss_anon(os.getpid())
+    mapped = np.memmap(tmp_path / "file", np.uint8, "r")
+    assert mapped.sum(dtype=np.int64) == 49 * 64 * MEGABYTE
+    assert _rss_anon(os.getpid()) - before < 16 * MEGABYTE
+    copy = np.array(mapped)
+    assert _rss_anon(os.getpid()) - before > 48 * MEGABYTE
+    assert copy.nbytes == mapped.nbytes
