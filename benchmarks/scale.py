@@ -112,6 +112,7 @@ def _measure(names: Mapping[str, str], sizes: Sequence[int], folder: Path) -> tu
                 _write_params(checkout, problem, examples)
                 _run(checkout, "stages.environment")
                 runs.append(Run(problem, "generate", examples, *_watched(checkout, "stages.generate", problem)))
+                os.sync()  # or the disk is still being written to while the first lesson trains
                 for name in own:
                     stage = f"train@{name}"
                     runs.append(Run(problem, stage, examples, *_watched(checkout, "stages.train", name)))

@@ -40,11 +40,21 @@ def start(environment: Environment) -> str:
 
 
 def prepare(implementation: Any) -> Implementation:
-    """With XLA, the graph in a graph that is compiled as one; it has to be a graph that XLA can compile."""
+    """With XLA, the graph in a graph that is compiled as one; it has to be a graph that XLA can compile.
+
+    Blocks of data, which do not change, are handed over where they lie: `tf.constant` copies an array, but no tensor.
+    """
+    load = implementation.load
+    implementation.load = lambda batches: load({key: _placed(array) for key, array in batches.items()})
     small = sum(weight.size for weight in implementation.weights().values()) <= XLA_WEIGHTS
     if (small or _device != "CPU:0") and _loops(implementation.graph) == 1:
         implementation.graph = tf.function(implementation.graph, jit_compile=True)
     return implementation
+
+
+def _placed(array: Array) -> tf.Tensor:
+    with tf.device(_device):
+        return tf.raw_ops.Identity(input=array)  # on the CPU the array's own memory, if it lies as TensorFlow needs it
 
 
 def _loops(graph: Any) -> int:
