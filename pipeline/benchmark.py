@@ -20,8 +20,9 @@ from pipeline.contract import Array, Implementation, Weights, load_implementatio
 from pipeline.environment import Environment, framework_of
 from pipeline.timing import timed
 
-ROUNDS = 12  # of a size, fewer where they would take longer than the time that is given
+ROUNDS = 10  # of a size, fewer where they would take longer than the time that is given
 FEWEST_ROUNDS = 5
+GUESSES = 3
 BUILDS = 3  # of a graph, each from nothing
 BLOCK_BATCHES = 64  # at most in a block, the most steps that a call of `train` takes
 BLOCK_BYTES = 32 * 2**20
@@ -62,8 +63,7 @@ def benchmark(
         return runtime.prepare(implementation(weights, learning_rate=1e-3, device=device))
 
     built: tuple[Any, Implementation, list[float]] | None = None
-    shares = [index + 1 for index in range(len(cases))]  # what is larger takes longer
-    for case, share in zip(cases, shares, strict=True):
+    for case in cases:
         weights, batches = draw(problem, case, dtype)
         lengths = batches["lengths"].sum(1).mean() if "lengths" in batches else case.batch_size
         shapes = {key: array.shape for key, array in weights.items()}
@@ -80,7 +80,7 @@ def benchmark(
         contestants |= floors(framework, environment, problem, weights, batches)
         if environment.device_of(framework)[0] != "cpu":
             contestants |= _on_the_cpu(name, problem, weights, batches)
-        for sample in in_turn(contestants, seconds=seconds * share / sum(shares), synchronize=runtime.synchronize):
+        for sample in in_turn(contestants, seconds=seconds / len(cases), synchronize=runtime.synchronize):
             yield case, lengths, sample
 
 
@@ -103,13 +103,7 @@ def draw(problem: str, case: Any, dtype: str) -> tuple[dict[str, Array], dict[st
 def in_turn(contestants: Mapping[str, Steps], *, seconds: float, synchronize: Callable[[], None]) -> Iterator[Sample]:
     """Samples of all contestants in turn, for about so many seconds; never fewer than FEWEST_ROUNDS of each."""
     half_turn = seconds / (ROUNDS * len(contestants)) / 2
-    steps = dict.fromkeys(contestants, 1)
-    for _ in range(2):  # twice: the first guess is made of a single step
-        for name, run in contestants.items():
-            run(steps[name])  # what depends on the number of steps is compiled or captured now
-            with timed(synchronize) as trial:
-                run(steps[name])
-            steps[name] = max(1, round(steps[name] * half_turn / trial[0]))
+    steps = {name: _steps_in(half_turn, run, synchronize) for name, run in contestants.items()}
     spent = 0.0
     for turn in range(ROUNDS):
         if turn >= FEWEST_ROUNDS and spent > seconds:
@@ -121,6 +115,20 @@ def in_turn(contestants: Mapping[str, Steps], *, seconds: float, synchronize: Ca
                     run(steps[name])
                 yield Sample(name, turn, steps[name], taken[0])
         spent += whole[0]
+
+
+def _steps_in(seconds: float, run: Steps, synchronize: Callable[[], None]) -> int:
+    """How many steps take about so long. A call of few takes longer for each, so the first guesses are too low."""
+    steps = 1
+    for _ in range(GUESSES):
+        run(steps)  # what depends on the number of steps is compiled or captured now
+        with timed(synchronize) as trial:
+            run(steps)
+        guess = max(1, round(steps * seconds / trial[0]))
+        if guess == steps:
+            break
+        steps = guess
+    return steps
 
 
 def rounds(implementation: Implementation, batches: Mapping[str, Array]) -> Steps:

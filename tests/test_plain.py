@@ -12,6 +12,7 @@ import pytest
 from conftest import HOST, REPOSITORY, Lesson
 
 from pipeline.contract import load_runtime
+from pipeline.records import read_rows
 
 
 def test_a_plain_loop_takes_the_steps_of_the_lesson(lesson: Lesson):
@@ -31,7 +32,7 @@ def test_the_benchmark_sets_the_lesson_beside_the_floor_and_the_plain_loop(tmp_p
     cpu = str(min(os.sched_getaffinity(0)))
     command = [sys.executable, "-m", "benchmarks.speed", "--only", "numpy_arrays", "--at", "small", "--seconds", "0.05"]
     done = subprocess.run(
-        ["taskset", "-c", cpu, *command, "--output", str(tmp_path / "samples.json")],
+        ["taskset", "-c", cpu, *command, "--output", str(tmp_path)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -46,9 +47,9 @@ def test_the_benchmark_sets_the_lesson_beside_the_floor_and_the_plain_loop(tmp_p
     assert float(ours) / float(floor) == pytest.approx(float(multiple), rel=0.05)
     low, high = map(float, interval.strip("()").split("–"))
     assert low <= float(multiple) <= high
-    facts = json.loads((tmp_path / "samples.json").read_text())
-    assert facts["environment"]["threads"] == 1
-    contestants = {sample["contestant"] for sample in facts["samples"]}
+    assert json.loads((tmp_path / "machine.json").read_text())["environment"]["threads"] == 1
+    samples = read_rows(tmp_path / "samples.csv")
+    contestants = {sample["contestant"] for sample in samples}
     assert contestants == {"floor_numpy", "floor_torch", "plain", "step", "self", "handed", "apart"}
-    rounds = {sample["round"] for sample in facts["samples"] if sample["contestant"] == "step"}
-    assert len(rounds) >= 12
+    rounds = {sample["round"] for sample in samples if sample["contestant"] == "step"}
+    assert len(rounds) >= 20

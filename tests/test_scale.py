@@ -1,6 +1,5 @@
 """The benchmark of scale runs to its end, and what it watches is memory, not the pages of a file."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 from conftest import REPOSITORY
 
 from benchmarks.scale import _rss_anon
+from pipeline.records import read_rows
 
 MEGABYTE = 2**20
 
@@ -28,12 +28,10 @@ def test_generation_training_and_memory_of_a_small_data_set(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [output]  # the data are gone
     for line in ("recurrent: up to 3,000 examples, 0.0 GB", "train@torch_loop", "torch_loop", "generate: "):
         assert any(found.startswith(line) for found in done.stdout.splitlines()), done.stdout
-    with (output / "runs.csv").open(newline="") as file:
-        runs = {run["stage"]: run for run in csv.DictReader(file)}
+    runs = {run["stage"]: run for run in read_rows(output / "runs.csv")}
     assert set(runs) == {"generate", "train@torch_loop", "framework@torch_loop"}
     assert all(float(run["seconds"]) > 0.1 and int(run["rss_anon"]) > 10e6 for run in runs.values())
-    with (output / "turns.csv").open(newline="") as file:
-        turns = list(csv.DictReader(file))
+    turns = read_rows(output / "turns.csv")
     assert {turn["contestant"] for turn in turns} == {"memory", "streamed", "disk", "generate", "generator"}
     assert {turn["examples"] for turn in turns if turn["name"] == "torch_loop"} == {str(3000 // 256 * 256)}
 
