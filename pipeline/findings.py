@@ -218,7 +218,7 @@ def claims(
 def gpu_claim(measured: list[Case], device: str) -> Claim:
     text = "GPUs often provide speedups of 50x or greater."
     if device == "cpu":
-        return Claim(text, "not answered here", "This run had no CUDA device. `make gpu` runs all of it on one.")
+        return Claim(text, "not answered here", "This run had no CUDA device. make gpu runs all of it on one.")
     reached, best, highest = crossover(measured, "numpy_arrays", GPU_CLAIM)
     words = [
         f"The GPU beats {whom} {f'from {since.label} on' if since else f'at no size up to {measured[-1].label}'}."
