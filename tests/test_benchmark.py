@@ -122,6 +122,16 @@ def test_xla_is_for_graphs_that_are_small_and_have_one_loop():
         assert (runtime.prepare(plain).graph is not before) == compiled
 
 
+def test_a_block_of_data_is_trained_on_where_it_lies(tmp_path: Path):
+    weights, batches = draw("two_layer", SIZES.two_layer[0], "float32")
+    np.save(tmp_path / "x.npy", batches["x"])
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="c")  # as pipeline/data.py reads it
+    runtime, implementation = load_runtime("tensorflow"), load_implementation("two_layer", "tensorflow_graph")
+    lesson: Any = runtime.prepare(implementation(weights, learning_rate=0.1, device=runtime.start(HOST)))
+    lesson.load(batches | {"x": mapped})
+    assert np.shares_memory(lesson.x.numpy(), mapped)
+
+
 def test_the_scan_is_traced_once_for_all_lengths():
     lesson = Lesson("tensorflow_scan", "recurrent", "float64")
     implementation: Any = lesson.create()
