@@ -84,6 +84,26 @@ def benchmark(
             yield case, lengths, sample
 
 
+def side_by_side(
+    names: list[str], problem: str, case: Any, *, seconds: float, dtype: str, environment: Environment
+) -> Iterator[tuple[Any, float, Sample]]:
+    """Samples of implementations that share an interpreter, in turn with each other: the contestants are their names.
+
+    Of the same step, one process was seen to take 70 % longer than another, and one second than the next.
+    """
+    weights, batches = draw(problem, case, dtype)
+    contestants: dict[str, Steps] = floors("torch", environment, problem, weights, batches)
+    for name in names:
+        runtime = load_runtime(name)
+        device = runtime.start(environment)
+        create = load_implementation(problem, name)
+        implementation = runtime.prepare(create(weights, learning_rate=1e-3, device=device))
+        implementation.load(batches)
+        contestants[name] = rounds(implementation, batches)
+    for sample in in_turn(contestants, seconds=seconds, synchronize=load_runtime("torch").synchronize):
+        yield case, case.batch_size, sample
+
+
 def draw(problem: str, case: Any, dtype: str) -> tuple[dict[str, Array], dict[str, Array]]:
     """Initial weights and a block of batches of a case, as many as BLOCK_BATCHES and BLOCK_BYTES allow, but two."""
     module, generator = load_problem(problem), np.random.default_rng(SEED)

@@ -168,16 +168,15 @@ def against(one: Case, other: Case) -> Estimate:
 
 
 def claims(
-    benchmarks: Mapping[str, list[Case]], comparison: Mapping[str, Any], device: str, tutorial: Mapping[str, int]
+    benchmarks: Mapping[str, list[Case]], side_by_side: Case, comparison: Mapping[str, Any], device: str
 ) -> list[Claim]:
     """The claims of the text that figures can decide, of those whose implementations were run.
 
-    `tutorial` are the sizes at which implementations are compared with each other: those of the training.
+    `side_by_side` has the implementations themselves as contestants, in turn in one process.
     """
-    rows = comparison["implementations"]
-    at = {name: _at(measured, tutorial) for name, measured in benchmarks.items()}
+    rows, at = comparison["implementations"], side_by_side.seconds
     found = []
-    if "torch_tensors" in at:
+    if "torch_tensors" in benchmarks:
         found.append(gpu_claim(benchmarks["torch_tensors"], device))
     if {"numpy_arrays", "torch_tensors"} <= at.keys():
         found.append(
@@ -208,9 +207,9 @@ def claims(
                 f"relu takes {_compared(at['torch_function'], at['torch_autograd'], 'one with its own')}.",
             )
         )
-    if "tensorflow_graph" in at:
+    if "tensorflow_graph" in benchmarks:
         found.append(_graph(benchmarks["tensorflow_graph"]))
-    if {"torch_loop", "tensorflow_scan"} <= at.keys():
+    if {"torch_loop", "tensorflow_scan"} <= benchmarks.keys():
         found.append(_loops(benchmarks, rows))
     return found
 
@@ -256,11 +255,6 @@ def _loops(benchmarks: Mapping[str, list[Case]], rows: Mapping[str, Any]) -> Cla
     )
 
 
-def _at(measured: list[Case], sizes: Mapping[str, int]) -> Case:
-    """The case with these sizes, else the smallest: benchmarks begin with it."""
-    return next((case for case in measured if case.sizes.items() <= dict(sizes).items()), measured[0])
-
-
 def _same(rows: Mapping[str, Any], *names: str) -> str:
     return "does not hold" if any(rows[name]["breaches"] for name in names) else "holds"
 
@@ -269,6 +263,6 @@ def _curve(rows: Mapping[str, Any], name: str) -> str:
     return f"{rows[name]['loss_curve_relative_difference']:.1e}"
 
 
-def _compared(one: Case, other: Case, whom: str) -> str:
-    of_seconds = against(one, other)
+def _compared(one: Array, other: Array, whom: str) -> str:
+    of_seconds = ratio(one, other)
     return f"{times(of_seconds)} as long as {whom}" + ", no difference" * (verdict(of_seconds) == "no difference")

@@ -131,6 +131,11 @@ class Params(Section):
             )
         return self.implementations[name]
 
+    def sizes(self, problem: str) -> dict[str, int]:
+        """The sizes of a step of the training, as a case of the benchmark has them."""
+        data = getattr(self.data, problem).model_dump(exclude={"train_examples", "test_examples"})
+        return {"batch_size": self.train.of(problem).batch_size, **data}
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         for problem in ("two_layer", "recurrent"):

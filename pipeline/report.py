@@ -72,24 +72,33 @@ class Result(NamedTuple):
     losses: list[float]
 
 
+class SideBySide(NamedTuple):
+    """Implementations that took turns in one process, by their names, and where and when."""
+
+    case: Case
+    measured: dict[str, Any]
+
+
 def write(
-    params: Params, environment: Environment, comparison: dict[str, Any], results: dict[str, Result]
+    params: Params,
+    environment: Environment,
+    comparison: dict[str, Any],
+    results: dict[str, Result],
+    side_by_side: SideBySide,
 ) -> tuple[str, dict[str, str]]:
     """The page, as HTML, and its figures as SVG files by name."""
     with mpl.rc_context(STYLE):
         drawn = {name: _svg(figure) for name, figure in _figures(params, results).items()}
-    tutorial = _sizes(params, "two_layer")
-    claims = findings.claims(
-        {name: result.cases for name, result in results.items()}, comparison, environment.device, tutorial
-    )
+    benchmarks = {name: result.cases for name, result in results.items()}
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
         Path(__file__).with_name("report.html").read_text()
     )
     page = template.render(
         params=params,
         environment=environment,
+        compared=_when(side_by_side.measured),
         comparison=comparison,
-        claims=claims,
+        claims=findings.claims(benchmarks, side_by_side.case, comparison, environment.device),
         rows=[_row(name, result, params, comparison) for name, result in results.items()],
         ledger=LEDGER,
         ledgers={name: _ledger(result) for name, result in results.items()},
@@ -113,7 +122,7 @@ def write(
 
 
 def _row(name: str, result: Result, params: Params, comparison: dict[str, Any]) -> dict[str, Any]:
-    case = next((case for case in result.cases if case.sizes == _sizes(params, result.problem)), None)
+    case = next((case for case in result.cases if case.sizes == params.sizes(result.problem)), None)
     return {
         "name": name,
         "problem": result.problem,
@@ -122,7 +131,7 @@ def _row(name: str, result: Result, params: Params, comparison: dict[str, Any]) 
         "p95": _duration(result.timing["step_seconds_p95"]),
         "multiple": findings.times(case.multiple) if case else "not benchmarked at this size",
         "device": result.timing["device_name"],
-        "when": f"{result.timing['measured_at'][:16].replace('T', ' ')} UTC",
+        "when": _when(result.timing),
         "where": result.timing["measured_on"],
         "restored": result.restored,
     }
@@ -152,10 +161,8 @@ def _ledger(result: Result) -> dict[str, str]:
     return {line: f"{_duration(each)}, {each / result.timing['wall_seconds']:.0%}" for line, each in seconds.items()}
 
 
-def _sizes(params: Params, problem: str) -> dict[str, int]:
-    """The sizes of a step of the training, as a case of the benchmark has them."""
-    data = getattr(params.data, problem).model_dump(exclude={"train_examples", "test_examples"})
-    return {"batch_size": params.train.of(problem).batch_size, **data}
+def _when(measured: dict[str, Any]) -> str:
+    return f"{measured['measured_at'][:16].replace('T', ' ')} UTC"
 
 
 def _duration(seconds: float) -> str:
@@ -252,7 +259,7 @@ def _break_even(graphs: dict[str, Result], params: Params) -> Figure:
     figure.patch.set_alpha(0)
     panels = figure.subplots(1, len(graphs), squeeze=False)[0]
     for axes, ((name, result), (colour, _)) in zip(panels, _styled(graphs), strict=True):
-        sizes = _sizes(params, result.problem)
+        sizes = params.sizes(result.problem)
         case = next((case for case in result.cases if case.sizes == sizes), result.cases[0])
         build, eager, step = (float(np.median(case.seconds[each])) for each in ("build", "eager", "step"))
         even = (build - step) / (eager - step) if eager > step else 1000.0

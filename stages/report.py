@@ -9,7 +9,10 @@ from stages import run
 def main() -> None:
     params = load_params()
     results = {name: _result(name, params) for name in params.implementations}
-    page, figures = report.write(params, records.read_environment(), records.read_json(records.COMPARISON), results)
+    (together,) = cases(records.read_benchmark("side_by_side"))
+    side_by_side = report.SideBySide(together, records.read_json(records.result_file("side_by_side", "benchmark.json")))
+    comparison = records.read_json(records.COMPARISON)
+    page, figures = report.write(params, records.read_environment(), comparison, results, side_by_side)
     for name, figure in figures.items():
         records.write_bytes(records.FIGURES / f"{name}.svg", figure.encode())
     records.write_bytes(records.REPORT, page.encode())

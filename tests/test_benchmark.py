@@ -1,6 +1,7 @@
 """Benchmarks: who takes turns, what is counted, and what may be said of the figures. No test here judges a time."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ import pytest
 from conftest import HOST, LESSONS, REPOSITORY, TINY, Lesson
 
 from pipeline import findings
-from pipeline.benchmark import FEWEST_ROUNDS, benchmark, draw, in_turn
+from pipeline.benchmark import FEWEST_ROUNDS, benchmark, draw, in_turn, side_by_side
 from pipeline.contract import Array, load_implementation, load_problem, load_runtime
 from pipeline.findings import Case
 from pipeline.params import Benchmark
@@ -129,7 +130,7 @@ def test_a_block_of_data_is_trained_on_where_it_lies(tmp_path: Path):
     runtime, implementation = load_runtime("tensorflow"), load_implementation("two_layer", "tensorflow_graph")
     lesson: Any = runtime.prepare(implementation(weights, learning_rate=0.1, device=runtime.start(HOST)))
     lesson.load(batches | {"x": mapped})
-    assert np.shares_memory(lesson.x.numpy(), mapped)
+    assert np.shares_memory(np.asarray(memoryview(lesson.x)), mapped)
 
 
 def test_the_scan_is_traced_once_for_all_lengths():
@@ -249,7 +250,7 @@ ROW = {"breaches": [], "gradient_relative_error": 1e-7, "loss_curve_relative_dif
 
 def claims(device: str, **benchmarks: list[Case]) -> dict[str, findings.Claim]:
     comparison = {"implementations": dict.fromkeys(benchmarks, ROW)}
-    return {claim.text[:4]: claim for claim in findings.claims(benchmarks, comparison, device, SIZE)}
+    return {claim.text[:4]: claim for claim in findings.claims(benchmarks, case(), comparison, device)}
 
 
 def test_the_claim_of_50_times_needs_a_gpu_to_be_answered():
@@ -279,14 +280,27 @@ def test_the_claim_of_the_static_graph(eager: tuple[float, float], expected: str
 def test_a_breach_of_parity_is_no_claim_that_holds():
     comparison = {"implementations": {"torch_loop": ROW, "tensorflow_scan": ROW | {"breaches": ["gradient"]}}}
     one = [case(SIZE | {"min_length": 1, "max_length": 4}, step=1e-3)]
-    (claim,) = findings.claims({"torch_loop": one, "tensorflow_scan": one}, comparison, "cpu", SIZE)
+    (claim,) = findings.claims({"torch_loop": one, "tensorflow_scan": one}, case(), comparison, "cpu")
     assert claim.verdict == "does not hold"
 
 
-def test_implementations_are_compared_at_the_size_of_the_training():
-    fast, slow = [sized(1, step=1e-3), case(step=2e-4)], [sized(1, step=1e-4), case(step=4e-4)]
-    claim = claims("cpu", torch_tensors=fast, torch_autograd=slow)["Auto"]
-    assert "a step takes 2 × (" in claim.finding
+def test_implementations_are_compared_where_they_took_turns():
+    together = case(torch_tensors=2e-4, torch_autograd=4e-4)
+    comparison = {"implementations": dict.fromkeys(together.seconds, ROW)}
+    alone = {name: [sized(1, step=1e-3)] for name in together.seconds}
+    _, claim = findings.claims(alone, together, comparison, "cpu")
+    assert re.search(r"a step takes (1\.9|2|2\.0)\d* × \(", claim.finding)
+
+
+def test_implementations_side_by_side():
+    names = ["numpy_arrays", "torch_tensors", "torch_function"]
+    size = SIZES.two_layer[1]
+    samples = list(side_by_side(names, "two_layer", size, seconds=0.1, dtype="float32", environment=HOST))
+    assert all(each is size for each, _, _ in samples)
+    rounds = Counter(sample.contestant for _, _, sample in samples)
+    assert rounds.keys() == {*names, "floor_numpy", "floor_torch"}
+    assert len(set(rounds.values())) == 1
+    assert [sample.contestant for _, _, sample in samples][2:5] == names
 
 
 # The script for a GPU.

@@ -16,7 +16,7 @@ from conftest import Clone, outside_variables
 from pipeline.tensors import write_tensors
 
 NUMPY = "numpy_arrays"
-ALONE = [f"train@{NUMPY}", f"evaluate@{NUMPY}", f"benchmark@{NUMPY}", "report"]
+ALONE = [f"train@{NUMPY}", f"evaluate@{NUMPY}", f"benchmark@{NUMPY}", "side_by_side", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,14 @@ def test_an_eighth_is_one_file_and_one_line(changed: Clone):
     changed.edit("params.yaml", "numpy_again: two_layer", "numpy_again: two_layer\n  numpy_eighth: two_layer")
     assert changed.stages_run("dvc", "repro") == [
         *(f"{stage}@numpy_eighth" for stage in ("train", "evaluate", "benchmark")),
+        "side_by_side",
         "compare",
         "report",
     ]
     comparison = json.loads((changed.path / "results/comparison.json").read_text())
     assert set(comparison["implementations"]) == {NUMPY, "numpy_again", "numpy_eighth"}
     changed.edit("params.yaml", "\n  numpy_again: two_layer", "")
-    assert changed.stages_run("dvc", "repro") == ["compare", "report"]
+    assert changed.stages_run("dvc", "repro") == ["side_by_side", "compare", "report"]
     comparison = json.loads((changed.path / "results/comparison.json").read_text())
     assert set(comparison["implementations"]) == {NUMPY, "numpy_eighth"}
     (changed.path / "pipeline/two_layer/numpy_eighth.py").unlink()
