@@ -17,6 +17,7 @@ from pipeline.params import Params, Tolerances
 GRADIENT_LEARNING_RATE = 2.0**20  # a power of two, so large that `initial - weights` cancels no digits of the gradient
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a training that diverges says so itself, in a sentence
 def reference_run(
     problem: str, data: DataSet, *, steps: int, batch_size: int, learning_rate: float
 ) -> dict[str, Array]:

@@ -103,12 +103,12 @@ def write(
         ledger=LEDGER,
         ledgers={name: _ledger(result) for name, result in results.items()},
         benchmarks={name: [_measured(case) for case in result.cases] for name, result in results.items()},
-        even={
-            case.label: findings.steps(findings.break_even(case))
-            for result in results.values()
+        even=[
+            (name, case.label, findings.steps(findings.break_even(case)))
+            for name, result in results.items()
             for case in result.cases
             if "build" in case.seconds
-        },
+        ],
         loops={name: findings.loops(result.cases) for name, result in results.items() if result.problem == "recurrent"},
         commits=sorted({result.timing["commit"] for result in results.values()}),
         times=sorted(result.timing["measured_at"] for result in results.values()),
@@ -179,7 +179,8 @@ def _figures(params: Params, results: dict[str, Result]) -> dict[str, Figure]:
     figures["ledger"] = _ledgers(results)
     if two_layer := _of(results, "two_layer"):
         figures["step_time"] = _step_times(two_layer)
-        figures["speed_up"] = _speed_ups(two_layer)
+        if speed_ups := _speed_ups(two_layer):
+            figures["speed_up"] = speed_ups
     graphs = {name: result for name, result in results.items() if any("build" in case.seconds for case in result.cases)}
     if graphs:
         figures["break_even"] = _break_even(graphs, params)
@@ -224,7 +225,7 @@ def _step_times(results: dict[str, Result]) -> Figure:
     return figure
 
 
-def _speed_ups(results: dict[str, Result]) -> Figure:
+def _speed_ups(results: dict[str, Result]) -> Figure | None:
     """Over NumPy: in turn with it on a GPU; on a CPU each in multiples of the floor in its own process."""
     figure, axes = _new(7, 3.6)
     numpy = {case.label: case for case in results["numpy_arrays"].cases} if "numpy_arrays" in results else {}
@@ -232,11 +233,15 @@ def _speed_ups(results: dict[str, Result]) -> Figure:
         if name == "numpy_arrays":
             continue
         cases = [case for case in result.cases if "numpy_arrays" in case.seconds or case.label in numpy]
+        if not cases:
+            continue
         speeds = [_over_numpy(case, numpy) for case in cases]
         x = [findings.operations(case.sizes) for case in cases]
         axes.plot(x, [speed.value for speed in speeds], color=colour, marker=marker, label=name)
         low, high = [speed.low for speed in speeds], [speed.high for speed in speeds]
         axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+    if not axes.lines:
+        return None
     axes.axhline(1, color=INK, linewidth=0.8)
     axes.axhline(findings.GPU_CLAIM, color=INK, linewidth=0.8, linestyle="--")
     text = f"{findings.GPU_CLAIM:.0f} ×, the text's claim for GPUs"

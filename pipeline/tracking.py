@@ -61,7 +61,8 @@ def show_results(params: Params) -> None:
             _probe(uri)
             run_ids = _send(uri, state, params, results)
             records.write_json(_receipts(), _read_receipts() | {uri: {"state": state, "run_ids": run_ids}})
-            print(f"MLflow shows {len(run_ids) - 1} results: {os.environ.get('MLFLOW_UI', uri)}")
+            count = len(run_ids) - 1
+            print(f"MLflow shows {count} result{'s' * (count > 1)}: {os.environ.get('MLFLOW_UI', uri)}")
 
 
 def record_failure(name: str, problem: str, params: Params, environment: Environment, error: str) -> None:

@@ -20,6 +20,7 @@ class Training(NamedTuple):
     weights: Weights
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is refused below, by its step
 def train(
     name: str,
     create: Callable[[Weights, float], Implementation],

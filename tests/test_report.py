@@ -105,6 +105,22 @@ def test_a_breach_is_on_the_page(clone: Clone):
     assert 'class="verdict does-not-hold"' in page
 
 
+@pytest.mark.parametrize("name", ["numpy_arrays", "tensorflow_graph", "torch_loop"])
+def test_a_report_of_one_alone(clone: Clone, name: str):
+    params = clone.params()
+    clone.write_params(params | {"implementations": {name: params["implementations"][name]}})
+    done = clone.run("dvc", "repro", "report")
+    page = (clone.path / "report.html").read_text()
+    figures = {path.stem for path in (clone.path / "report").glob("*.svg")}
+    clone.write_params(params)
+    clone.run("dvc", "repro")
+    assert "Warning" not in done.stdout + done.stderr
+    assert "1 implementation of" in page
+    assert ("can be judged by this implementation alone" in page) == (name != "tensorflow_graph")
+    assert "speed_up" not in figures  # there is nothing to compare it with
+    assert {"ledger", f"loss_{params['implementations'][name]}"} <= figures
+
+
 def test_a_missing_benchmark_is_a_sentence(clone: Clone):
     file = clone.path / "results/numpy_arrays/benchmark.csv"
     before = file.read_bytes()

@@ -65,7 +65,6 @@ def test_any_number_of_steps(dataset: data.DataSet, steps: int):
     np.testing.assert_allclose(done.losses, reference["train_loss"], rtol=1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 def test_a_loss_that_is_not_finite_is_refused_by_name_step_and_rate(dataset: data.DataSet):
     with pytest.raises(UserError, match=r"numpy_arrays: the loss is (inf|nan) at step \d+ with learning rate 1e\+50"):
         train(dataset, rate=1e50)
