@@ -16,7 +16,7 @@ def main() -> None:
     for name, figure in figures.items():
         records.write_bytes(records.FIGURES / f"{name}.svg", figure.encode())
     records.write_bytes(records.REPORT, page.encode())
-    print(f"{records.REPORT.resolve().as_uri()} shows the results")
+    print(f"{records.REPORT} shows the results")
 
 
 def _result(name: str, params: Params) -> report.Result:
