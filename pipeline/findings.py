@@ -134,13 +134,13 @@ def loops(measured: list[Case]) -> list[str]:
         a, b = max(same_longest, key=lambda pair: pair[1].total_length)
         said.append(
             f"{b.total_length / a.total_length:.2g} times the sum of lengths at the same longest "
-            f"({a.sizes['max_length']}) takes {times(_between(b, a))} as long"
+            f"({a.sizes['max_length']}) takes {_as_long(_between(b, a))}"
         )
     if same_sum:
         a, b = max(same_sum, key=lambda pair: pair[1].total_length)
         said.append(
             f"{b.sizes['max_length'] / a.sizes['max_length']:.2g} times the longest at the same sum "
-            f"(about {a.total_length:.0f}) takes {times(_between(b, a))} as long"
+            f"(about {a.total_length:.0f}) takes {_as_long(_between(b, a))}"
         )
     return said
 
@@ -264,5 +264,8 @@ def _curve(rows: Mapping[str, Any], name: str) -> str:
 
 
 def _compared(one: Array, other: Array, whom: str) -> str:
-    of_seconds = ratio(one, other)
-    return f"{times(of_seconds)} as long as {whom}" + ", no difference" * (verdict(of_seconds) == "no difference")
+    return _as_long(ratio(one, other), f" as {whom}")
+
+
+def _as_long(seconds_ratio: Estimate, as_whom: str = "") -> str:
+    return f"{times(seconds_ratio)} as long{as_whom}" + ", no difference" * (verdict(seconds_ratio) == "no difference")

@@ -167,7 +167,7 @@ def _when(measured: dict[str, Any]) -> str:
 
 def _duration(seconds: float) -> str:
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * factor >= 1:
+        if seconds * factor >= 0.9995:  # or 999.8 ms are 1e+03 ms
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds * 1e6:.2g} µs"
 

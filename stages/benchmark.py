@@ -5,6 +5,7 @@ from pipeline.benchmark import benchmark
 from pipeline.environment import enter_interpreter, framework_of
 from pipeline.findings import cases, times
 from pipeline.params import load_params
+from pipeline.statistics import spread
 from stages import run
 
 
@@ -22,7 +23,7 @@ def main(name: str) -> None:
     )
     records.write_benchmark(name, environment, list(samples))
     for case in cases(records.read_benchmark(name)):
-        microseconds = 1e6 * float(case.seconds["step"].mean())
+        microseconds = 1e6 * spread(case.seconds["step"]).median
         print(f"{name}: {case.label}: {microseconds:.0f} µs a step, {times(case.multiple)} the floor")
 
 
