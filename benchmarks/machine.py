@@ -1,9 +1,7 @@
 """What a measurement was taken on, what else the machine was doing meanwhile, and how the figures are shown."""
 
-import os
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import NamedTuple
 from pipeline import records
 from pipeline.environment import Environment
 from pipeline.statistics import Estimate
-from pipeline.timing import timed
 
 BLAS_VARIABLES = ("OPENBLAS_", "MKL_", "OMP_")
 
@@ -57,20 +54,3 @@ def _blas_variables() -> dict[str, str]:
     """As this process was given them: pipeline/__init__.py sets one of its own."""
     entries = (entry.partition("=") for entry in Path("/proc/self/environ").read_text().split("\0"))
     return {key: value for key, _, value in sorted(entries) if key.startswith(BLAS_VARIABLES)}
-
-
-@contextmanager
-def others() -> Iterator[list[float]]:
-    """Yields a list that holds, afterwards, how many CPUs other processes kept busy meanwhile, on average."""
-    found: list[float] = []
-    before = _others_seconds()
-    with timed(lambda: None) as seconds:
-        yield found
-    found.append(max(0.0, _others_seconds() - before) / seconds[0])
-
-
-def _others_seconds() -> float:
-    """CPU seconds since the start of the machine, but for this process's and its children's."""
-    first = Path("/proc/stat").read_text().partition("\n")[0]
-    user, nice, system, _, _, *interrupts = map(int, first.split()[1:9])  # without idle and iowait; guests are in user
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])

@@ -35,6 +35,7 @@ from pipeline.environment import resolve
 from pipeline.errors import UserError
 from pipeline.params import PARAMS, load_params
 from pipeline.statistics import ratio
+from pipeline.timing import others as other_processes
 from pipeline.timing import timed
 
 SIZES = (10_000, 100_000, 1_000_000, 2_000_000)
@@ -91,7 +92,7 @@ def main() -> None:
         names = {name: params.problem_of(name) for name in options.only or params.implementations}
         found = resolve(params)
         sizes = [size for size in SIZES if size < options.examples] + [options.examples]
-        with machine.others() as others:
+        with other_processes() as others:
             runs, turns = _measure(names, sizes, options.folder)
     except UserError as error:
         sys.exit(f"ERROR: {error}")

@@ -29,6 +29,7 @@ from pipeline.environment import Environment, framework_of, resolve
 from pipeline.errors import UserError
 from pipeline.params import RecurrentCase, TwoLayerCase, load_params
 from pipeline.statistics import Estimate, ratio, verdict
+from pipeline.timing import others as other_processes
 
 LEARNING_RATE = 1e-3
 PASSES = 4  # there and back, so that who comes before whom counts for both; at the least 20 rounds together
@@ -135,7 +136,7 @@ def main() -> None:
         measured = _measure(arguments.one, arguments.at, arguments.modes, arguments.seconds, environment)
         print(json.dumps(list(measured)))
         return
-    with machine.others() as others:
+    with other_processes() as others:
         records = list(_measure_all(arguments.only, arguments.at, arguments.seconds))
     if arguments.output:
         machine.keep(arguments.output, environment, others[0], "samples.csv", records)
@@ -160,7 +161,7 @@ def _in_a_process(name: str, sizes: Sequence[str], factor: float, *modes: str) -
     print("measuring", name, *sizes, *modes, end=" … ", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.speed", "--one", name, "--at", *sizes, "--seconds", str(factor)]
     command += ["--modes", *modes] if modes else []
-    with machine.others() as others:
+    with other_processes() as others:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(f"other processes took {others[0]:.2f} CPUs", file=sys.stderr)
     if done.returncode:

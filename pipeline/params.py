@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -190,11 +191,12 @@ def _sentence(path: Path, detail: Any) -> str:
         return f"{path}: the key {key} is missing. `git diff {path}` shows what was taken out."
     if found is None or found in ({}, []):
         return f"{path}: {key} is empty. It must have a value; `git diff {path}` shows what was taken out."
-    advice = detail["msg"].removeprefix("Input ").replace("valid ", "")
+    advice = detail["msg"].removeprefix("Input ").replace("a valid integer", "a whole number").replace("valid ", "")
     if location[0] == "device":
         advice = "should be auto, cpu, cuda or cuda:N"
     if isinstance(found, str) and detail["type"] in ("float_type", "int_type"):
-        advice += ", and this is text: write it without quotes"
+        with suppress(ValueError):
+            advice += f", and this is text: write {float(found):g} without quotes"
     return f"{path}: {key} is {found!r}; it {advice}."
 
 

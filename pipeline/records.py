@@ -132,10 +132,14 @@ def write_timing(name: str, environment: Environment, seconds: Mapping[str, floa
     write_json(result_file(name, "timing.json"), _circumstances(name, environment, timing))
 
 
-def write_benchmark(name: str, environment: Environment, samples: list[tuple[Any, float, Any]]) -> None:
-    """The samples of pipeline.benchmark.benchmark, all of them, and where and when they were taken."""
+def write_benchmark(name: str, environment: Environment, samples: list[tuple[Any, float, Any]], others: float) -> None:
+    """The samples of pipeline.benchmark.benchmark, all of them, and where and when they were taken.
+
+    `others` is how many CPUs other processes kept busy meanwhile (pipeline.timing.others).
+    """
     write_samples(result_file(name, "benchmark.csv"), samples)
-    write_json(result_file(name, "benchmark.json"), _circumstances(name, environment, {"samples": len(samples)}))
+    measured = {"samples": len(samples), "cpus_of_other_processes": round(others, 2)}
+    write_json(result_file(name, "benchmark.json"), _circumstances(name, environment, measured))
 
 
 def write_samples(path: Path, samples: list[tuple[Any, float, Any]]) -> None:

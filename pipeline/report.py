@@ -23,7 +23,7 @@ from pipeline.environment import Environment
 from pipeline.findings import Case
 from pipeline.params import Params
 from pipeline.statistics import Estimate, ratio, spread
-from pipeline.timing import LEDGER
+from pipeline.timing import BUSY, LEDGER
 
 INK = "#010203"
 # Of a middle lightness, to be told apart on white and on black; markers differ too.
@@ -97,6 +97,7 @@ def write(
         params=params,
         environment=environment,
         compared=_when(side_by_side.measured),
+        busy=_busy(side_by_side.measured),
         comparison=comparison,
         claims=findings.claims(benchmarks, side_by_side.case, comparison, environment.device),
         rows=[_row(name, result, params, comparison) for name, result in results.items()],
@@ -130,6 +131,7 @@ def _row(name: str, result: Result, params: Params, comparison: dict[str, Any]) 
         "step": _duration(result.timing["step_seconds_median"]),
         "p95": _duration(result.timing["step_seconds_p95"]),
         "multiple": findings.times(case.multiple) if case else "not benchmarked at this size",
+        "busy": _busy(result.benchmarked),
         "device": result.timing["device_name"],
         "when": _when(result.timing),
         "where": result.timing["measured_on"],
@@ -163,6 +165,12 @@ def _ledger(result: Result) -> dict[str, str]:
 
 def _when(measured: dict[str, Any]) -> str:
     return f"{measured['measured_at'][:16].replace('T', ' ')} UTC"
+
+
+def _busy(measured: dict[str, Any]) -> str:
+    """What makes a benchmark doubtful, or nothing."""
+    others = measured["cpus_of_other_processes"]
+    return f"while other processes took {others:.1f} CPUs: not to be relied on" if others > BUSY else ""
 
 
 def _duration(seconds: float) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+BUSY = 0.2  # CPUs that other processes take, from which on what is timed meanwhile is not to be relied on
+
 # Where the time of a training goes, in the order in which it first goes there; the residual is what no other has.
 LEDGER = {
     "imports": "the interpreter's start, the imports, params.yaml",
@@ -81,3 +83,20 @@ def process_seconds() -> float:
     # Field 22 of proc(5)'s stat; what stands before the last parenthesis is the program's name, which may hold spaces.
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def others() -> Iterator[list[float]]:
+    """Yields a list that holds, afterwards, how many CPUs other processes kept busy meanwhile, on average."""
+    found: list[float] = []
+    before = _others_seconds()
+    with timed(lambda: None) as seconds:
+        yield found
+    found.append(max(0.0, _others_seconds() - before) / seconds[0])
+
+
+def _others_seconds() -> float:
+    """CPU seconds since the start of the machine, but for this process's and its children's."""
+    first = Path("/proc/stat").read_text().partition("\n")[0]
+    user, nice, system, _, _, *interrupts = map(int, first.split()[1:9])  # without idle and iowait; guests are in user
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])

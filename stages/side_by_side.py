@@ -4,6 +4,7 @@ from pipeline import records
 from pipeline.benchmark import side_by_side
 from pipeline.environment import enter_interpreter, framework_of
 from pipeline.params import TwoLayerCase, load_params
+from pipeline.timing import others
 from stages import run
 
 TOGETHER = ("numpy", "torch")  # every interpreter that has the second has the first
@@ -13,15 +14,18 @@ def main() -> None:
     enter_interpreter("torch")
     params, environment = load_params(), records.read_environment()
     names = [name for name, problem in params.implementations.items() if problem == "two_layer"]
-    samples = side_by_side(
-        [name for name in names if framework_of(name) in TOGETHER],
-        "two_layer",
-        TwoLayerCase(**params.sizes("two_layer")),
-        seconds=params.benchmark.seconds,
-        dtype=params.dtype,
-        environment=environment,
-    )
-    records.write_benchmark("side_by_side", environment, list(samples))
+    with others() as busy:
+        samples = list(
+            side_by_side(
+                [name for name in names if framework_of(name) in TOGETHER],
+                "two_layer",
+                TwoLayerCase(**params.sizes("two_layer")),
+                seconds=params.benchmark.seconds,
+                dtype=params.dtype,
+                environment=environment,
+            )
+        )
+    records.write_benchmark("side_by_side", environment, samples, busy[0])
 
 
 if __name__ == "__main__":

@@ -105,6 +105,21 @@ def test_a_breach_is_on_the_page(clone: Clone):
     assert 'class="verdict does-not-hold"' in page
 
 
+def test_a_benchmark_on_a_busy_machine_is_labelled(clone: Clone):
+    file = clone.path / "results/torch_loop/benchmark.json"
+    before = file.read_text()
+    pages = []
+    for others in (0.0, 77.7):
+        file.unlink()  # it may be a link to DVC's cache
+        file.write_text(json.dumps(json.loads(before) | {"cpus_of_other_processes": others}))
+        clone.run("python", "-m", "stages.report")
+        pages.append((clone.path / "report.html").read_text())
+    file.write_text(before)
+    clone.run("dvc", "repro", "-f", "-s", "report")
+    label = "while other processes took 77.7 CPUs"
+    assert [page.count(label) for page in pages] == [0, 1]
+
+
 @pytest.mark.parametrize("name", ["numpy_arrays", "tensorflow_graph", "torch_loop"])
 def test_a_report_of_one_alone(clone: Clone, name: str):
     params = clone.params()
