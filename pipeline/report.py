@@ -267,7 +267,7 @@ def _over_numpy(case: Case, numpy: dict[str, Case]) -> Estimate:
 
 
 def _break_even(graphs: dict[str, Result], params: Params) -> Figure:
-    """Seconds over steps, at the size of the training: of the graph, what it costs up front included."""
+    """Seconds over steps, of the graph what it costs up front included: at the training's size, else the smallest."""
     figure = Figure(figsize=(7, 3.2))
     figure.patch.set_alpha(0)
     panels = figure.subplots(1, len(graphs), squeeze=False)[0]
@@ -282,7 +282,8 @@ def _break_even(graphs: dict[str, Result], params: Params) -> Figure:
         if eager > step:
             axes.plot(even, even * eager, "o", color=INK)
             axes.annotate(f"  {even:.0f} steps", (even, even * eager), va="top", ha="left")
-        axes.set(title=name, xlabel="steps", ylabel="seconds", ylim=(0, None), xlim=(0, None), facecolor="none")
+        axes.set(xlabel="steps", ylabel="seconds", ylim=(0, None), xlim=(0, None), facecolor="none")
+        axes.set_title(f"{name}\n{case.label}", fontsize=9)
         axes.legend(fontsize=8)
     return figure
 
