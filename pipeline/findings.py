@@ -237,7 +237,9 @@ def gpu_claim(measured: list[Case], device: str) -> Claim:
 def _graph(measured: list[Case]) -> Claim:
     counts = [(case, break_even(case)) for case in measured]
     kept = [bool(np.isfinite(count.high)) for _, count in counts]
-    words = "; ".join(f"at {case.label} {'after ' * bool(np.isfinite(count.value))}{steps(count)}" for case, count in counts)
+    words = "; ".join(
+        f"at {case.label} {'after ' * bool(np.isfinite(count.value))}{steps(count)}" for case, count in counts
+    )
     return Claim(
         "A static graph's up-front cost is amortised as the same graph is run over and over.",
         "holds" if all(kept) else "partly" if any(kept) else "does not hold",
