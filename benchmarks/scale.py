@@ -35,8 +35,7 @@ from pipeline.environment import resolve
 from pipeline.errors import UserError
 from pipeline.params import PARAMS, load_params
 from pipeline.statistics import ratio
-from pipeline.timing import others as other_processes
-from pipeline.timing import timed
+from pipeline.timing import other_processes, timed
 
 SIZES = (10_000, 100_000, 1_000_000, 2_000_000)
 # Bytes of an example: two_layer as params.yaml has it by default, recurrent with time steps to make it the same.

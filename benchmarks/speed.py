@@ -29,7 +29,7 @@ from pipeline.environment import Environment, framework_of, resolve
 from pipeline.errors import UserError
 from pipeline.params import RecurrentCase, TwoLayerCase, load_params
 from pipeline.statistics import Estimate, ratio, verdict
-from pipeline.timing import others as other_processes
+from pipeline.timing import other_processes
 
 LEARNING_RATE = 1e-3
 PASSES = 4  # there and back, so that who comes before whom counts for both; at the least 20 rounds together

@@ -135,7 +135,7 @@ def write_timing(name: str, environment: Environment, seconds: Mapping[str, floa
 def write_benchmark(name: str, environment: Environment, samples: list[tuple[Any, float, Any]], others: float) -> None:
     """The samples of pipeline.benchmark.benchmark, all of them, and where and when they were taken.
 
-    `others` is how many CPUs other processes kept busy meanwhile (pipeline.timing.others).
+    `others` is how many CPUs other processes kept busy meanwhile (pipeline.timing.other_processes).
     """
     write_samples(result_file(name, "benchmark.csv"), samples)
     measured = {"samples": len(samples), "cpus_of_other_processes": round(others, 2)}

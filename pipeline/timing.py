@@ -86,16 +86,16 @@ def process_seconds() -> float:
 
 
 @contextmanager
-def others() -> Iterator[list[float]]:
+def other_processes() -> Iterator[list[float]]:
     """Yields a list that holds, afterwards, how many CPUs other processes kept busy meanwhile, on average."""
     found: list[float] = []
-    before = _others_seconds()
+    before = _other_seconds()
     with timed(lambda: None) as seconds:
         yield found
-    found.append(max(0.0, _others_seconds() - before) / seconds[0])
+    found.append(max(0.0, _other_seconds() - before) / seconds[0])
 
 
-def _others_seconds() -> float:
+def _other_seconds() -> float:
     """CPU seconds since the start of the machine, but for this process's and its children's."""
     first = Path("/proc/stat").read_text().partition("\n")[0]
     user, nice, system, _, _, *interrupts = map(int, first.split()[1:9])  # without idle and iowait; guests are in user

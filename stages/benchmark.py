@@ -6,7 +6,7 @@ from pipeline.environment import enter_interpreter, framework_of
 from pipeline.findings import cases, times
 from pipeline.params import load_params
 from pipeline.statistics import spread
-from pipeline.timing import BUSY, others
+from pipeline.timing import BUSY, other_processes
 from stages import run
 
 
@@ -14,7 +14,7 @@ def main(name: str) -> None:
     enter_interpreter(framework_of(name))
     params, environment = load_params(), records.read_environment()
     problem = params.problem_of(name)
-    with others() as busy:
+    with other_processes() as busy:
         samples = list(
             benchmark(
                 name,

@@ -4,7 +4,7 @@ from pipeline import records
 from pipeline.benchmark import side_by_side
 from pipeline.environment import enter_interpreter, framework_of
 from pipeline.params import TwoLayerCase, load_params
-from pipeline.timing import others
+from pipeline.timing import other_processes
 from stages import run
 
 TOGETHER = ("numpy", "torch")  # every interpreter that has the second has the first
@@ -14,7 +14,7 @@ def main() -> None:
     enter_interpreter("torch")
     params, environment = load_params(), records.read_environment()
     names = [name for name, problem in params.implementations.items() if problem == "two_layer"]
-    with others() as busy:
+    with other_processes() as busy:
         samples = list(
             side_by_side(
                 [name for name in names if framework_of(name) in TOGETHER],
