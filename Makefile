@@ -20,8 +20,8 @@ repro: setup  ## run what is not up to date: dvc repro $(ARGS)
 	@python -m stages.params
 	stages/alone dvc repro $(ARGS)
 
-test: setup  ## the whole test suite: pytest $(ARGS)
-	pytest $(ARGS)
+test: setup  ## the whole test suite, the files of tests in two processes: pytest $(ARGS)
+	pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup  ## ruff, pyright and hadolint
 	ruff check
@@ -32,8 +32,8 @@ check: setup  ## ruff, pyright and hadolint
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 	@python -m stages.ui $(PORT)
 
-bench: setup  ## every lesson's step beside the floor and the loop written plainly, against targets (about 8 min)
-	python -m benchmarks.speed $(ARGS)
+bench: setup  ## every lesson's step beside the lower bound, hand-tuned variants and what a user might write instead (about 6 min)
+	python -m benchmarks.bench $(ARGS)
 
 bench-scale: setup  ## data larger than memory: time and memory of 8 GB (needs 10 GB of disk, about 10 min)
 	python -m benchmarks.scale $(ARGS)

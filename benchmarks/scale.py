@@ -1,10 +1,10 @@
 """`make bench-scale`: data larger than memory, drawn, written, trained on by every lesson; its cost in time and memory.
 
 For each problem and a range of sizes, up to 2 · 10⁶ examples, which are 8 GB: the stages `generate` and `train` as a
-user runs them, in a folder of their own, one round over the data. Watched meanwhile is RssAnon, memory that is no
-file's (proc(5)); mapped pages of the data are the kernel's to drop. At the largest size blocks of data are trained on
-in turn, too: streamed from the file's map while the kernel holds it in memory; streamed when it does not, from the
-disk; and kept in memory. Generation is set beside the generator of random numbers alone.
+user runs them, in a folder of their own, for one epoch. Watched meanwhile is RssAnon, memory that is no file's
+(proc(5)); mapped pages of the data are the kernel's to drop. At the largest size chunks of data are trained on,
+interleaved, in several processes: streamed from the file's map while the kernel holds it in memory; streamed when it
+does not, from the disk; and kept in memory. Generation is set beside the generator of random numbers alone.
 
     python -m benchmarks.scale --examples 20000 --only torch_autograd
 """
@@ -26,16 +26,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from benchmarks import machine
-from pipeline import records
-from pipeline.benchmark import Sample
-from pipeline.contract import Array, load_implementation, load_problem, load_runtime
-from pipeline.data import DRAW, DataSet, generate
+from benchmarks.table import columns, heading, mark
+from pipeline import files
+from pipeline.contract import Array, load_problem
 from pipeline.environment import resolve
 from pipeline.errors import UserError
+from pipeline.experiment.data import DRAW, DataSet, generate
+from pipeline.measuring.clock import other_processes, timed
+from pipeline.measuring.intervals import Estimate, ratio
 from pipeline.params import PARAMS, load_params
-from pipeline.statistics import ratio
-from pipeline.timing import other_processes, timed
+from pipeline.provenance import provenance
+from pipeline.runtimes import load_runtime, open_implementation
 
 SIZES = (10_000, 100_000, 1_000_000, 2_000_000)
 # Bytes of an example: two_layer as params.yaml has it by default, recurrent with time steps to make it the same.
@@ -45,7 +46,8 @@ DATA = {
 }
 BATCH_SIZES = {"two_layer": 64, "recurrent": 256}
 TEST_EXAMPLES = 1024
-TURNS = 12
+PROCESSES = 4
+ROUNDS = 4
 SECONDS_BETWEEN_LOOKS = 0.02
 FRAMEWORK_AND = 1.5e9  # bytes
 SHARE_OF_MEMORYS_SPEED = 0.8
@@ -64,11 +66,12 @@ class Run(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A turn: `contestant` took so many seconds for so many examples."""
+    """A turn: `candidate` took so many seconds for so many examples."""
 
     problem: str
     name: str
-    contestant: str  # memory, streamed, disk; of generation: generate, generator
+    candidate: str  # memory, streamed, disk; of generation: generate, generator
+    process: int
     round: int
     examples: int
     seconds: float
@@ -96,10 +99,13 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"ERROR: {error}")
     environment = replace(found, device="cpu", device_name=found.cpu_name, driver=None)
+    where = provenance(environment, "cpu", environment.cpu_name)
+    where |= {"cpus_of_other_processes": others[0], "cpus": environment.threads}
     if options.output:
-        machine.keep(options.output, environment, others[0], "runs.csv", runs)
-        machine.keep(options.output, environment, others[0], "turns.csv", turns)
-    print("\n".join([*machine.heading(environment, others[0]), *_report(runs, turns)]))
+        files.write_rows(options.output / "runs.csv", ",".join(Run._fields), runs)
+        files.write_rows(options.output / "turns.csv", ",".join(Turn._fields), turns)
+        files.write_json(options.output / "machine.json", where)
+    print("\n".join([*heading(where), *_report(runs, turns)]))
 
 
 def _measure(names: Mapping[str, str], sizes: Sequence[int], folder: Path) -> tuple[list[Run], list[Turn]]:
@@ -192,61 +198,63 @@ def _rss_anon(process: int) -> int:
 
 
 def _inside(checkout: Path, problem: str, name: str, measurement: str) -> Iterator[Turn]:
-    done = _run(checkout, "benchmarks.scale", "--inside", measurement, problem, name)
-    return (Turn(problem, name, *sample) for sample in json.loads(done))
+    for process in range(PROCESSES):
+        done = _run(checkout, "benchmarks.scale", "--inside", measurement, problem, name)
+        for candidate, *turn in json.loads(done):
+            yield Turn(problem, name, candidate, process, *turn)
 
 
-def _framework(problem: str, name: str) -> Iterator[Sample]:
+def _framework(problem: str, name: str) -> Iterator[tuple]:
     """A framework without data: what `train` imports and starts before it reads any."""
-    load_implementation(problem, name)
-    load_runtime(name).start(records.read_environment())
+    open_implementation(name, problem, files.read_environment())
     yield from ()
 
 
-def _streaming(problem: str, name: str) -> Iterator[Sample]:
-    """Examples from the map and from the disk, beside examples in memory: one block after the other."""
-    environment, batch_size = records.read_environment(), BATCH_SIZES[problem]
-    runtime, data = load_runtime(name), DataSet(problem)
-    implementation = load_implementation(problem, name)
-    lesson = runtime.prepare(implementation(data.initial, learning_rate=1e-3, device=runtime.start(environment)))
-    blocks = data.blocks(batch_size)
-    kept = {key: np.array(array) for key, array in data.read(blocks[0], batch_size).items()}
+def _streaming(problem: str, name: str) -> Iterator[tuple[str, int, int, float]]:
+    """Examples from the map and from the disk, beside examples in memory: one chunk after the other."""
+    batch_size, runtime, data = BATCH_SIZES[problem], load_runtime(name), DataSet(problem)
+    loop = open_implementation(name, problem, files.read_environment()).create(data.initial, 1e-3)
+    chunks = data.chunks(batch_size)
+    kept = {key: np.array(array) for key, array in data.read(chunks[0], batch_size).items()}
 
-    def memory(block: slice) -> float:
-        lesson.load(kept)
+    def memory(chunk: slice) -> float:
+        loop.place(kept)
         with timed(runtime.synchronize) as seconds:
-            runtime.to_host(lesson.train((block.stop - block.start) // batch_size))
+            runtime.to_host(loop.run((chunk.stop - chunk.start) // batch_size))
         return seconds[0]
 
-    def streamed(block: slice) -> float:
+    def streamed(chunk: slice) -> float:
         with timed(runtime.synchronize) as seconds:
-            lesson.load(data.read(block, batch_size))
-            runtime.to_host(lesson.train((block.stop - block.start) // batch_size))
+            loop.place(data.read(chunk, batch_size))
+            runtime.to_host(loop.run((chunk.stop - chunk.start) // batch_size))
         return seconds[0]
 
-    def disk(block: slice) -> float:
+    def disk(chunk: slice) -> float:
         for array in data.train.values():
-            _forget(array, block)
-        return streamed(block)
+            _forget(array, chunk)
+        return streamed(chunk)
 
-    contestants = {"memory": memory, "streamed": streamed, "disk": disk}
-    memory(blocks[0])  # compiles, and wakes the machine up
-    for turn, block in enumerate(islice(cycle(blocks), TURNS)):
-        order = list(contestants)[:: -1 if turn % 2 else 1]
-        for contestant in order:
-            lesson.load(kept)  # lets go of the map, whose pages the kernel keeps while they are looked at
-            yield Sample(contestant, turn, block.stop - block.start, contestants[contestant](block))
+    candidates = {"memory": memory, "streamed": streamed, "disk": disk}
+    memory(chunks[0])  # compiles, and wakes the machine up
+    for number, chunk in enumerate(islice(cycle(chunks), ROUNDS)):
+        for candidate in _shuffled(candidates):
+            loop.place(kept)  # lets go of the map, whose pages the kernel keeps while they are looked at
+            yield candidate, number, chunk.stop - chunk.start, candidates[candidate](chunk)
 
 
-def _forget(array: Any, block: slice) -> None:
-    """Have the kernel drop what it holds of a block in memory."""
+def _shuffled(candidates: Mapping[str, Any]) -> list[str]:
+    return np.random.default_rng().permutation(list(candidates)).tolist()
+
+
+def _forget(array: Any, chunk: slice) -> None:
+    """Have the kernel drop what it holds of a chunk in memory."""
     stride = array[:1].nbytes
     with Path(array.filename).open("rb") as file:
-        length = (block.stop - block.start) * stride
-        os.posix_fadvise(file.fileno(), array.offset + block.start * stride, length, os.POSIX_FADV_DONTNEED)
+        length = (chunk.stop - chunk.start) * stride
+        os.posix_fadvise(file.fileno(), array.offset + chunk.start * stride, length, os.POSIX_FADV_DONTNEED)
 
 
-def _generation(problem: str, _: str) -> Iterator[Sample]:
+def _generation(problem: str, _: str) -> Iterator[tuple[str, int, int, float]]:
     """Drawing, writing and hashing data, beside the generator's standard normal numbers alone, as many."""
     params = load_params()
     sizes = getattr(params.data, problem)
@@ -260,16 +268,16 @@ def _generation(problem: str, _: str) -> Iterator[Sample]:
             count = min(DRAW, examples + TEST_EXAMPLES - start)
             generator.standard_normal(out=drawn[:count], dtype=np.float32)
 
-    contestants = {
+    candidates = {
         "generate": lambda: generate(problem, data, seed=params.seed, dtype="float32"),
         "generator": generator_alone,
     }
-    for turn in range(TURNS + 1):
-        for contestant in list(contestants)[:: -1 if turn % 2 else 1]:
+    for number in range(ROUNDS + 1):
+        for candidate in _shuffled(candidates):
             with timed(lambda: None) as seconds:
-                contestants[contestant]()
-            if turn:  # the first wakes the machine up
-                yield Sample(contestant, turn, examples + TEST_EXAMPLES, seconds[0])
+                candidates[candidate]()
+            if number:  # the first wakes the machine up
+                yield candidate, number, examples + TEST_EXAMPLES, seconds[0]
 
 
 INSIDE = {"framework": _framework, "streaming": _streaming, "generation": _generation}
@@ -289,38 +297,38 @@ def _report(runs: Sequence[Run], turns: Sequence[Turn]) -> Iterator[str]:
         for stage in stages:
             taken = [seconds[problem, stage, size] for size in sizes]
             rows.append([stage, *(f"{each:.1f}" for each in taken), _marginal(sizes, taken)])
-        yield from machine.columns(rows)
+        yield from columns(rows)
         yield ""
         rows = [["RssAnon", "MB", "framework", f"and data, ≤ {FRAMEWORK_AND / MEGABYTE:.0f} MB", ""]]
         for stage in stages:
             framework = memory.get((problem, stage.replace("train", "framework")), 0)
             beyond = memory[problem, stage] - framework
             figures = (f"{value / MEGABYTE:.0f}" for value in (memory[problem, stage], framework, beyond))
-            rows.append([stage, *figures, _mark(beyond <= FRAMEWORK_AND)])
-        yield from machine.columns(rows)
+            rows.append([stage, *figures, mark(beyond <= FRAMEWORK_AND)])
+        yield from columns(rows)
         yield ""
         rows = [["examples a second", "in memory", "streamed", "of it", "≥ 80 %", "from disk", "of it"]]
         for name in dict.fromkeys(turn.name for turn in turns if turn.problem == problem and turn.name != "generate"):
             paces = {each: _paces(turns, problem, name, each) for each in ("memory", "streamed", "disk")}
-            rates = {each: f"{1 / np.median(pace):,.0f}" for each, pace in paces.items()}
+            rates = {each: f"{1 / np.median(np.concatenate(pace)):,.0f}" for each, pace in paces.items()}
             share, cold = (ratio(paces["memory"], paces[each]) for each in ("streamed", "disk"))
-            met = _mark(share.value >= SHARE_OF_MEMORYS_SPEED)
+            met = mark(share.value >= SHARE_OF_MEMORYS_SPEED)
             shown = [
                 rates["memory"],
                 rates["streamed"],
-                machine.percent(share),
+                _percent(share),
                 met,
                 rates["disk"],
-                machine.percent(cold),
+                _percent(cold),
             ]
             rows.append([name, *shown])
-        yield from machine.columns(rows)
+        yield from columns(rows)
         yield ""
         generating, alone = (_paces(turns, problem, "generate", each) for each in ("generate", "generator"))
         share = ratio(alone, generating)
-        millions = _bytes_of_an_example(problem) / 4e6 / np.median(alone)
-        met = _mark(share.value >= SHARE_OF_THE_GENERATORS_SPEED)
-        yield f"generate: {machine.percent(share)} of the generator's {millions:.0f} million numbers a second {met}"
+        millions = _bytes_of_an_example(problem) / 4e6 / np.median(np.concatenate(alone))
+        met = mark(share.value >= SHARE_OF_THE_GENERATORS_SPEED)
+        yield f"generate: {_percent(share)} of the generator's {millions:.0f} million numbers a second {met}"
 
 
 def _marginal(sizes: Sequence[int], seconds: Sequence[float]) -> str:
@@ -331,14 +339,19 @@ def _marginal(sizes: Sequence[int], seconds: Sequence[float]) -> str:
     return f"{last / before:.2f}"
 
 
-def _paces(turns: Sequence[Turn], problem: str, name: str, contestant: str) -> Array:
-    """Seconds an example (rounds,)."""
-    wanted = (problem, name, contestant)
-    return np.array([turn.seconds / turn.examples for turn in turns if turn[:3] == wanted])
+def _paces(turns: Sequence[Turn], problem: str, name: str, candidate: str) -> list[Array]:
+    """Seconds an example: for each process those of its rounds, in order."""
+    mine = [turn for turn in turns if turn[:3] == (problem, name, candidate)]
+    return [
+        np.array(
+            [turn.seconds / turn.examples for turn in sorted(mine, key=lambda turn: turn.round) if turn.process == each]
+        )
+        for each in sorted({turn.process for turn in mine})
+    ]
 
 
-def _mark(met: bool) -> str:
-    return "✓" if met else "✗"
+def _percent(share: Estimate) -> str:
+    return f"{share.value:.0%} ({share.low:.0%} … {share.high:.0%})"
 
 
 if __name__ == "__main__":

@@ -1,60 +1,51 @@
 """What every implementation offers, and how one is found by its name.
 
-An implementation lives in `pipeline/PROBLEM/NAME.py` as a class called `Implementation`. There is no registry: the
-line `NAME: PROBLEM` in params.yaml is all that makes it part of the experiment. NAME is `<framework>_<mechanism>`,
-and the part before the underscore picks the runtime in `pipeline/runtimes/`.
+An implementation is the class `Implementation` in `pipeline/PROBLEM/NAME.py`. There is no registry: the line
+`NAME: PROBLEM` in params.yaml makes it part of the experiment. NAME is `<framework>_<mechanism>`, and the part before
+the underscore names the runtime, a module of `pipeline/runtimes/`.
 
-Shapes, for batches of N examples in blocks of B batches:
+The implementation is the maths of one step. Everything else belongs to the runtime: which batch comes next, the loop
+over steps, the losses, and reading results back to host memory.
 
-    two_layer   x (B, N, inputs)                                 y (B, N, outputs)
-    recurrent   x (B, N, max_length, inputs), lengths (B, N)     y (B, N, outputs)
+A batch holds the arrays of N examples:
+
+    two_layer   x (N, inputs)                               y (N, outputs)
+    recurrent   x (N, max_length, inputs), lengths (N,)     y (N, outputs)
 """
 
 from collections.abc import Mapping
 from importlib import import_module
-from types import ModuleType
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.environment import framework_of
-
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
-Batches = Mapping[str, Array]
+Batch = Mapping[str, Array]
+Chunk = Mapping[str, Array]  # several batches: each array as in a batch, with the number of batches in front
 Factors = list[tuple[Array, Array]]  # the left and the right side of matrix products
 
 
 class Implementation(Protocol):
-    """One network with its own forward pass, loss, backward pass and update.
+    """One network: its forward pass, loss, backward pass and update.
 
-    The arithmetic is done in the dtype of `initial`. `device` is the framework's own name for a device, as its
-    runtime gives it. `next` is the batch of the loaded block that the next step takes.
+    The weights are attributes, named as in the problem; the runtime reads them. All arithmetic is done in their dtype.
+    `device` is the framework's own name for a device, as its runtime gives it.
     """
 
-    next: int
+    def __init__(self, weights: Weights, *, learning_rate: float, device: str) -> None: ...
 
-    def __init__(self, initial: Weights, *, learning_rate: float, device: str) -> None: ...
-
-    def load(self, batches: Batches) -> None:
-        """Place a block of batches on the device; training goes on with its first batch."""
+    def place(self, batch: Batch) -> tuple[Any, ...]:
+        """What `step` takes of a batch, on the device. Called once for each batch."""
         ...
 
-    def train(self, steps: int) -> Any:
-        """Take `steps` steps of gradient descent, one batch each: at most one round of the loaded block.
-
-        Returns the losses, shape (steps,), each taken before its step's update, as an array of the framework's own, on
-        its device: nothing here waits for the device. The runtime's `to_host` reads them back.
-        """
+    def step(self, *placed: Any) -> Any:
+        """Take one step of gradient descent. Returns the loss before the update, on the device."""
         ...
 
     def predict(self, *inputs: Array) -> Array:
-        """Predictions (N, outputs) for the examples in `inputs`: the arrays of a batch as above, without y."""
-        ...
-
-    def weights(self) -> Weights:
-        """Copies of the weights in host memory, keyed and shaped as `initial`."""
+        """Predictions (N, outputs) for the arrays of a batch without y, from and to host memory."""
         ...
 
 
@@ -78,8 +69,3 @@ def load_problem(problem: str) -> Problem:
 
 def load_implementation(problem: str, name: str) -> type[Implementation]:
     return import_module(f"pipeline.{problem}.{name}").Implementation
-
-
-def load_runtime(name: str) -> ModuleType:
-    """The runtime of an implementation's framework: devices, threads, determinism, synchronising; no maths."""
-    return import_module(f"pipeline.runtimes.{framework_of(name)}")

@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.params import Params
+
+OURS = ("numpy", "torch", "tensorflow")  # the frameworks that `make setup` installs
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,19 @@ class Environment:
     precision: str
     deterministic: bool
     python: str
-    versions: dict[str, str]
+    versions: dict[str, str]  # of what computes, by framework
 
-    def device_of(self, framework: str) -> tuple[str, str]:
-        """The device that a framework runs on, and its name. NumPy knows the CPU alone."""
-        return ("cpu", self.cpu_name) if framework == "numpy" else (self.device, self.device_name)
+
+class Device(NamedTuple):
+    uuid: str
+    name: str
 
 
 class Gpus(NamedTuple):
-    """The NVIDIA GPUs that CUDA would show, by their names, and the driver's version; or why there are none."""
+    """The NVIDIA GPUs that CUDA would show, by their names, and the driver's version; or why there are none.
+
+    NVML numbers GPUs as they are on the PCI bus, and so does CUDA here (CUDA_DEVICE_ORDER, pipeline/__init__.py).
+    """
 
     names: list[str]
     driver: str | None
@@ -58,13 +65,9 @@ def resolve(params: Params) -> Environment:
     Raises UserError when they ask for a CUDA device that is not there or that an installed framework cannot use.
     """
     frameworks = {framework_of(name) for name in params.implementations}
-    versions = _versions()
+    versions = _versions(frameworks)
     gpus = _gpus()
-    cpu_builds = [
-        f"{name} {versions[name]}"
-        for name in ("torch", "tensorflow")
-        if name in frameworks and ("+cpu" in versions[name])
-    ]
+    cpu_builds = [f"{name} {version}" for name, version in versions.items() if name in frameworks and "+cpu" in version]
     device, device_name = "cpu", cpu_name()
     if params.device != "cpu" and gpus.names and not cpu_builds:
         index = int(params.device.partition(":")[2] or 0)
@@ -115,19 +118,17 @@ def available_cpus() -> int:
     return cpus
 
 
-def _versions() -> dict[str, str]:
-    """Versions of what computes. A CPU build is marked +cpu, also TensorFlow's, whose version does not say it."""
+def _versions(frameworks: set[str]) -> dict[str, str]:
+    """Versions of what computes. A CPU build is marked +cpu, also TensorFlow's, whose version does not say it.
+
+    A framework of the user's own need not be a package, and then has no version.
+    """
     found: dict[str, str] = {}
-    for framework, packages in (
-        ("numpy", ["numpy"]),
-        ("torch", ["torch"]),
-        ("tensorflow", ["tensorflow", "tensorflow-cpu"]),
-    ):
-        for package in packages:
+    for framework in [*OURS, *sorted(frameworks - set(OURS))]:
+        for package in (framework, f"{framework}-cpu"):
             for distribution in _distributions(framework, package):
-                suffix = "+cpu" if package == "tensorflow-cpu" else ""
-                found[framework] = distribution.version + suffix
-    missing = {"numpy", "torch", "tensorflow"} - found.keys()
+                found[framework] = distribution.version + ("+cpu" if package.endswith("-cpu") else "")
+    missing = set(OURS) - found.keys()
     if missing:
         raise UserError(f"{' and '.join(sorted(missing))} cannot be found. Run `make setup`, then activate .venv.")
     return found
@@ -148,29 +149,40 @@ def _gpus() -> Gpus:
     except pynvml.NVMLError as error:
         return Gpus([], None, f"no NVIDIA driver ({error})")
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        devices = [_devices(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(pynvml.nvmlDeviceGetCount())]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is not None:
-            handles = _visible(handles, visible.split(","))
-        absence = f"no NVIDIA GPU that CUDA_VISIBLE_DEVICES={visible} lets through" if visible else "no NVIDIA GPU"
-        return Gpus([pynvml.nvmlDeviceGetName(each) for each in handles], pynvml.nvmlSystemGetDriverVersion(), absence)
+        shown = [each[0] for each in devices] if visible is None else visible_devices(devices, visible.split(","))
+        absence = "no NVIDIA GPU" if visible is None else f"no NVIDIA GPU that CUDA_VISIBLE_DEVICES={visible} names"
+        return Gpus([each.name for each in shown], pynvml.nvmlSystemGetDriverVersion(), absence)
     finally:
         pynvml.nvmlShutdown()
 
 
-def _visible(handles: list, wanted: list[str]) -> list:
-    """CUDA_VISIBLE_DEVICES as CUDA reads it: indices or beginnings of UUIDs; the first unknown one ends the list."""
+def _devices(gpu: Any) -> list[Device]:
+    """What CUDA can use of a GPU: all of it, or in MIG mode its instances, each a part of the GPU."""
     import pynvml
 
-    uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
-    chosen = []
+    handles = [gpu]
+    with suppress(pynvml.NVMLError):  # most GPUs have no MIG mode
+        if pynvml.nvmlDeviceGetMigMode(gpu)[0]:
+            handles = []
+            for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+                with suppress(pynvml.NVMLError):  # no instance in this place
+                    handles.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index))
+    return [Device(pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)) for handle in handles or [gpu]]
+
+
+def visible_devices(devices: list[list[Device]], wanted: list[str]) -> list[Device]:
+    """CUDA_VISIBLE_DEVICES as CUDA reads it, of `devices` by GPU: indices, or the beginnings of UUIDs of GPUs and of
+    MIG instances. The first unknown one ends the list, and of MIG instances only the first is shown."""
+    chosen: list[Device] = []
     for token in (each.strip() for each in wanted):
-        matches = [handles[int(token)]] if token.isdigit() and int(token) < len(handles) else []
-        matches += [handle for handle, uuid in zip(handles, uuids, strict=True) if token and uuid.startswith(token)]
-        if not matches:
+        named = [devices[int(token)][0]] if token.isdigit() and int(token) < len(devices) else []
+        named += [each for gpu in devices for each in gpu if token and each.uuid.startswith(token)]
+        if not named:
             break
-        chosen.append(matches[0])
-    return chosen
+        chosen.append(named[0])
+    return chosen[:1] if chosen and chosen[0].uuid.startswith("MIG-") else chosen
 
 
 def cpu_name() -> str:

@@ -101,7 +101,9 @@ class Parity(Section):
 
 
 class Benchmark(Section):
-    seconds: PositiveFloat
+    processes: Annotated[int, Field(ge=2)]
+    rounds: Size
+    turn_seconds: PositiveFloat
     two_layer: Annotated[list[TwoLayerCase], Field(min_length=1)]
     recurrent: Annotated[list[RecurrentCase], Field(min_length=1)]
 
@@ -166,7 +168,7 @@ def load_params(path: Path = PARAMS) -> Params:
     except FileNotFoundError:
         raise UserError(f"{path} is missing. `git checkout {path}` brings the default back.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Mend that place.") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct that place.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `key: value` lines; `git checkout {path}` brings the default back.")
     try:

@@ -1,36 +1,29 @@
-"""results/NAME/benchmark.csv: how long a step takes, over a range of sizes, beside the floor."""
+"""results/benchmark.csv: how long a step takes, over a range of sizes, all candidates interleaved."""
 
-from pipeline import records
-from pipeline.benchmark import benchmark
-from pipeline.environment import enter_interpreter, framework_of
-from pipeline.findings import cases, times
+from pipeline import files
+from pipeline.measuring import samples
+from pipeline.measuring.benchmark import Effort, benchmark
+from pipeline.measuring.plan import default_plan
 from pipeline.params import load_params
-from pipeline.statistics import spread
-from pipeline.timing import BUSY, other_processes
+from pipeline.provenance import provenance
 from stages import run
 
 
-def main(name: str) -> None:
-    enter_interpreter(framework_of(name))
-    params, environment = load_params(), records.read_environment()
-    problem = params.problem_of(name)
-    with other_processes() as busy:
-        samples = list(
-            benchmark(
-                name,
-                problem,
-                params.benchmark.of(problem),
-                seconds=params.benchmark.seconds,
-                dtype=params.dtype,
-                environment=environment,
-            )
-        )
-    records.write_benchmark(name, environment, samples, busy[0])
-    for case in cases(records.read_benchmark(name)):
-        microseconds = 1e6 * spread(case.seconds["step"]).median
-        print(f"{name}: {case.label}: {microseconds:.0f} µs a step, {times(case.multiple)} the floor")
-    if busy[0] > BUSY:
-        print(f"WARNING: other processes took {busy[0]:.1f} CPUs meanwhile. Do not rely on these times and ratios.")
+def main() -> None:
+    params, environment = load_params(), files.read_environment()
+    effort = Effort(params.benchmark.processes, params.benchmark.rounds, params.benchmark.turn_seconds)
+    plan = default_plan(params, environment)
+    found, others = benchmark(plan, effort=effort, dtype=params.dtype, environment=environment, on_process=print)
+    where = provenance(environment, environment.device, environment.device_name)
+    files.write_rows(files.BENCHMARK, samples.HEADER, found)
+    files.write_json(
+        files.BENCHMARK_PROVENANCE, where | {"cpus_of_other_processes": others, "cpus": environment.threads}
+    )
+    measured = samples.read(files.read_samples(), files.read_json(files.BENCHMARK_PROVENANCE))
+    for case in measured.cases:
+        for name in (each for each in params.implementations if each in case.seconds):
+            multiple = case.multiple(name) or measured.doubt
+            print(f"{case.label}: {name}: {1e6 * case.median(name):.0f} µs a step, {multiple} of the lower bound")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from dataclasses import asdict
 
-from pipeline import records
+from pipeline import files
 from pipeline.environment import resolve
 from pipeline.params import load_params
+from pipeline.provenance import begin_run
 from stages import run
 
 
 def main() -> None:
+    begin_run()
     params = load_params()
     environment = resolve(params)
-    records.write_json(records.ENVIRONMENT, asdict(environment))
+    files.write_json(files.ENVIRONMENT, asdict(environment))
     print(
         f"device {params.device} is {environment.device}: {environment.device_name}, {environment.threads} CPU threads"
     )

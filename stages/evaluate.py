@@ -1,36 +1,30 @@
-"""results/NAME/evaluation.json and parity/NAME.json: one trained implementation, measured."""
+"""results/NAME/evaluation.json and parity/NAME.json: one trained implementation, judged. Needs no framework."""
 
 import numpy as np
 
-from pipeline import records
-from pipeline.contract import load_implementation, load_runtime
-from pipeline.data import DataSet
-from pipeline.environment import enter_interpreter, framework_of
-from pipeline.evaluation import evaluate
+from pipeline import files
+from pipeline.array_files import read_arrays
+from pipeline.experiment.data import DataSet
+from pipeline.experiment.evaluation import evaluate
 from pipeline.params import load_params
-from pipeline.tensors import read_tensors
 from stages import run
 
 
 def main(name: str) -> None:
-    enter_interpreter(framework_of(name))
-    params, environment = load_params(), records.read_environment()
-    problem = params.problem_of(name)
-    data, reference = DataSet(problem), read_tensors(records.reference_file(problem))
+    problem = load_params().problem_of(name)
+    data, reference = DataSet(problem), read_arrays(files.reference_file(problem))
     shapes = {key: array.shape for key, array in data.initial.items()}
-    weights, losses = read_tensors(records.weights_file(name), shapes), records.read_history(name)
-    runtime, implementation = load_runtime(name), load_implementation(problem, name)
-    device = runtime.start(environment)
+    steps, losses = files.read_history(name)
     evaluation = evaluate(
-        lambda weights, rate: runtime.prepare(implementation(weights, learning_rate=rate, device=device)),
+        problem,
         data,
-        weights=weights,
+        weights=read_arrays(files.weights_file(name), shapes),
+        outputs=read_arrays(files.outputs_file(name)),
         losses=np.array(losses),
         reference=reference,
-        batch_size=params.train.of(problem).batch_size,
     )
-    records.write_json(records.result_file(name, "evaluation.json"), evaluation)
-    records.write_json(records.parity_file(name), evaluation | {"train_loss": losses})
+    files.write_json(files.result_file(name, "evaluation.json"), evaluation)
+    files.write_json(files.parity_file(name), evaluation | {"step": steps, "train_loss": losses})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """data/PROBLEM: random data and initial weights."""
 
-from pipeline.data import generate
+from pipeline.experiment.data import generate
 from pipeline.params import load_params
 from stages import run
 

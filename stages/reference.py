@@ -1,10 +1,10 @@
 """reference/PROBLEM.safetensors: the same training in float64 by the equations, which all others are compared with."""
 
-from pipeline import records
-from pipeline.data import DataSet
-from pipeline.evaluation import reference_run
+from pipeline import files
+from pipeline.array_files import write_arrays
+from pipeline.experiment.data import DataSet
+from pipeline.experiment.evaluation import reference_run
 from pipeline.params import load_params
-from pipeline.tensors import write_tensors
 from stages import run
 
 
@@ -18,7 +18,7 @@ def main(problem: str) -> None:
         batch_size=schedule.batch_size,
         learning_rate=params.train.learning_rate,
     )
-    write_tensors(records.reference_file(problem), reference)
+    write_arrays(files.reference_file(problem), reference)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,29 @@
 """report.html and report/: what was run, what it took, and what that says of the text's claims."""
 
-from pipeline import records, report
-from pipeline.findings import cases
-from pipeline.params import Params, load_params
+from pipeline import files
+from pipeline.measuring import samples
+from pipeline.params import load_params
+from pipeline.showing import page
+from pipeline.showing.figures import Result
 from stages import run
 
 
 def main() -> None:
     params = load_params()
-    results = {name: _result(name, params) for name in params.implementations}
-    (together,) = cases(records.read_benchmark("side_by_side"))
-    side_by_side = report.SideBySide(together, records.read_json(records.result_file("side_by_side", "benchmark.json")))
-    comparison = records.read_json(records.COMPARISON)
-    page, figures = report.write(params, records.read_environment(), comparison, results, side_by_side)
+    results = {
+        name: Result(problem, files.read_json(files.result_file(name, "timing.json")), *files.read_history(name))
+        for name, problem in params.implementations.items()
+    }
+    benchmark = samples.read(files.read_samples(), files.read_json(files.BENCHMARK_PROVENANCE))
+    comparison = files.read_json(files.COMPARISON)
+    bench = []
+    if files.BENCH.exists():
+        bench.append(samples.read(files.read_samples(files.BENCH), files.read_json(files.BENCH_PROVENANCE)))
+    report, figures = page.write(params, files.read_environment(), comparison, results, benchmark, bench=bench)
     for name, figure in figures.items():
-        records.write_bytes(records.FIGURES / f"{name}.svg", figure.encode())
-    records.write_bytes(records.REPORT, page.encode())
-    print(f"{records.REPORT} shows the results")
-
-
-def _result(name: str, params: Params) -> report.Result:
-    timing = records.read_json(records.result_file(name, "timing.json"))
-    return report.Result(
-        problem=params.problem_of(name),
-        timing=timing,
-        restored=records.restored(timing),
-        benchmarked=records.read_json(records.result_file(name, "benchmark.json")),
-        cases=cases(records.read_benchmark(name)),
-        losses=records.read_history(name),
-    )
+        files.write_bytes(files.FIGURES / f"{name}.svg", figure.encode())
+    files.write_bytes(files.REPORT, report.encode())
+    print(f"{files.REPORT} shows the results")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,34 @@
 """models/NAME and results/NAME: one implementation, trained."""
 
-from pipeline import records
-from pipeline.contract import load_implementation, load_runtime
-from pipeline.data import DataSet
+from pipeline import files
+from pipeline.array_files import write_arrays
 from pipeline.environment import enter_interpreter, framework_of
+from pipeline.experiment.data import DataSet
+from pipeline.experiment.history import kept_steps
+from pipeline.experiment.outputs import outputs
+from pipeline.experiment.progress import Progress
+from pipeline.experiment.training import train
+from pipeline.measuring.clock import Stopwatch
 from pipeline.params import load_params
-from pipeline.progress import Progress
-from pipeline.tensors import write_tensors
-from pipeline.timing import Stopwatch
-from pipeline.training import train
+from pipeline.provenance import provenance
+from pipeline.runtimes import load_runtime, open_implementation
 from stages import run
 
 
 def main(name: str) -> None:
     enter_interpreter(framework_of(name))
-    params, environment = load_params(), records.read_environment()
+    params, environment = load_params(), files.read_environment()
     problem = params.problem_of(name)
-    schedule, runtime, implementation = params.train.of(problem), load_runtime(name), load_implementation(problem, name)
+    schedule, runtime = params.train.of(problem), load_runtime(name)
     stopwatch = Stopwatch(runtime.synchronize)
     with stopwatch.measure("device_context"):
-        device = runtime.start(environment)
+        opened = open_implementation(name, problem, environment)
     with stopwatch.measure("read"):
         data = DataSet(problem)
     with Progress(name, schedule.steps) as progress:
         training = train(
             name,
-            lambda weights, rate: runtime.prepare(implementation(weights, learning_rate=rate, device=device)),
+            opened.create,
             data,
             learning_rate=params.train.learning_rate,
             steps=schedule.steps,
@@ -34,10 +37,17 @@ def main(name: str) -> None:
             stopwatch=stopwatch,
             on_progress=progress.show,
         )
+    memory, loop = runtime.peak_memory_bytes(), training.loop
+    with stopwatch.measure("predict"):
+        found = outputs(opened.create, loop, data, schedule.batch_size)
     with stopwatch.measure("save"):
-        write_tensors(records.weights_file(name), training.weights)
-        records.write_history(name, training.losses.tolist())
-    records.write_timing(name, environment, stopwatch.summary(schedule.batch_size), runtime.peak_memory_bytes())
+        write_arrays(files.weights_file(name), training.weights)
+        write_arrays(files.outputs_file(name), found)
+        files.write_history(name, kept_steps(schedule.steps), training.losses.tolist(), schedule.steps)
+    counts = {"peak_memory_bytes": memory, "captured_graphs": loop.captures, "replayed_steps": loop.replays}
+    measured = stopwatch.summary(schedule.batch_size) | counts
+    where = provenance(environment, opened.device, opened.device_name)
+    files.write_json(files.result_file(name, "timing.json"), measured | where)
 
 
 if __name__ == "__main__":

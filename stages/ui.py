@@ -4,8 +4,8 @@ import os
 import socket
 import sys
 
-from pipeline import tracking
 from pipeline.errors import UserError
+from pipeline.showing import mlflow_store
 from stages import run
 
 HOST = "127.0.0.1"
@@ -15,12 +15,13 @@ def main(port: str = "5000") -> None:
     with socket.socket() as probe:
         if probe.connect_ex((HOST, int(port))) == 0:
             raise UserError(f"port {port} of {HOST} is taken. Stop what is there, or take another: make ui PORT=5001.")
-    uri = tracking.prepare()
+    uri = mlflow_store.tracking_uri()
     if uri.startswith("http"):
         raise UserError(f"MLFLOW_TRACKING_URI names a server, and its UI is there: {uri}")
+    mlflow_store.prepare()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight helper processes that nothing here uses
     print(f"http://{HOST}:{port} (Ctrl-C stops it)", flush=True)
-    artifacts = str(tracking.ROOT / "mlruns")
+    artifacts = str(mlflow_store.ROOT / "mlruns")
     command = ["mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
     os.execv(sys.executable, [sys.executable, "-m", *command, "--host", HOST, "--port", port, "--workers", "1"])
 

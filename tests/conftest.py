@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
-from pipeline.contract import Array, Implementation, Weights, load_implementation, load_problem, load_runtime
+from pipeline.contract import Array, Weights, load_problem
 from pipeline.environment import Environment
+from pipeline.runtimes import Loop, load_runtime, open_implementation
 
 REPOSITORY = Path(__file__).parent.parent
 SIZES = SimpleNamespace(inputs=7, hidden=5, outputs=3, min_length=1, max_length=6)
@@ -44,33 +44,43 @@ class Lesson:
     name: str
     problem: str
     dtype: str
+    environment: Environment = HOST
     initial: dict[str, Array] = field(init=False)
-    batches: dict[str, Array] = field(init=False)
+    chunk: dict[str, Array] = field(init=False)
 
     def __post_init__(self) -> None:
         module, generator = load_problem(self.problem), np.random.default_rng(5)
         self.initial = {key: array.astype(self.dtype) for key, array in module.draw_weights(SIZES, generator).items()}
         inputs = module.draw_inputs(SIZES, 24, generator)
         arrays = inputs | {"y": generator.standard_normal((24, SIZES.outputs))}
-        self.batches = {
+        self.chunk = {
             key: (array if key == "lengths" else array.astype(self.dtype)).reshape(3, 8, *array.shape[1:])
             for key, array in arrays.items()
         }
 
-    def create(self, initial: Weights | None = None, learning_rate: float = 0.1) -> Implementation:
-        runtime, implementation = load_runtime(self.name), load_implementation(self.problem, self.name)
-        device = runtime.start(HOST)
-        return runtime.prepare(implementation(initial or self.initial, learning_rate=learning_rate, device=device))
+    def create(self, initial: Weights | None = None, learning_rate: float = 0.1) -> Loop:
+        opened = open_implementation(self.name, self.problem, self.environment)
+        return opened.create(initial or self.initial, learning_rate)
 
-    def train(self, implementation: Implementation, *calls: int) -> Array:
-        """The losses of so many calls of `train`, each of so many steps."""
-        return np.concatenate([load_runtime(self.name).to_host(implementation.train(steps)) for steps in calls])
+    def placed(self) -> Loop:
+        """A loop on the chunk, ready for its first step."""
+        loop = self.create()
+        loop.place(self.chunk)
+        loop.compile()
+        return loop
+
+    def run(self, loop: Loop, *calls: int) -> Array:
+        """The losses of so many calls of `run`, each of so many steps."""
+        return np.concatenate([load_runtime(self.name).to_host(loop.run(steps)) for steps in calls])
 
     def inputs(self, batch: int = 0) -> list[Array]:
-        return [array[batch] for key, array in self.batches.items() if key != "y"]
+        return [array[batch] for key, array in self.chunk.items() if key != "y"]
+
+    def predict_reference(self, weights: Weights) -> Array:
+        return load_problem(self.problem).predict(weights, *self.inputs())
 
     def reference(self, weights: Any = None, batch: int = 0) -> tuple[float, dict[str, Array]]:
-        arrays = [array[batch] for array in self.batches.values()]
+        arrays = [array[batch] for array in self.chunk.values()]
         return load_problem(self.problem).loss_and_gradients(weights or self.initial, *arrays)
 
 
@@ -101,7 +111,9 @@ TINY = {
         "recurrent": {"batch_size": 16, "steps": 30},
     },
     "benchmark": {
-        "seconds": 0.2,
+        "processes": 2,
+        "rounds": 2,
+        "turn_seconds": 0.002,
         "two_layer": [
             {"batch_size": 4, "inputs": 8, "hidden": 4, "outputs": 2},
             {"batch_size": 16, "inputs": 20, "hidden": 8, "outputs": 3},
@@ -110,6 +122,7 @@ TINY = {
             {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 3, "max_length": 3},
             {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 1, "max_length": 6},
             {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 6, "max_length": 6},
+            {"batch_size": 16, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 1, "max_length": 5},
         ],
     },
 }
@@ -152,9 +165,13 @@ class Clone:
         return [stage for stage in ran if stage not in ("environment", "track")]
 
     def params(self) -> dict[str, Any]:
+        import yaml  # where it is used: the tests for a GPU run where there is torch, NumPy and pytest alone
+
         return yaml.safe_load((self.path / "params.yaml").read_text())
 
     def write_params(self, content: dict[str, Any]) -> None:
+        import yaml
+
         (self.path / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
     def edit(self, file: str, old: str, new: str) -> None:

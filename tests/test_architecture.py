@@ -1,15 +1,37 @@
-"""What the tree promises: imports point one way, lessons stand alone, stages are short."""
+"""What the tree promises: imports point one way, lessons stand alone, a stage depends on what it imports."""
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from conftest import LESSONS, REPOSITORY
 
-PACKAGE = REPOSITORY / "pipeline"
 FILES = sorted(
     path.relative_to(REPOSITORY) for folder in ("pipeline", "stages") for path in (REPOSITORY / folder).rglob("*.py")
 )
+# Who may import whom: a folder those before it, and its own. What stands in pipeline/ itself is what all stand on.
+LAYERS = ("foundation", "problems", "lessons", "runtimes", "measuring", "experiment", "showing", "stages")
+# A lesson is found by its name, and so is a problem: by these functions, whose users depend on what they find.
+FOUND_BY = {
+    "load_problem": "pipeline/problems",
+    "load_implementation": "the lessons",
+    "load_runtime": "pipeline/runtimes",
+    "open_implementation": "the lessons",
+}
+# What a stage imports and need not depend on, and why an edit of it makes no result stale.
+NO_RESULT = {
+    "pipeline/__init__.py": "settings of a process, which environment.json's stage would have to see",
+    "pipeline/errors.py": "a class",
+    "pipeline/params.py": "what it reads of params.yaml DVC compares by itself",
+    "pipeline/environment.py": "what it finds out is environment.json",
+    "pipeline/provenance.py": "facts that are noted beside a result",
+    "pipeline/files.py": "names and formats of files",
+    "pipeline/array_files.py": "the format of a file",
+    "pipeline/experiment/progress.py": "what a terminal shows",
+    "stages/__init__.py": "how a stage starts and ends",
+}
 
 
 def imports(file: Path) -> set[str]:
@@ -22,20 +44,45 @@ def imports(file: Path) -> set[str]:
     return found
 
 
+def own(file: Path) -> set[Path]:
+    """The project's own files that a file imports."""
+    candidates = (name.replace(".", "/") for name in imports(file))
+    return {
+        Path(path)
+        for name in candidates
+        for path in (f"{name}.py", f"{name}/__init__.py")
+        if (REPOSITORY / path).is_file()
+    }
+
+
+def layer(file: Path) -> str:
+    folder = file.parts[0] if file.parts[0] == "stages" else file.parts[1]
+    if folder in ("two_layer", "recurrent"):
+        return "lessons"
+    return folder if folder in LAYERS else "foundation"
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_imports_point_one_way(file: Path):
+    for imported in own(file):
+        assert LAYERS.index(layer(imported)) <= LAYERS.index(layer(file)), f"{file} imports {imported}"
+
+
 @pytest.mark.parametrize("name", LESSONS)
 def test_a_lesson_imports_its_framework_and_the_contract_alone(name: str):
     framework = name.split("_", maxsplit=1)[0]
     names = imports(Path("pipeline", LESSONS[name], f"{name}.py"))
-    roots = {module.split(".")[0] for module in names}
-    assert roots <= {framework, "pipeline", "typing"}
+    assert {module.split(".")[0] for module in names} <= {framework, "pipeline"}
     assert {module for module in names if module.startswith("pipeline") and module.count(".") == 1} == {
         "pipeline.contract"
     }
 
 
-@pytest.mark.parametrize(("module", "files"), [("mlflow", {"tracking", "served_model"}), ("rich", {"progress"})])
-def test_a_service_is_imported_in_one_place(module: str, files: set[str]):
-    assert {file.stem for file in FILES if any(name.split(".")[0] == module for name in imports(file))} == files
+@pytest.mark.parametrize(
+    ("module", "users"), [("mlflow", {"mlflow_store", "mlflow_view", "served_model"}), ("rich", {"progress"})]
+)
+def test_a_service_is_imported_in_one_place(module: str, users: set[str]):
+    assert {file.stem for file in FILES if any(name.split(".")[0] == module for name in imports(file))} == users
 
 
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
@@ -48,12 +95,75 @@ def test_a_framework_is_imported_by_its_lessons_and_its_runtime_alone(framework:
 
 
 def test_only_one_clock():
-    users = {file.stem for file in FILES if "time" in imports(file)}
-    assert users == {"timing"}
+    assert {file.stem for file in FILES if "time" in imports(file)} == {"clock"}
 
 
 @pytest.mark.parametrize(
     "file", [file for file in FILES if file.parts[0] == "stages" and file.stem != "__init__"], ids=str
 )
 def test_a_stage_is_short(file: Path):
-    assert sum(1 for line in (REPOSITORY / file).read_text().splitlines() if line.strip()) < 40
+    assert sum(1 for line in (REPOSITORY / file).read_text().splitlines() if line.strip()) < 55
+
+
+# What a stage depends on.
+
+STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+
+
+def needs(stage: str) -> set[str]:
+    """The project's files that a stage imports, directly or not, in the words of dvc.yaml."""
+    seen: set[Path] = set()
+    ahead = [Path("stages", f"{stage}.py")]
+    if stage == "benchmark":  # its worker, which also imports what it measures beside the lessons
+        ahead.append(Path("pipeline/measuring/benchmark.py"))
+    while ahead:
+        file = ahead.pop()
+        if file not in seen:
+            seen.add(file)
+            ahead += own(file)
+    found = {str(file) for file in seen}
+    for file in seen:
+        found |= {FOUND_BY[name] for name in FOUND_BY if any(each.endswith(f".{name}") for each in imports(file))}
+    return {file for file in found if file not in NO_RESULT}
+
+
+def missing(stage: str, deps: list[str]) -> set[str]:
+    """What a stage imports without depending on it."""
+
+    def is_there(file: str) -> bool:
+        if file == "the lessons":
+            return "pipeline/${item}/${key}.py" in deps or {"pipeline/two_layer", "pipeline/recurrent"} <= set(deps)
+        if file == "pipeline/problems":
+            return "pipeline/problems/${item}.py" in deps or file in deps
+        return any(file == dep or file.startswith(f"{dep}/") for dep in deps)
+
+    return {file for file in needs(stage) if not is_there(file)}
+
+
+def deps_of(stage: str) -> list[str]:
+    return STAGES[stage].get("do", STAGES[stage]).get("deps", [])
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("environment", "track")])
+def test_a_stage_depends_on_what_it_imports(stage: str):
+    assert missing(stage, deps_of(stage)) == set()
+
+
+def test_a_dependency_that_is_taken_out_is_missed():
+    for stage, dependency in (
+        ("train", "pipeline/experiment/data.py"),
+        ("train", "pipeline/${item}/${key}.py"),
+        ("reference", "pipeline/experiment/history.py"),
+        ("benchmark", "pipeline/measuring"),
+        ("report", "pipeline/showing"),
+    ):
+        deps = [dep for dep in deps_of(stage) if dep != dependency]
+        assert len(deps) == len(deps_of(stage)) - 1
+        assert missing(stage, deps)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dependencies_exist(stage: str):
+    for dep in deps_of(stage):
+        if dep.startswith(("stages", "pipeline", "benchmarks")) and "$" not in dep:
+            assert (REPOSITORY / dep).exists(), dep

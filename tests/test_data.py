@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from pipeline import data
 from pipeline.errors import UserError
+from pipeline.experiment import data
 from pipeline.params import Data
 
 PROBLEMS = ("two_layer", "recurrent")
@@ -71,20 +71,20 @@ def test_random_targets_are_noise_alone():
     assert np.std(y) == pytest.approx(1, abs=0.05)
 
 
-def test_blocks_hold_every_whole_batch_once(monkeypatch: pytest.MonkeyPatch):
+def test_chunks_hold_every_whole_batch_once(monkeypatch: pytest.MonkeyPatch):
     dataset = generate("recurrent", train_examples=100)
-    whole = dataset.read(dataset.blocks(16)[0], 16)
+    whole = dataset.read(dataset.chunks(16)[0], 16)
     assert whole["x"].shape == (6, 16, 5, 4)
-    monkeypatch.setattr(data, "BLOCK_BYTES", 3 * 16 * (5 * 4 * 4 + 8 + 3 * 4))
-    blocks = dataset.blocks(16)
-    assert blocks == [slice(0, 48), slice(48, 96)]
+    monkeypatch.setattr(data, "CHUNK_BYTES", 3 * 16 * (5 * 4 * 4 + 8 + 3 * 4))
+    chunks = dataset.chunks(16)
+    assert chunks == [slice(0, 48), slice(48, 96)]
     for key, array in whole.items():
-        np.testing.assert_array_equal(np.concatenate([dataset.read(block, 16)[key] for block in blocks]), array)
+        np.testing.assert_array_equal(np.concatenate([dataset.read(chunk, 16)[key] for chunk in chunks]), array)
 
 
 @pytest.mark.parametrize("file", ["train_x.npy", "test_y.npy", "initial.safetensors"])
 @pytest.mark.parametrize("harm", ["missing", "truncated", "altered"])
-def test_a_harmed_file_is_named(file: str, harm: str):
+def test_a_damaged_file_is_named(file: str, harm: str):
     generate("two_layer")
     path = Path("data/two_layer", file)
     content = path.read_bytes()

@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 from pipeline import environment
-from pipeline.environment import Gpus, resolve
+from pipeline.environment import Device, Gpus, resolve, visible_devices
 from pipeline.errors import UserError
 from pipeline.params import Params, load_params
 
@@ -28,7 +28,7 @@ def params(monkeypatch: pytest.MonkeyPatch) -> Params:
 
 def machine(monkeypatch: pytest.MonkeyPatch, gpus: Gpus, versions: dict[str, str]) -> None:
     monkeypatch.setattr(environment, "_gpus", lambda: gpus)
-    monkeypatch.setattr(environment, "_versions", lambda: versions)
+    monkeypatch.setattr(environment, "_versions", lambda _: versions)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,6 @@ def test_device(params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, gpu
     machine(monkeypatch, gpus, versions)
     resolved = resolve(params.model_copy(update={"device": asked}))
     assert resolved.device == device
-    assert resolved.device_of("numpy") == ("cpu", resolved.cpu_name)
-    assert resolved.device_of("torch")[0] == device
     assert resolved.device_name == ({"cuda:0": "NVIDIA A", "cuda:1": "NVIDIA B"}.get(device) or resolved.cpu_name)
 
 
@@ -84,12 +82,38 @@ def test_it_repeats_and_imports_no_framework():
     assert done.stdout == "True set()\n"
 
 
-def test_visible_devices_as_cuda_reads_them(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: f"GPU-{handle}")
-    assert environment._visible(["a", "b"], ["1"]) == ["b"]
-    assert environment._visible(["a", "b"], ["GPU-b", "0"]) == ["b", "a"]
-    assert environment._visible(["a", "b"], ["0", "-1", "1"]) == ["a"]
-    assert environment._visible(["a", "b"], [""]) == []
+def test_visible_devices_as_cuda_reads_them():
+    a, b, first, second = (Device(uuid, uuid) for uuid in ("GPU-a", "GPU-b", "MIG-1", "MIG-2"))
+    assert visible_devices([[a], [b]], ["1"]) == [b]
+    assert visible_devices([[a], [b]], ["GPU-b", "0"]) == [b, a]
+    assert visible_devices([[a], [b]], ["0", "-1", "1"]) == [a]
+    assert visible_devices([[a], [b]], [""]) == []
+    assert visible_devices([[a], [first, second]], ["MIG-2"]) == [second]
+    assert visible_devices([[a], [first, second]], ["1", "0"]) == [first]  # CUDA uses one instance at a time
+    assert visible_devices([[first, second]], ["GPU-b"]) == []
+
+
+def test_instances_of_a_gpu_in_mig_mode(monkeypatch: pytest.MonkeyPatch):
+    def instance(gpu: str, index: int) -> str:
+        if index == 1:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return f"{gpu}, part {index}"
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigMode", lambda gpu: (int(gpu == "split"), 0))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMaxMigDeviceCount", lambda _: 3)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", instance)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: f"UUID of {handle}")
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: handle)
+    assert [each.name for each in environment._devices("whole")] == ["whole"]
+    assert [each.name for each in environment._devices("split")] == ["split, part 0", "split, part 2"]
+
+
+def test_cuda_counts_gpus_as_nvml_does():
+    code = "import os, pipeline; print(os.environ['CUDA_DEVICE_ORDER'])"
+    variables = os.environ | {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout == "PCI_BUS_ID\n"
 
 
 def test_the_other_interpreter_takes_over(tmp_path: Path):

@@ -29,7 +29,7 @@ def loaded(tmp_path: Path, key: str, value: Any) -> Any:
 
 
 def test_the_default_is_valid():
-    assert len(load_params().implementations) == 7
+    assert load_params().implementations
 
 
 def test_a_number_that_yaml_reads_as_text_is_the_number(tmp_path: Path):

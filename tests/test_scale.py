@@ -9,7 +9,7 @@ import numpy as np
 from conftest import REPOSITORY
 
 from benchmarks.scale import _rss_anon
-from pipeline.records import read_rows
+from pipeline.files import read_rows
 
 MEGABYTE = 2**20
 
@@ -32,7 +32,7 @@ def test_generation_training_and_memory_of_a_small_data_set(tmp_path: Path):
     assert set(runs) == {"generate", "train@torch_loop", "framework@torch_loop"}
     assert all(float(run["seconds"]) > 0.1 and int(run["rss_anon"]) > 10e6 for run in runs.values())
     turns = read_rows(output / "turns.csv")
-    assert {turn["contestant"] for turn in turns} == {"memory", "streamed", "disk", "generate", "generator"}
+    assert {turn["candidate"] for turn in turns} == {"memory", "streamed", "disk", "generate", "generator"}
     assert {turn["examples"] for turn in turns if turn["name"] == "torch_loop"} == {str(3000 // 256 * 256)}
 
 

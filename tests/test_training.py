@@ -8,14 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LESSONS, REPOSITORY, TINY
+from conftest import HOST, LESSONS, REPOSITORY, TINY
 
-from pipeline import data, timing, training
-from pipeline.contract import Weights, load_implementation, load_runtime
+from pipeline.contract import Weights, load_implementation
 from pipeline.errors import UserError
-from pipeline.evaluation import certificate, evaluate, reference_run, table
+from pipeline.experiment import data, history, training
+from pipeline.experiment.certificate import certificate, table
+from pipeline.experiment.evaluation import evaluate, reference_run
+from pipeline.experiment.outputs import outputs
+from pipeline.measuring import clock
 from pipeline.params import Data, Params, load_params
+from pipeline.runtimes import Loop, load_runtime
 from pipeline.two_layer.numpy_arrays import Implementation
+
+NUMPY = "numpy_arrays"
 
 
 @pytest.fixture
@@ -25,30 +31,36 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> data.DataSet:
     return data.DataSet("two_layer")
 
 
-def create(weights: Weights, learning_rate: float) -> Implementation:
-    return Implementation(weights, learning_rate=learning_rate, device="cpu")
+def create(weights: Weights, learning_rate: float) -> Loop:
+    implementation = Implementation(weights, learning_rate=learning_rate, device="cpu")
+    return load_runtime("numpy").Loop(implementation, weights)
 
 
 def train(
-    dataset: data.DataSet, create: Callable = create, steps: int = 30, rate: float = 0.05, stopwatch: Any = None
+    dataset: data.DataSet,
+    create: Callable = create,
+    steps: int = 30,
+    rate: float = 0.05,
+    stopwatch: Any = None,
+    name: str = NUMPY,
 ) -> training.Training:
     return training.train(
-        "numpy_arrays",
+        name,
         create,
         dataset,
         learning_rate=rate,
         steps=steps,
         batch_size=16,
-        runtime=load_runtime("numpy_arrays"),
-        stopwatch=stopwatch or timing.Stopwatch(lambda: None),
+        runtime=load_runtime(name),
+        stopwatch=stopwatch or clock.Stopwatch(lambda: None),
         on_progress=lambda *_: None,
     )
 
 
-def test_streaming_in_blocks_is_the_same_training(dataset: data.DataSet, monkeypatch: pytest.MonkeyPatch):
+def test_streaming_in_chunks_is_the_same_training(dataset: data.DataSet, monkeypatch: pytest.MonkeyPatch):
     whole = train(dataset)
-    monkeypatch.setattr(data, "BLOCK_BYTES", 4 * 16 * 23 * 8)
-    assert len(dataset.blocks(16)) == 2
+    monkeypatch.setattr(data, "CHUNK_BYTES", 4 * 16 * 23 * 8)
+    assert len(dataset.chunks(16)) == 2
     streamed = train(dataset)
     np.testing.assert_array_equal(streamed.losses, whole.losses)
     for key, weight in whole.weights.items():
@@ -57,12 +69,58 @@ def test_streaming_in_blocks_is_the_same_training(dataset: data.DataSet, monkeyp
 
 @pytest.mark.parametrize("steps", [1, 7, 45])
 def test_any_number_of_steps(dataset: data.DataSet, steps: int):
-    stopwatch = timing.Stopwatch(lambda: None)
+    stopwatch = clock.Stopwatch(lambda: None)
     done = train(dataset, steps=steps, stopwatch=stopwatch)
     assert len(done.losses) == steps
-    assert sum(count for count, _ in stopwatch.calls) == steps
+    assert stopwatch.steps == steps
     reference = reference_run("two_layer", dataset, steps=steps, batch_size=16, learning_rate=0.05)
     np.testing.assert_allclose(done.losses, reference["train_loss"], rtol=1e-11)
+
+
+def test_a_long_training_keeps_every_nth_loss(dataset: data.DataSet, monkeypatch: pytest.MonkeyPatch):
+    every = train(dataset, steps=45)
+    monkeypatch.setattr(history, "KEPT_LOSSES", 10)
+    kept = history.kept_steps(45)
+    assert list(kept) == [0, 5, 10, 15, 20, 25, 30, 35, 40]
+    np.testing.assert_array_equal(train(dataset, steps=45).losses, every.losses[kept])
+    reference = reference_run("two_layer", dataset, steps=45, batch_size=16, learning_rate=0.05)
+    np.testing.assert_allclose(every.losses[kept], reference["train_loss"], rtol=1e-11)
+    assert len(history.kept_steps(10**8)) <= 10
+
+
+def test_a_stopwatch_keeps_a_bounded_number_of_calls():
+    stopwatch = clock.Stopwatch(lambda: None)
+    for _ in range(10 * clock.KEPT_CALLS):
+        with stopwatch.measure("train", steps=3):
+            pass
+    assert clock.KEPT_CALLS <= len(stopwatch.step_seconds) < 2 * clock.KEPT_CALLS
+    assert stopwatch.steps == 30 * clock.KEPT_CALLS
+
+
+def test_a_training_of_any_length_hears_of_its_progress_in_calls_of_bounded_size(dataset: data.DataSet):
+    steps = []
+    training.train(
+        "numpy_arrays",
+        create,
+        dataset,
+        learning_rate=1e-4,
+        steps=20 * training.CALL_STEPS + 20,
+        batch_size=16,
+        runtime=load_runtime("numpy_arrays"),
+        stopwatch=clock.Stopwatch(lambda: None),
+        on_progress=lambda step, _: steps.append(step),
+    )
+    assert max(np.diff(steps)) == training.CALL_STEPS
+
+
+def test_weights_that_are_not_the_trainings_are_refused(dataset: data.DataSet):
+    done = train(dataset)
+    found = outputs(create, done.loop, dataset, 16)
+    reference = reference_run("two_layer", dataset, steps=30, batch_size=16, learning_rate=0.05)
+    weights = {key: array.copy() for key, array in done.weights.items()}
+    weights["w2"][0, 0] += 1
+    with pytest.raises(UserError, match="do not give the predictions of the training"):
+        evaluate("two_layer", dataset, weights=weights, outputs=found, losses=done.losses, reference=reference)
 
 
 def test_a_loss_that_is_not_finite_is_refused_by_name_step_and_rate(dataset: data.DataSet):
@@ -70,14 +128,14 @@ def test_a_loss_that_is_not_finite_is_refused_by_name_step_and_rate(dataset: dat
         train(dataset, rate=1e50)
 
 
-def test_the_ledger_adds_up_to_the_wall_clock(monkeypatch: pytest.MonkeyPatch):
+def test_the_time_breakdown_adds_up_to_the_wall_clock(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(timing, "process_seconds", lambda: 1.0 + now[0])
-    stopwatch = timing.Stopwatch(lambda: None)
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(clock, "process_seconds", lambda: 1.0 + now[0])
+    stopwatch = clock.Stopwatch(lambda: None)
     for name, steps, seconds in [
         ("setup", 0, 3),
-        ("first_step", 1, 14),
+        ("first_steps", 1, 14),
         ("train", 2, 4),
         ("train", 2, 6),
         ("train", 1, 2),
@@ -86,30 +144,32 @@ def test_the_ledger_adds_up_to_the_wall_clock(monkeypatch: pytest.MonkeyPatch):
             now[0] += seconds
         now[0] += 0.5
     summary = stopwatch.summary(batch_size=10)
-    ledger = {name: summary[f"{name}_seconds"] for name in timing.LEDGER}
-    assert {name: seconds for name, seconds in ledger.items() if seconds} == {
+    breakdown = {name: summary[f"{name}_seconds"] for name in clock.TIME_BREAKDOWN}
+    assert {name: seconds for name, seconds in breakdown.items() if seconds} == {
         "imports": 1.0,
         "setup": 3,
-        "first_step": 14,
+        "first_steps": 14,
         "train": 12,
         "residual": 2.5,
     }
-    assert sum(ledger.values()) == summary["wall_seconds"]
+    assert sum(breakdown.values()) == summary["wall_seconds"]
     assert summary["step_seconds_median"] == 2
     assert summary["examples_per_second"] == 5
     assert 2 < summary["step_seconds_p95"] <= 3
 
 
 def test_the_process_is_as_old_as_its_start(tmp_path: Path):
-    code = "import time; time.sleep(0.3); from pipeline.timing import process_seconds; print(process_seconds())"
-    with timing.timed(lambda: None) as seconds:
+    code = (
+        "import time; time.sleep(0.3); from pipeline.measuring.clock import process_seconds; print(process_seconds())"
+    )
+    with clock.timed(lambda: None) as seconds:
         age = float(subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY))
     assert 0.3 < age < seconds[0] + 0.02  # the kernel counts in hundredths
 
 
 def test_the_clock_is_read_when_the_device_is_idle():
     events = []
-    stopwatch = timing.Stopwatch(lambda: events.append("idle"))
+    stopwatch = clock.Stopwatch(lambda: events.append("idle"))
     with stopwatch.measure("train", steps=1):
         events.append("work")
     assert events == ["idle", "work", "idle"]
@@ -121,10 +181,16 @@ def params(monkeypatch: pytest.MonkeyPatch) -> Params:
     return load_params().model_copy(update={"dtype": "float64", "implementations": {"numpy_arrays": "two_layer"}})
 
 
-def measured(dataset: data.DataSet, create: Callable) -> dict[str, float]:
-    done = train(dataset, create)
-    reference = reference_run("two_layer", dataset, steps=30, batch_size=16, learning_rate=0.05)
-    return evaluate(create, dataset, weights=done.weights, losses=done.losses, reference=reference, batch_size=16)
+def measured(dataset: data.DataSet, create: Callable, name: str = NUMPY) -> dict[str, float]:
+    done = train(dataset, create, name=name)
+    return evaluate(
+        "two_layer",
+        dataset,
+        weights=done.weights,
+        outputs=outputs(create, done.loop, dataset, 16),
+        losses=done.losses,
+        reference=reference_run("two_layer", dataset, steps=30, batch_size=16, learning_rate=0.05),
+    )
 
 
 def test_the_lesson_as_it_is_passes(params: Params, dataset: data.DataSet):
@@ -136,10 +202,10 @@ def test_the_lesson_as_it_is_passes(params: Params, dataset: data.DataSet):
 @pytest.mark.parametrize(
     ("name", "line", "broken"),
     [
-        ("numpy_arrays", "np.multiply(grad_h, h > 0, out=grad_h)", "pass"),
-        ("numpy_arrays", "2 / error.size", "1 / error.size"),
-        ("torch_tensors", ".mul_(h.sign())", ""),
-        ("torch_function", "grad_h * h.sign()", "grad_h"),
+        ("numpy_arrays", "grad_h_relu * (h > 0)", "grad_h_relu"),
+        ("numpy_arrays", "2 * (y_pred - y)", "(y_pred - y)"),
+        ("torch_tensors", "grad_h_relu * (h > 0)", "grad_h_relu"),
+        ("torch_function", "grad_h_relu * (h > 0)", "grad_h_relu"),
     ],
 )
 def test_a_broken_backward_pass_breaches(
@@ -152,9 +218,11 @@ def test_a_broken_backward_pass_breaches(
     exec(compile(source.replace(line, broken), name, "exec"), namespace)  # noqa: S102
 
     def create_broken(weights: Weights, learning_rate: float):
-        return namespace["Implementation"](weights, learning_rate=learning_rate, device="cpu")
+        implementation = namespace["Implementation"](weights, learning_rate=learning_rate, device="cpu")
+        return load_runtime(name).Loop(implementation, weights)
 
-    measures = measured(dataset, create_broken)
+    load_runtime(name).start(HOST)
+    measures = measured(dataset, create_broken, name)
     comparison = certificate(params, {"numpy_arrays": measures})
     assert not comparison["passed"]
     assert "gradient_relative_error" in comparison["implementations"]["numpy_arrays"]["breaches"]

@@ -1,87 +1,59 @@
 """The recurrent network in TensorFlow, its loop over time in the graph.
 
-A static graph cannot unroll itself for each example, since it is there before any example is. The loop has to be part
-of the graph: `tf.scan` is the node that carries a state along a tensor's first axis, here time. Traced once, it serves
-all lengths. Every example goes through max_length steps, and one that is done keeps its state: `tf.where` chooses
-between the new state and the old.
+A static graph is there before any example is, so it cannot be as long as an example needs. The loop has to be part of
+it: `tf.scan` is an operator that carries a state along the first axis of a tensor, here time. Traced once, it serves
+all lengths. Every example goes through as many steps as the tensor is long, and `tf.gather_nd` picks out the state that
+counts: the one at the example's own end.
 """
 
 import tensorflow as tf
 
-from pipeline.contract import Array, Batches, Weights
+from pipeline.contract import Array, Batch, Weights
 
 
 class Implementation:
-    def __init__(self, initial: Weights, *, learning_rate: float, device: str) -> None:
-        self.device = device
+    def __init__(self, weights: Weights, *, learning_rate: float, device: str) -> None:
         with tf.device(device):
-            self.wx = tf.Variable(initial["wx"])
-            self.wh = tf.Variable(initial["wh"])
-            self.wo = tf.Variable(initial["wo"])
+            self.wx = tf.Variable(weights["wx"])
+            self.wh = tf.Variable(weights["wh"])
+            self.wo = tf.Variable(weights["wo"])
         self.learning_rate = learning_rate
-        inputs, outputs, dtype = self.wx.shape[0], self.wo.shape[1], self.wx.dtype
-        x = tf.TensorSpec([None, None, None, inputs], dtype)
-        running = tf.TensorSpec([None, None, None, 1], tf.bool)
-        y = tf.TensorSpec([None, None, outputs], dtype)
-        count = tf.TensorSpec([], tf.int32)
-        self.graph = tf.function(self._train, input_signature=[x, running, y, count, count])
-        self.graph.get_concrete_function()
+        x = tf.TensorSpec([None, None, self.wx.shape[0]], self.wx.dtype)
+        ends = tf.TensorSpec([None, 2], tf.int32)
+        y = tf.TensorSpec([None, self.wo.shape[1]], self.wo.dtype)
+        self.step = tf.function(self.step, input_signature=[x, ends, y])
 
-    def _train(
-        self, xs: tf.Tensor, runnings: tf.Tensor, ys: tf.Tensor, first: tf.Tensor, steps: tf.Tensor
-    ) -> tf.Tensor:
-        losses = tf.TensorArray(self.wx.dtype, tf.shape(xs)[0], element_shape=[])
-        step, batch = tf.constant(0), first
-        while step < steps:
-            x, running, y = xs[batch], runnings[batch], ys[batch]
+    def place(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return *self._by_time(batch["x"], batch["lengths"]), tf.constant(batch["y"])
 
-            # Forward pass.
-            with tf.GradientTape() as tape:
-                y_pred = self._scan(x, running)
-                loss = tf.reduce_mean(tf.square(y_pred - y))
-            losses = losses.write(step, loss)
+    def step(self, x: tf.Tensor, ends: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        # Forward pass.
+        with tf.GradientTape() as tape:
+            y_pred = self._forward(x, ends)
+            loss = tf.reduce_mean(tf.square(y_pred - y))
 
-            # Backward pass.
-            grad_wx, grad_wh, grad_wo = tape.gradient(loss, (self.wx, self.wh, self.wo))
+        # Backward pass.
+        grad_wx, grad_wh, grad_wo = tape.gradient(loss, [self.wx, self.wh, self.wo])
 
-            # Update.
-            self.wx.assign_sub(self.learning_rate * grad_wx)
-            self.wh.assign_sub(self.learning_rate * grad_wh)
-            self.wo.assign_sub(self.learning_rate * grad_wo)
-            step, batch = step + 1, (batch + 1) % tf.shape(xs)[0]
-        return losses.stack()
+        # Update.
+        self.wx.assign_sub(self.learning_rate * grad_wx)
+        self.wh.assign_sub(self.learning_rate * grad_wh)
+        self.wo.assign_sub(self.learning_rate * grad_wo)
+        return loss
 
-    def _scan(self, x: tf.Tensor, running: tf.Tensor) -> tf.Tensor:
-        """y_pred (N, outputs) for x (max_length, N, inputs), running (max_length, N, 1): is the example still on?"""
+    def _forward(self, x: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
+        def next_state(h: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+            return tf.nn.relu(z + h @ self.wh)
 
-        def step(h: tf.Tensor, now: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            z, running = now
-            return tf.where(running, tf.nn.relu(z + h @ self.wh), h)
-
-        states = tf.scan(step, (x @ self.wx, running), tf.zeros([tf.shape(x)[1], self.wh.shape[0]], x.dtype))
-        return states[-1] @ self.wo
-
-    def load(self, batches: Batches) -> None:
-        with tf.device(self.device):
-            self.x, self.running = self._by_time(batches["x"], batches["lengths"])
-            self.y = tf.constant(batches["y"])
-        self.next = 0
+        start = tf.zeros([tf.shape(x)[1], self.wh.shape[0]], x.dtype)
+        states = tf.scan(next_state, x @ self.wx, start)
+        return tf.gather_nd(states, ends) @ self.wo
 
     def _by_time(self, x: Array, lengths: Array) -> tuple[tf.Tensor, tf.Tensor]:
-        """Time first: x (…, N, max_length, inputs) as (…, max_length, N, inputs), 0 in the padding, and what is not."""
-        running = tf.sequence_mask(lengths, x.shape[-2])[..., None]
-        x = tf.where(running, x, 0)  # a masked step's gradient is 0 times its input: nan, were the input nan
-        return tf.experimental.numpy.swapaxes(x, -3, -2), tf.experimental.numpy.swapaxes(running, -3, -2)
-
-    def train(self, steps: int) -> tf.Tensor:
-        with tf.device(self.device):
-            losses = self.graph(self.x, self.running, self.y, tf.constant(self.next), tf.constant(steps))
-        self.next = (self.next + steps) % len(self.x)
-        return losses[:steps]
+        """Time first: x (max_length, N, inputs), 0 in the padding, and where in it each example ends, (N, 2)."""
+        padded = tf.where(tf.sequence_mask(lengths, x.shape[1])[..., None], x, 0)
+        ends = tf.stack([tf.cast(lengths, tf.int32) - 1, tf.range(len(lengths))], 1)
+        return tf.transpose(padded, [1, 0, 2]), ends
 
     def predict(self, x: Array, lengths: Array) -> Array:
-        with tf.device(self.device):
-            return self._scan(*self._by_time(x, lengths)).numpy()
-
-    def weights(self) -> Weights:
-        return {"wx": self.wx.numpy(), "wh": self.wh.numpy(), "wo": self.wo.numpy()}
+        return self._forward(*self._by_time(x, lengths)).numpy()

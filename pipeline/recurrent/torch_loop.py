@@ -1,78 +1,59 @@
 """The recurrent network in PyTorch, its loop over time in Python.
 
-The graph is built anew in every step, so the loop that builds it is an ordinary Python loop, as long as this batch's
-longest example: autograd follows whatever the loop did. Sorted by length, longest first, the examples that are still
-running at time t are the first `running[t]` rows, and those that are done are simply left behind. The work is then the
-sum of the lengths, not their number times the longest, and padding is never touched.
-
-What does not depend on the state, x_t @ wx, is one product for all examples and times before the loop.
+Autograd records whatever runs, so a loop over time is an ordinary Python loop, and the graph it leaves is as long as
+this batch needs. `pack_padded_sequence` sorts the examples by length, longest first, and drops the padding:
+`batch_sizes[t]` says how many examples are still running at time t, and they are the first ones. Those that have ended
+are set aside, so the work follows the sum of the lengths.
 """
 
 import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from pipeline.contract import Array, Batches, Weights
+from pipeline.contract import Array, Batch, Weights
 
 
 class Implementation:
-    def __init__(self, initial: Weights, *, learning_rate: float, device: str) -> None:
-        self.wx = torch.tensor(initial["wx"], device=device, requires_grad=True)
-        self.wh = torch.tensor(initial["wh"], device=device, requires_grad=True)
-        self.wo = torch.tensor(initial["wo"], device=device, requires_grad=True)
+    def __init__(self, weights: Weights, *, learning_rate: float, device: str) -> None:
+        self.wx = torch.tensor(weights["wx"], device=device, requires_grad=True)
+        self.wh = torch.tensor(weights["wh"], device=device, requires_grad=True)
+        self.wo = torch.tensor(weights["wo"], device=device, requires_grad=True)
         self.learning_rate = learning_rate
 
-    def load(self, batches: Batches) -> None:
-        self.batches = []
-        for x, lengths, y in zip(batches["x"], batches["lengths"], batches["y"], strict=True):
-            order, steps, running = self._pack(x, lengths)
-            self.batches.append((steps, running, torch.from_numpy(y).to(self.wx.device)[order]))
-        self.next = 0
+    def place(self, batch: Batch) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+        packed = self._packed(batch["x"], batch["lengths"])
+        y = torch.from_numpy(batch["y"])[packed.sorted_indices]
+        return packed.data.to(self.wx.device), packed.batch_sizes.tolist(), y.to(self.wx.device)
 
-    def train(self, steps: int) -> torch.Tensor:
-        wx, wh, wo, learning_rate = self.wx, self.wh, self.wo, self.learning_rate
-        losses = torch.empty(steps, dtype=wx.dtype, device=wx.device)
-        for step in range(steps):
-            x, running, y = self.batches[self.next]
-            self.next = (self.next + 1) % len(self.batches)
+    def step(self, x: torch.Tensor, batch_sizes: list[int], y: torch.Tensor) -> torch.Tensor:
+        # Forward pass.
+        y_pred = self._forward(x, batch_sizes)
+        loss = torch.nn.functional.mse_loss(y_pred, y)
 
-            # Forward pass.
-            y_pred = self._unroll(x, running)
-            loss = torch.nn.functional.mse_loss(y_pred, y)
-            losses[step] = loss.detach()
+        # Backward pass.
+        loss.backward()
 
-            # Backward pass.
-            grad_wx, grad_wh, grad_wo = torch.autograd.grad(loss, (wx, wh, wo))
+        # Update: no part of the graph. `.grad` would add up over steps, so it is cleared.
+        with torch.no_grad():
+            self.wx -= self.learning_rate * self.wx.grad
+            self.wh -= self.learning_rate * self.wh.grad
+            self.wo -= self.learning_rate * self.wo.grad
+        self.wx.grad = self.wh.grad = self.wo.grad = None
+        return loss
 
-            # Update.
-            with torch.no_grad():
-                wx.sub_(grad_wx, alpha=learning_rate)
-                wh.sub_(grad_wh, alpha=learning_rate)
-                wo.sub_(grad_wo, alpha=learning_rate)
-        return losses
+    def _forward(self, x: torch.Tensor, batch_sizes: list[int]) -> torch.Tensor:
+        h = x.new_zeros(batch_sizes[0], len(self.wh))
+        ended = []
+        for running, z in zip(batch_sizes, (x @ self.wx).split(batch_sizes), strict=True):
+            ended.append(h[running:])
+            h = (z + h[:running] @ self.wh).relu()
+        return torch.cat([h, *reversed(ended)]) @ self.wo
 
-    def _unroll(self, x: torch.Tensor, running: list[int]) -> torch.Tensor:
-        """y_pred (N, outputs) of examples sorted by length; x (sum of lengths, inputs) holds them time after time."""
-        h = x.new_zeros(running[0], len(self.wh))
-        done = []
-        for count, z in zip(running, x.mm(self.wx).split(running), strict=True):
-            done.append(h[count:])
-            h = torch.addmm(z, h[:count], self.wh).relu()
-        return torch.cat([h, *reversed(done)]).mm(self.wo)
-
-    def _pack(self, x: Array, lengths: Array) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Examples x (N, max_length, inputs) without their padding, longest first, time after time.
-
-        Returns the order of the examples (N,), the packed x (sum of lengths, inputs), and how many run at each time.
-        """
-        length = torch.from_numpy(lengths).to(self.wx.device)
-        order = length.argsort(descending=True, stable=True)
-        active = torch.arange(int(length.max()), device=length.device)[:, None] < length[order]
-        time, row = active.nonzero(as_tuple=True)
-        return order, torch.from_numpy(x).to(self.wx.device)[order[row], time], active.sum(1).tolist()
+    def _packed(self, x: Array, lengths: Array) -> PackedSequence:
+        return pack_padded_sequence(
+            torch.from_numpy(x), torch.from_numpy(lengths), batch_first=True, enforce_sorted=False
+        )
 
     def predict(self, x: Array, lengths: Array) -> Array:
-        order, steps, running = self._pack(x, lengths)
-        with torch.no_grad():
-            return self._unroll(steps, running)[order.argsort()].cpu().numpy()
-
-    def weights(self) -> Weights:
-        return {key: getattr(self, key).numpy(force=True).copy() for key in ("wx", "wh", "wo")}
+        packed = self._packed(x, lengths)
+        y_pred = self._forward(packed.data.to(self.wx.device), packed.batch_sizes.tolist())
+        return y_pred.numpy(force=True)[packed.unsorted_indices]

@@ -1,16 +1,120 @@
-"""One module per framework for what is no maths: devices, threads, determinism, and what makes a step faster without
-changing it. All offer the same:
+"""One module for each framework: everything about a training that is not maths, and what makes a step faster without
+changing it. Each offers the same:
 
-start(environment) -> str       set the framework up, with the device's context; returns its own name for the device
-prepare(implementation)         the implementation, in the form in which its steps run fastest here
-eagerly                         a context in which graphs run as the Python they were traced from; None without graphs
-to_host(array) -> Array         what `train` returned, in host memory
-multiply(batches) -> function   steps(n) computes the matrix products of n batches, round and round: the floor of a step
+CPU_ONLY                        whether the framework knows no other device
+start(environment) -> str       set the framework up; returns its own name for the device
+Loop(implementation, names)     the loop over the steps of an implementation whose weights have these names
+eagerly                         a context in which graphs run as the Python that they come from; None without graphs
+to_host(losses) -> Array        what a loop's `run` returned, in host memory
+multiply(batches) -> function   run(steps) computes the matrix products of as many batches, again from the first after
+                                the last: the lower bound of a step
 synchronize()                   return when the device has done all that was asked of it
 peak_memory_bytes() -> int      the most memory in use so far: the device's for CUDA, else the process's
 """
 
+import ctypes
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pipeline.contract import Array, Chunk, Implementation, Weights, load_implementation
+from pipeline.environment import Environment, framework_of
+
+
+class Loop:
+    """Steps over a chunk of batches, one batch a step, again from the first after the last: a loop in Python.
+
+    `next` is the index of the batch that the next step takes. `captures` and `replays` count what was recorded for a
+    GPU and the steps that were executed from such a recording; a loop that records nothing leaves them at 0.
+    """
+
+    first_steps = 1  # the steps before everything is as it will be in the rest
+    captures = replays = 0
+
+    def __init__(self, implementation: Implementation, names: Iterable[str]) -> None:
+        self.implementation = implementation
+        self.names = tuple(names)
+        self.placed: list[tuple[Any, ...]] = []
+        self.next = 0
+
+    def place(self, chunk: Chunk) -> None:
+        """Place each batch on the device. The next step takes the first of them."""
+        self.placed = [self.implementation.place(batch) for batch in batches_of(chunk)]
+        self.next = 0
+
+    def compile(self) -> None:
+        """Do beforehand what can be done before a step on the placed batches."""
+
+    def run(self, steps: int) -> Any:
+        """Take so many steps, each on the next batch. Returns their losses (steps,), on the device, without waiting."""
+        losses = []
+        for _ in range(steps):
+            losses.append(self.take_step(self.next))
+            self.next = (self.next + 1) % len(self.placed)
+        return self.gather(losses)
+
+    def take_step(self, index: int) -> Any:
+        return self.implementation.step(*self.placed[index])
+
+    def gather(self, losses: list[Any]) -> Any:
+        """One array (steps,) of the steps' losses."""
+        raise NotImplementedError
+
+    def predict(self, *inputs: Array) -> Array:
+        return self.implementation.predict(*inputs)
+
+    def weights(self) -> Weights:
+        """Copies of the weights in host memory."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An implementation whose framework is started. `create(weights, learning_rate)` constructs it, in its loop."""
+
+    device: str
+    device_name: str
+    create: Callable[[Weights, float], Loop]
+
+
+def load_runtime(name: str) -> ModuleType:
+    """The runtime of the framework that the name of an implementation begins with."""
+    return import_module(f"pipeline.runtimes.{framework_of(name)}")
+
+
+def open_implementation(name: str, problem: str, environment: Environment, *, eagerly: bool = False) -> Opened:
+    """Start the framework of an implementation. `eagerly`: without the graph that its loop would be part of."""
+    runtime, implementation = load_runtime(name), load_implementation(problem, name)
+    own_device = runtime.start(environment)
+    loop = runtime.PythonLoop if eagerly else runtime.Loop
+    return Opened(
+        "cpu" if runtime.CPU_ONLY else environment.device,
+        environment.cpu_name if runtime.CPU_ONLY else environment.device_name,
+        lambda weights, rate: loop(implementation(weights, learning_rate=rate, device=own_device), weights),
+    )
+
+
+def batches_of(chunk: Chunk) -> list[dict[str, Any]]:
+    return [{key: array[index] for key, array in chunk.items()} for index in range(len(chunk["y"]))]
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to keep memory that is freed, since the next step asks for the same again.
+
+    By default arrays of a few hundred kB go back to the kernel as soon as they are freed, and cost page faults when
+    they come back: a third of a small step in NumPy. Another C library has no such setting, and nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in (
+            (-3, 2**30),
+            (-1, 2**30),
+            (-2, 2**26),
+        ):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(parameter, value)
 
 
 def peak_process_bytes() -> int:

@@ -1,45 +1,73 @@
 """NumPy: the CPU, with as many BLAS threads as the environment grants."""
 
-import os
+import ctypes
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.contract import Array, Factors, Implementation
+from pipeline import runtimes
+from pipeline.contract import Array, Factors, Weights
 from pipeline.environment import Environment
+from pipeline.errors import UserError
+from pipeline.runtimes import keep_freed_memory
 from pipeline.runtimes import peak_process_bytes as peak_memory_bytes
 
-__all__ = ["eagerly", "multiply", "peak_memory_bytes", "prepare", "start", "synchronize", "to_host"]
+__all__ = ["CPU_ONLY", "Loop", "eagerly", "multiply", "peak_memory_bytes", "start", "synchronize", "to_host"]
 
+CPU_ONLY = True
 eagerly = None
 
 
 def start(environment: Environment) -> str:
-    if environment.threads != len(os.sched_getaffinity(0)):  # which are those that BLAS takes unless told
+    keep_freed_memory()
+    set_blas_threads(environment.threads)
+    return "cpu"
+
+
+def set_blas_threads(threads: int) -> None:
+    """Raises UserError where NumPy's BLAS cannot be told."""
+    if find_spec("threadpoolctl"):
         from threadpoolctl import threadpool_limits
 
-        threadpool_limits(environment.threads)
-    return environment.device_of("numpy")[0]
+        threadpool_limits(threads)
+        return
+    # A GPU machine with torch and NumPy and nothing else: NumPy's own wheels bring OpenBLAS under a name of their own.
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    libraries = {line.split()[-1] for line in maps if "scipy_openblas" in line}
+    if not libraries:
+        raise UserError("The number of threads of NumPy's BLAS cannot be set. Install threadpoolctl.")
+    for library in libraries:
+        loaded = ctypes.CDLL(library)
+        for name in ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads"):
+            if hasattr(loaded, name):
+                getattr(loaded, name)(threads)
 
 
-def prepare(implementation: Implementation) -> Implementation:
-    return implementation
+class Loop(runtimes.Loop):
+    def gather(self, losses: list[Any]) -> Array:
+        return np.array(losses)
+
+    def weights(self) -> Weights:
+        return {name: getattr(self.implementation, name).copy() for name in self.names}
 
 
-def to_host(array: Array) -> Array:
-    return array
+def to_host(losses: Array) -> Array:
+    return losses
 
 
 def multiply(batches: list[Factors]) -> Callable[[int], None]:
     out = {(len(left), right.shape[1]): left @ right for factors in batches for left, right in factors}
 
-    def steps(count: int) -> None:
-        for factors in islice(cycle(batches), count):
+    def run(steps: int) -> None:
+        for factors in islice(cycle(batches), steps):
             for left, right in factors:
                 np.matmul(left, right, out=out[len(left), right.shape[1]])
 
-    return steps
+    return run
 
 
 def synchronize() -> None:

@@ -7,9 +7,14 @@ from itertools import cycle, islice
 from tempfile import TemporaryFile
 from typing import Any
 
-from pipeline.contract import Array, Factors, Implementation
+import numpy as np
+
+from pipeline import runtimes
+from pipeline.contract import Array, Chunk, Factors, Weights
 from pipeline.environment import Environment
-from pipeline.runtimes import peak_process_bytes
+from pipeline.runtimes import keep_freed_memory, peak_process_bytes
+
+CPU_ONLY = False
 
 # Before the import, or its notices drown the stage's own lines. What goes wrong is raised, not only logged.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -39,6 +44,8 @@ with _without(NOTICES):
 # 125; at 128 × 1024 × 512 × 64 both took 1.26 ms; at 256 × 1024 × 1024 × 64 it took 3.6 ms, with XLA 4.1.
 XLA_WEIGHTS = 2**19  # elements in all weights together, up to which XLA is used on a CPU
 
+CALL = 256  # steps that one execution of the loop takes at most: its losses have a place each
+
 tf.get_logger().setLevel("ERROR")  # it warns of graphs made anew, which is how a benchmark learns what making one costs
 _device = ""
 
@@ -47,6 +54,7 @@ def start(environment: Environment) -> str:
     global _device
     kind, _, index = environment.device.partition(":")
     _device = "CPU:0" if kind == "cpu" else f"GPU:{index}"
+    keep_freed_memory()
     tf.config.threading.set_intra_op_parallelism_threads(environment.threads)
     tf.config.threading.set_inter_op_parallelism_threads(environment.threads)
     tf.config.experimental.enable_tensor_float_32_execution(environment.precision == "tf32")
@@ -59,26 +67,88 @@ def start(environment: Environment) -> str:
     return _device
 
 
-def prepare(implementation: Any) -> Implementation:
-    """With XLA, the graph in a graph that is compiled as one; it has to be a graph that XLA can compile.
+class PythonLoop(runtimes.Loop):
+    """Every step is a call from Python: of the graph of a step, or, `eagerly`, of the lines that it comes from."""
 
-    Blocks of data, which do not change, are handed over where they lie: `tf.constant` copies an array, but no tensor.
-    """
-    load = implementation.load
-    implementation.load = lambda batches: load({key: _placed(array) for key, array in batches.items()})
-    small = sum(weight.size for weight in implementation.weights().values()) <= XLA_WEIGHTS
-    if (small or _device != "CPU:0") and _loops(implementation.graph) == 1:
-        implementation.graph = tf.function(implementation.graph, jit_compile=True)
-    return implementation
+    def place(self, chunk: Chunk) -> None:
+        with tf.device(_device):
+            placed: Any = {key: _in_place(array) for key, array in chunk.items()}
+            super().place(placed)
+
+    def gather(self, losses: list[Any]) -> tf.Tensor:
+        return tf.stack(losses) if losses else tf.zeros(0)
+
+    def predict(self, *inputs: Array) -> Array:
+        with tf.device(_device):
+            return super().predict(*inputs)
+
+    def weights(self) -> Weights:
+        return {name: getattr(self.implementation, name).numpy() for name in self.names}
 
 
-def _placed(array: Array) -> tf.Tensor:
-    with tf.device(_device):
-        return tf.raw_ops.Identity(input=array)  # on the CPU the array's own memory, if it lies as TensorFlow needs it
+class Loop(PythonLoop):
+    """The loop over the steps is part of the graph: executing it does not come back to Python between steps."""
+
+    graph: Any = None
+
+    def place(self, chunk: Chunk) -> None:
+        """Also as one tensor for each part of a batch, the batches in front, for the graph to take them from."""
+        super().place(chunk)
+        with tf.device(_device):
+            self.stacked = [_stack(parts, chunk) for parts in zip(*self.placed, strict=True)]
+        if self.graph is None:
+            self._define()
+
+    def _define(self) -> None:
+        """The signature of a lesson's step, where it has one, says which sizes may differ from chunk to chunk."""
+        specs = getattr(self.implementation.step, "input_signature", None) or self.placed[0]
+        signature = [tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in specs]
+        count = tf.TensorSpec([], tf.int32)
+        self.graph = tf.function(self._steps, input_signature=[signature, count, count])
+        # XLA must know how often a loop inside the loop over the steps goes round.
+        if _loops(self.graph) == 1 and (_device != "CPU:0" or self._size() <= XLA_WEIGHTS):
+            self.graph = tf.function(self.graph, jit_compile=True)
+
+    def _size(self) -> int:
+        return sum(int(tf.size(getattr(self.implementation, name))) for name in self.names)
+
+    def _steps(self, stacked: list[tf.Tensor], first: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+        losses = tf.TensorArray(getattr(self.implementation, self.names[0]).dtype, CALL, element_shape=[])
+        taken, batch, batches = tf.constant(0), first, tf.shape(stacked[0])[0]
+        while taken < steps:
+            losses = losses.write(taken, self.implementation.step(*[part[batch] for part in stacked]))
+            taken, batch = taken + 1, tf.math.floormod(batch + 1, batches)
+        return losses.stack()
+
+    def compile(self) -> None:
+        with tf.device(_device):
+            self.graph(self.stacked, tf.constant(self.next), tf.constant(0))
+
+    def run(self, steps: int) -> tf.Tensor:
+        parts = []
+        with tf.device(_device):
+            for start in range(0, steps, CALL):
+                count = min(CALL, steps - start)
+                parts.append(self.graph(self.stacked, tf.constant(self.next), tf.constant(count))[:count])
+                self.next = (self.next + count) % len(self.placed)
+            return tf.concat(parts, 0) if parts else self.gather([])
+
+
+def _in_place(array: Array) -> Any:
+    """On a CPU the array's own memory, if it is aligned; `tf.constant` then copies it no more, as it would an array."""
+    return tf.raw_ops.Identity(input=array)
+
+
+def _stack(parts: tuple[Any, ...], chunk: Chunk) -> Any:
+    """The parts as one tensor. Where `place` left them in the memory of the chunk, that is one already."""
+    if _device == "CPU:0":
+        for array in chunk.values():
+            if parts[0].shape == array.shape[1:] and np.shares_memory(np.asarray(memoryview(parts[0])), array[0]):
+                return _in_place(array)
+    return tf.stack(parts)
 
 
 def _loops(graph: Any) -> int:
-    """How many loops a graph holds. XLA must know how often a loop inside the loop over the steps goes round."""
     definition = graph.get_concrete_function().graph.as_graph_def()
     functions = [function.node_def for function in definition.library.function]
     return sum(node.op in ("While", "StatelessWhile") for nodes in [definition.node, *functions] for node in nodes)
@@ -94,20 +164,20 @@ def eagerly() -> Iterator[None]:
         tf.config.run_functions_eagerly(False)
 
 
-def to_host(array: Any) -> Array:
-    return array.numpy()
+def to_host(losses: Any) -> Array:
+    return losses.numpy()
 
 
 def multiply(batches: list[Factors]) -> Callable[[int], None]:
     with tf.device(_device):
         on_device = [[(tf.constant(left), tf.constant(right)) for left, right in factors] for factors in batches]
 
-    def steps(count: int) -> None:
-        for factors in islice(cycle(on_device), count):
+    def run(steps: int) -> None:
+        for factors in islice(cycle(on_device), steps):
             for left, right in factors:
                 tf.linalg.matmul(left, right)
 
-    return steps
+    return run
 
 
 def synchronize() -> None:

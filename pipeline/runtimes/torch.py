@@ -1,17 +1,21 @@
 """PyTorch: deterministic kernels, one thread count, one precision; on a GPU, steps captured as CUDA graphs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
 import torch
 
-from pipeline.contract import Array, Batches, Factors, Implementation, Weights
+from pipeline import runtimes
+from pipeline.contract import Array, Chunk, Factors, Weights
 from pipeline.environment import Environment
-from pipeline.runtimes import peak_process_bytes
+from pipeline.errors import UserError
+from pipeline.runtimes import batches_of, keep_freed_memory, peak_process_bytes
 
+CPU_ONLY = False
 eagerly = None
 _device = torch.device("cpu")
 
@@ -19,67 +23,138 @@ _device = torch.device("cpu")
 def start(environment: Environment) -> str:
     global _device
     _device = torch.device(environment.device)
+    keep_freed_memory()
     torch.set_num_threads(environment.threads)
     torch.set_float32_matmul_precision("high" if environment.precision == "tf32" else "highest")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself to the bit only with this
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may differ from one run to the next
     # What use_deterministic_algorithms does, without its import of the compiler's settings, which takes half a second.
     torch.set_deterministic_debug_mode("error" if environment.deterministic else "default")
     # True would fill every new tensor with NaN first: a pass over memory to find a mistake that the parity gate finds.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (pyright does not see it)
+    if _device.type == "cuda":
+        torch.cuda.set_device(_device)  # graphs are captured on the current device
     torch.empty(1, device=_device)  # makes the device's context
     return str(_device)
 
 
-def prepare(implementation: Implementation) -> Any:
-    return CudaGraphs(implementation) if _device.type == "cuda" else implementation
+class PythonLoop(runtimes.Loop):
+    def take_step(self, index: int) -> torch.Tensor:
+        return super().take_step(index).detach()
 
-
-class CudaGraphs:
-    """An implementation whose calls of `train` are recorded, and replayed when the same call comes again.
-
-    A small step is bound by its launches, some 5 µs each from Python where the arithmetic takes less than one; a graph
-    launches all kernels of a call at once. A call repeats when it starts at the same batch of the same block with the
-    same number of steps. The first time it runs as it is, which is also the warm-up that recording needs; the second
-    time it is recorded; so data that streams through, whose calls do not come again, pays nothing.
-    """
-
-    def __init__(self, implementation: Implementation) -> None:
-        self.implementation = implementation
-        self.seen: set[tuple[int, int]] = set()
-        self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor, int]] = {}
-
-    @property
-    def next(self) -> int:
-        return self.implementation.next
-
-    def load(self, batches: Batches) -> None:
-        self.implementation.load(batches)
-        self.seen.clear()
-        self.graphs.clear()  # they read from where the last block was
-
-    def train(self, steps: int) -> torch.Tensor:
-        call = (self.implementation.next, steps)
-        if steps == 0 or call not in self.seen:
-            self.seen.add(call)
-            return self.implementation.train(steps)
-        if call not in self.graphs:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):  # records, executes nothing
-                losses = self.implementation.train(steps)
-            self.graphs[call] = graph, losses, self.implementation.next
-        graph, losses, self.implementation.next = self.graphs[call]
-        graph.replay()
-        return losses.clone()  # the next replay overwrites the graph's own
-
-    def predict(self, *inputs: Array) -> Array:
-        return self.implementation.predict(*inputs)
+    def gather(self, losses: list[Any]) -> torch.Tensor:
+        return torch.stack(losses) if losses else torch.empty(0, device=_device)
 
     def weights(self) -> Weights:
-        return self.implementation.weights()
+        return {name: getattr(self.implementation, name).numpy(force=True).copy() for name in self.names}
 
 
-def to_host(array: Any) -> Array:
-    return array.cpu().numpy()
+class CudaGraphs(PythonLoop):
+    """A loop in which the step on each placed batch is captured once as a CUDA graph, then replayed in any order.
+
+    A small step is bound by its launches, some 5 µs each from Python where the arithmetic takes less than one; a graph
+    launches all kernels of a step at once. The first steps run as they are: cuBLAS and autograd allocate then what may
+    not be allocated during a capture. All graphs share a memory pool, which is safe in any order: a step reads nothing
+    that another one left there, only weights and batches, which lie outside.
+    """
+
+    first_steps = 2
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.stream = torch.cuda.Stream()
+        self.pool = torch.cuda.graph_pool_handle()
+        self.taken = 0
+        self.captured: list[tuple[torch.cuda.CUDAGraph, torch.Tensor] | None] = []
+
+    def place(self, chunk: Chunk) -> None:
+        """A batch like the one that stood in its place takes over that one's memory, and with it its graph."""
+        before, self.placed, self.next = self.placed, [], 0
+        for index, batch in enumerate(batches_of(chunk)):
+            placed = self.implementation.place(batch)
+            if index < len(before) and _taken_over(before[index], placed):
+                placed = before[index]
+            elif index < len(self.captured):
+                self.captured[index] = None
+            else:
+                self.captured.append(None)
+            self.placed.append(placed)
+        del self.captured[len(self.placed) :]
+
+    def compile(self) -> None:
+        if self.taken >= self.first_steps:
+            for index in range(len(self.placed)):
+                self._graph(index)
+
+    def run(self, steps: int) -> torch.Tensor:
+        # A graph leaves its loss in the same place each time, so losses are copied before a batch comes again.
+        parts = []
+        while steps > 0:
+            count = min(steps, len(self.placed))
+            parts.append(super().run(count))
+            steps -= count
+        return torch.cat(parts) if parts else self.gather([])
+
+    def take_step(self, index: int) -> torch.Tensor:
+        if self.taken < self.first_steps:
+            self.taken += 1
+            with _beside(self.stream):
+                return super().take_step(index)
+        graph, loss = self._graph(index)
+        graph.replay()
+        self.replays += 1
+        return loss
+
+    def _graph(self, index: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        found = self.captured[index]
+        if found is None:
+            found = self.captured[index] = self._capture(index)
+            self.captures += 1
+        return found
+
+    def _capture(self, index: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """Record the step on a batch; it executes nothing. A graph holds addresses, so weights must keep theirs."""
+        graph, before = torch.cuda.CUDAGraph(), self._addresses()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            loss = super().take_step(index)
+        if self._addresses() != before:
+            name = type(self.implementation).__module__
+            raise UserError(f"{name}: `step` must change its weights in place, as in `self.w1 -= …`, to run on a GPU.")
+        return graph, loss
+
+    def _addresses(self) -> list[int]:
+        return [getattr(self.implementation, name).data_ptr() for name in self.names]
+
+
+@contextmanager
+def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Work on another stream, after what was asked for before and before what is asked for afterwards."""
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def _taken_over(there: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
+    """Whether a placed batch is like the new one but for the tensors' values, and then holds those."""
+    alike = len(there) == len(new) and all(
+        (isinstance(one, torch.Tensor) and one.shape == other.shape and one.dtype == other.dtype)
+        if isinstance(other, torch.Tensor)
+        else one == other
+        for one, other in zip(there, new, strict=True)
+    )
+    if alike:
+        for one, other in zip(there, new, strict=True):
+            if isinstance(one, torch.Tensor):
+                one.copy_(other)
+    return alike
+
+
+def Loop(implementation: Any, names: Iterable[str]) -> PythonLoop:  # noqa: N802 (a class in the other runtimes)
+    return (CudaGraphs if _device.type == "cuda" else PythonLoop)(implementation, names)
+
+
+def to_host(losses: torch.Tensor) -> Array:
+    return losses.cpu().numpy()
 
 
 def multiply(batches: list[Factors]) -> Callable[[int], None]:
@@ -94,17 +169,17 @@ def multiply(batches: list[Factors]) -> Callable[[int], None]:
             torch.mm(left, right, out=out[len(left), right.shape[1]])
 
     calls = [partial(batch, factors) for factors in on_device]
-    if _device.type == "cuda":  # the floor is the arithmetic, not its launches
-        calls = [_captured(call).replay for call in calls]
+    if _device.type == "cuda":  # the lower bound is the arithmetic, not its launches
+        calls = [_recorded(call).replay for call in calls]
 
-    def steps(count: int) -> None:
-        for call in islice(cycle(calls), count):
+    def run(steps: int) -> None:
+        for call in islice(cycle(calls), steps):
             call()
 
-    return steps
+    return run
 
 
-def _captured(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def _recorded(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()

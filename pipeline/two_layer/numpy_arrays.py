@@ -1,57 +1,42 @@
-"""The two-layer network in NumPy, forward and backward pass by hand.
+"""The two-layer network in NumPy, its forward and backward pass written by hand.
 
-A NumPy array is an n-dimensional grid of numbers. NumPy knows nothing of gradients, of computational graphs or of
-GPUs: each line below computes one array, at once, on the CPU, and the gradient is what we derived on paper.
-
-The arrays of a step keep their shapes from step to step, so they are allocated once for each block and written `out=`.
+A NumPy array is an n-dimensional grid of numbers, and each line of `step` computes one. NumPy knows nothing of
+gradients, computational graphs or GPUs: it does the arithmetic we ask for, at once, on the CPU. So the backward pass is
+the chain rule, worked out on paper and typed in, from the loss back to the weights.
 """
 
 import numpy as np
 
-from pipeline.contract import Array, Batches, Weights
+from pipeline.contract import Array, Batch, Weights
 
 
 class Implementation:
-    def __init__(self, initial: Weights, *, learning_rate: float, device: str) -> None:
-        self.w1 = np.asarray(initial["w1"], device=device).copy()
-        self.w2 = np.asarray(initial["w2"], device=device).copy()
+    def __init__(self, weights: Weights, *, learning_rate: float, device: str) -> None:
+        self.w1 = np.asarray(weights["w1"], device=device).copy()
+        self.w2 = np.asarray(weights["w2"], device=device).copy()
         self.learning_rate = learning_rate
 
-    def load(self, batches: Batches) -> None:
-        self.x, self.y = list(batches["x"]), list(batches["y"])
-        self.next = 0
-        self.h, self.y_pred = np.empty_like(self.x[0] @ self.w1), np.empty_like(self.y[0])
-        self.grad_h, self.grad_w1, self.grad_w2 = (np.empty_like(each) for each in (self.h, self.w1, self.w2))
+    def place(self, batch: Batch) -> tuple[Array, Array]:
+        return batch["x"], batch["y"]
 
-    def train(self, steps: int) -> Array:
-        w1, w2, learning_rate = self.w1, self.w2, self.learning_rate
-        h, y_pred, grad_h, grad_w1, grad_w2 = self.h, self.y_pred, self.grad_h, self.grad_w1, self.grad_w2
-        losses = np.empty(steps, w1.dtype)
-        for step in range(steps):
-            x, y = self.x[self.next], self.y[self.next]
-            self.next = (self.next + 1) % len(self.x)
+    def step(self, x: Array, y: Array) -> Array:
+        # Forward pass.
+        h = x @ self.w1
+        h_relu = np.maximum(h, 0)
+        y_pred = h_relu @ self.w2
+        loss = np.square(y_pred - y).mean()
 
-            # Forward pass.
-            np.matmul(x, w1, out=h)
-            np.maximum(h, 0, out=h)
-            np.matmul(h, w2, out=y_pred)
-            error = np.subtract(y_pred, y, out=y_pred)
-            losses[step] = np.vdot(error, error) / error.size
+        # Backward pass.
+        grad_y_pred = 2 * (y_pred - y) / y.size
+        grad_w2 = h_relu.T @ grad_y_pred
+        grad_h_relu = grad_y_pred @ self.w2.T
+        grad_h = grad_h_relu * (h > 0)
+        grad_w1 = x.T @ grad_h
 
-            # Backward pass.
-            grad_y_pred = np.multiply(error, 2 / error.size, out=error)
-            np.matmul(grad_y_pred, w2.T, out=grad_h)
-            np.multiply(grad_h, h > 0, out=grad_h)
-            np.matmul(h.T, grad_y_pred, out=grad_w2)
-            np.matmul(x.T, grad_h, out=grad_w1)
-
-            # Update.
-            w1 -= np.multiply(grad_w1, learning_rate, out=grad_w1)
-            w2 -= np.multiply(grad_w2, learning_rate, out=grad_w2)
-        return losses
+        # Update.
+        self.w1 -= self.learning_rate * grad_w1
+        self.w2 -= self.learning_rate * grad_w2
+        return loss
 
     def predict(self, x: Array) -> Array:
         return np.maximum(x @ self.w1, 0) @ self.w2
-
-    def weights(self) -> Weights:
-        return {"w1": self.w1.copy(), "w2": self.w2.copy()}

@@ -1,65 +1,50 @@
-"""The two-layer network in PyTorch, with an autograd operator of our own.
+"""The two-layer network in PyTorch, with an autograd function of our own.
 
-To autograd an operator is two functions: forward computes the output from the input, backward computes the gradient of
-the loss with respect to the input from the one with respect to the output. A subclass of `torch.autograd.Function`
-that has both is an operator like those that PyTorch brings. Ours is relu.
+To autograd every operator is two functions. `forward` computes the output from the input; `backward` receives the
+gradient of the loss with respect to the output and computes the one with respect to the input. A subclass of
+`torch.autograd.Function` with these two is an operator like PyTorch's own. Ours is relu.
 """
-
-from typing import Any
 
 import torch
 
-from pipeline.contract import Array, Batches, Weights
+from pipeline.contract import Array, Batch, Weights
 
 
 class ReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
-        h = z.clamp(min=0)
+    def forward(ctx, h: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(h)
-        return h
+        return h.clamp(min=0)
 
     @staticmethod
-    def backward(ctx: Any, grad_h: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, grad_h_relu: torch.Tensor) -> torch.Tensor:
         (h,) = ctx.saved_tensors
-        return grad_h * h.sign()  # h is never negative
+        return grad_h_relu * (h > 0)
 
 
 class Implementation:
-    def __init__(self, initial: Weights, *, learning_rate: float, device: str) -> None:
-        self.w1 = torch.tensor(initial["w1"], device=device, requires_grad=True)
-        self.w2 = torch.tensor(initial["w2"], device=device, requires_grad=True)
+    def __init__(self, weights: Weights, *, learning_rate: float, device: str) -> None:
+        self.w1 = torch.tensor(weights["w1"], device=device, requires_grad=True)
+        self.w2 = torch.tensor(weights["w2"], device=device, requires_grad=True)
         self.learning_rate = learning_rate
 
-    def load(self, batches: Batches) -> None:
-        self.x = torch.from_numpy(batches["x"]).to(self.w1.device).unbind()
-        self.y = torch.from_numpy(batches["y"]).to(self.w1.device).unbind()
-        self.next = 0
+    def place(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(batch["x"]).to(self.w1.device), torch.from_numpy(batch["y"]).to(self.w1.device)
 
-    def train(self, steps: int) -> torch.Tensor:
-        w1, w2, learning_rate = self.w1, self.w2, self.learning_rate
-        losses = torch.empty(steps, dtype=w1.dtype, device=w1.device)
-        for step in range(steps):
-            x, y = self.x[self.next], self.y[self.next]
-            self.next = (self.next + 1) % len(self.x)
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # Forward pass.
+        y_pred = ReLU.apply(x @ self.w1) @ self.w2
+        loss = torch.nn.functional.mse_loss(y_pred, y)
 
-            # Forward pass.
-            y_pred = ReLU.apply(x.mm(w1)).mm(w2)
-            loss = torch.nn.functional.mse_loss(y_pred, y)
-            losses[step] = loss.detach()
+        # Backward pass.
+        loss.backward()
 
-            # Backward pass.
-            grad_w1, grad_w2 = torch.autograd.grad(loss, (w1, w2))
-
-            # Update.
-            with torch.no_grad():
-                w1.sub_(grad_w1, alpha=learning_rate)
-                w2.sub_(grad_w2, alpha=learning_rate)
-        return losses
+        # Update: no part of the graph. `.grad` would add up over steps, so it is cleared.
+        with torch.no_grad():
+            self.w1 -= self.learning_rate * self.w1.grad
+            self.w2 -= self.learning_rate * self.w2.grad
+        self.w1.grad = self.w2.grad = None
+        return loss
 
     def predict(self, x: Array) -> Array:
-        with torch.no_grad():
-            return ReLU.apply(torch.tensor(x, device=self.w1.device).mm(self.w1)).mm(self.w2).cpu().numpy()
-
-    def weights(self) -> Weights:
-        return {"w1": self.w1.numpy(force=True).copy(), "w2": self.w2.numpy(force=True).copy()}
+        return ((torch.from_numpy(x).to(self.w1.device) @ self.w1).relu() @ self.w2).numpy(force=True)

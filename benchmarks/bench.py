@@ -1,0 +1,195 @@
+"""`make bench`: every lesson beside the lower bound, its hand-tuned variant, and what a user might write instead.
+
+All candidates of a size are interleaved (pipeline/measuring/benchmark.py). Leaves the samples in results/bench.csv,
+where the report finds them too, and with --output in a folder of docs/results.
+
+    python -m benchmarks.bench --at small --processes 3
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.table import columns, heading, mark
+from pipeline import files
+from pipeline.environment import Environment, resolve
+from pipeline.errors import UserError
+from pipeline.measuring import samples
+from pipeline.measuring.benchmark import Effort, Size, benchmark
+from pipeline.measuring.intervals import ratio
+from pipeline.measuring.plan import tuned
+from pipeline.measuring.samples import HEADER, Benchmark, Case, Sample
+from pipeline.params import load_params
+from pipeline.provenance import provenance
+
+EFFORT = Effort(processes=6, rounds=10, turn_seconds=0.02)
+SIZES = {
+    "small": ("two_layer", {"batch_size": 64, "inputs": 1000, "hidden": 100, "outputs": 10}),
+    "large": ("two_layer", {"batch_size": 512, "inputs": 2048, "hidden": 2048, "outputs": 256}),
+    "recurrent": (
+        "recurrent",
+        {"batch_size": 256, "inputs": 64, "hidden": 128, "outputs": 10, "min_length": 1, "max_length": 32},
+    ),
+}
+LESSONS = {
+    "two_layer": ["numpy_arrays", "torch_tensors", "torch_autograd", "torch_function", "tensorflow_graph"],
+    "recurrent": ["torch_loop", "tensorflow_scan"],
+}
+MODULES = [f"peers/torch_module+{option}" for option in ("plain", "foreach", "fused")]
+PEERS = {
+    "two_layer": [*MODULES, "peers/tensorflow_keras+train_on_batch", "peers/tensorflow_keras+fit"],
+    "recurrent": ["peers/torch_examples", "peers/tensorflow_examples"],
+}
+BEST_MODULE = "the best torch_module"
+# The same lines without the allocator's setting: a process of its own, which patches it away before a runtime starts.
+BY_DEFAULT = (
+    "from pipeline import runtimes; runtimes.keep_freed_memory = lambda: None;"
+    "from pipeline.measuring.benchmark import main; main()"
+)
+
+
+class Goal(NamedTuple):
+    """A step of `lesson` should take at most `most` times as long as one of `beside`."""
+
+    size: str
+    lesson: str
+    beside: str
+    most: float | None = None  # stated, without a goal
+
+
+GOALS = [
+    *(
+        Goal(size, name, f"tuned/{name}", most)
+        for size, goals in {
+            "small": (1.10, 1.35, 1.12, 1.12, 1.05),
+            "large": (1.15, 1.15, 1.05, 1.05, 1.05),
+        }.items()
+        for name, most in zip(LESSONS["two_layer"], goals, strict=True)
+    ),
+    *(Goal("recurrent", name, f"tuned/{name}", 1.05) for name in LESSONS["recurrent"]),
+    Goal("small", "torch_autograd", BEST_MODULE, 0.80),
+    Goal("large", "torch_autograd", BEST_MODULE, 1.05),
+    Goal("small", "tensorflow_graph", "peers/tensorflow_keras+train_on_batch", 0.35),
+    Goal("small", "tensorflow_graph", "peers/tensorflow_keras+fit", 0.15),
+    Goal("large", "tensorflow_graph", "peers/tensorflow_keras+train_on_batch"),
+    Goal("large", "tensorflow_graph", "peers/tensorflow_keras+fit"),
+    Goal("recurrent", "torch_loop", "peers/torch_examples", 0.04),
+    Goal("recurrent", "tensorflow_scan", "peers/tensorflow_examples", 0.04),
+    Goal("recurrent", "tensorflow_scan", "torch_loop"),
+    Goal("small", "torch_autograd", "torch_autograd+nondeterministic"),
+]
+WITHOUT, ALLOCATOR_GOAL = "numpy_arrays without the allocator's setting", 0.65
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description="The lessons' speed on the CPU.")
+    parser.add_argument("--at", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE", help=", ".join(SIZES))
+    parser.add_argument("--processes", type=int, default=EFFORT.processes, metavar="N", help="fresh ones")
+    parser.add_argument("--effort", type=float, default=1.0, metavar="FACTOR", help="times the usual rounds")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="also keep samples and machine there")
+    arguments = parser.parse_args()
+    effort = EFFORT._replace(processes=arguments.processes, rounds=max(1, round(arguments.effort * EFFORT.rounds)))
+    try:
+        found = resolve(load_params())
+        environment = replace(found, device="cpu", device_name=found.cpu_name, driver=None)
+        taken, others = benchmark(
+            plan(arguments.at), effort=effort, dtype="float32", environment=environment, on_process=say
+        )
+        pairs = list(_allocator(effort, environment)) if "small" in arguments.at else []
+    except UserError as error:
+        sys.exit(f"ERROR: {error}")
+    where = provenance(environment, "cpu", environment.cpu_name)
+    where |= {"cpus_of_other_processes": others, "cpus": environment.threads}
+    for table, facts in _places(arguments.output):
+        files.write_rows(table, HEADER, taken)
+        files.write_json(facts, where)
+    measured = samples.read(({key: str(value) for key, value in each._asdict().items()} for each in taken), where)
+    print("\n".join(report(measured, arguments.at, pairs)))
+
+
+def plan(sizes: list[str]) -> list[Size]:
+    """Every candidate at each of the sizes."""
+    found = []
+    for key in sizes:
+        problem, case = SIZES[key]
+        names = LESSONS[problem]
+        modes = [goal.beside for goal in GOALS if goal.size == key and "+" in goal.beside and "/" not in goal.beside]
+        bounds = ["lower_bound/numpy", "lower_bound/torch"]
+        found.append(Size(problem, case, [*names, *bounds, *tuned(names), *PEERS[problem], *modes]))
+    return found
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _places(output: Path | None) -> Iterator[tuple[Path, Path]]:
+    yield files.BENCH, files.BENCH_PROVENANCE
+    if output:
+        yield output / "samples.csv", output / "machine.json"
+
+
+def _allocator(effort: Effort, environment: Environment) -> Iterator[tuple[list[Sample], list[Sample]]]:
+    """Pairs of processes one after the other: NumPy's lesson with the allocator's setting, and without."""
+    problem, case = SIZES["small"]
+    only = [Size(problem, case, ["numpy_arrays"])]
+    for _ in range(effort.processes):
+        one = effort._replace(processes=1)
+        kept, _ = benchmark(only, effort=one, dtype="float32", environment=environment)
+        default, _ = benchmark(only, effort=one, dtype="float32", environment=environment, program=["-c", BY_DEFAULT])
+        yield kept, default
+
+
+def report(measured: Benchmark, sizes: list[str], pairs: list[tuple[list[Sample], list[Sample]]]) -> Iterator[str]:
+    yield from heading(measured.provenance)
+    for key in sizes:
+        problem, sizes_of = SIZES[key]
+        (case,) = (case for case in measured.of(problem) if case.sizes.items() >= sizes_of.items())
+        yield from ("", f"{case.label}: a step of each lesson, and how many times the lower bound it takes")
+        yield from columns(_lower_bounds(case, problem, measured.doubt))
+        yield from ("", f"{case.label}: a step of a lesson over one of what is beside it")
+        rows = [row for goal in GOALS if goal.size == key for row in _row(goal, case, measured.doubt)]
+        yield from columns(rows + (_allocator_rows(pairs) if key == "small" else []))
+
+
+def _lower_bounds(case: Case, problem: str, doubt: str) -> list[list[str]]:
+    unit, factor = ("ms", 1e3) if case.median("lower_bound/numpy") > 1e-3 else ("µs", 1e6)
+    rows = [["", f"{unit} a step", "× lower bound", "its library", "× own library"]]
+    for name in LESSONS[problem]:
+        bound, own = case.lower_bound(name), f"lower_bound/{name.partition('_')[0]}"
+        rows.append(
+            [
+                name,
+                f"{case.median(name) * factor:.3g}",
+                str(case.ratio(name, bound) or doubt),
+                bound.partition("/")[2],
+                str(case.ratio(name, own) or doubt) if own in case.seconds else "–",
+            ]
+        )
+    return rows
+
+
+def _row(goal: Goal, case: Case, doubt: str) -> Iterator[list[str]]:
+    beside = goal.beside
+    if beside == BEST_MODULE:
+        beside = min(MODULES, key=case.median)
+    found = case.ratio(goal.lesson, beside)
+    met = "" if goal.most is None or found is None else mark(found.value <= goal.most)
+    yield [goal.lesson, beside, str(found or doubt), f"≤ {goal.most:.2f}" if goal.most else "", met]
+
+
+def _allocator_rows(pairs: list[tuple[list[Sample], list[Sample]]]) -> list[list[str]]:
+    kept, default = (
+        [np.array([each.seconds / each.steps for each in pair[side]]) for pair in pairs] for side in (0, 1)
+    )
+    found = ratio(kept, default)
+    return [["numpy_arrays", WITHOUT, str(found), f"≤ {ALLOCATOR_GOAL:.2f}", mark(found.value <= ALLOCATOR_GOAL)]]
+
+
+if __name__ == "__main__":
+    main()

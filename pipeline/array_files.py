@@ -1,0 +1,53 @@
+"""Named arrays on disk as safetensors, with a checksum in the header, checked for all that can be wrong when read."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from pipeline.contract import Array, Weights
+from pipeline.errors import UserError
+from pipeline.files import write_bytes
+
+
+def write_arrays(path: Path, arrays: Weights) -> None:
+    """Write named arrays as safetensors, with a checksum of them in the header."""
+    arrays = {key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}
+    write_bytes(path, save(arrays, metadata={"sha256": _checksum(arrays)}))
+
+
+def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Array]:
+    """The arrays of a file that `write_arrays` wrote.
+
+    Raises UserError when the file is missing or damaged, when arrays are not as in `shapes`, or when a value in them
+    is not finite.
+    """
+    remedy = f"Delete it and run `dvc repro`, which makes {path} again."
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {key: file.get_tensor(key) for key in sorted(file.keys())}
+            recorded = (file.metadata() or {}).get("sha256")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing. `dvc repro` makes it.") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}). {remedy}") from None
+    found = {key: array.shape for key, array in arrays.items()}
+    if shapes is not None and found != dict(shapes):
+        raise UserError(f"{path} holds {found} where {dict(shapes)} is wanted. {remedy}")
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: {key} holds {np.count_nonzero(~np.isfinite(array))} values not finite. {remedy}")
+    if recorded != _checksum(arrays):
+        raise UserError(f"{path} is not what was written: its checksum does not match. {remedy}")
+    return arrays
+
+
+def _checksum(arrays: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for key, array in arrays.items():
+        digest.update(f"{key} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""The only clock. Everything that is timed is timed here, around work that has really ended."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BUSY = 0.2  # CPUs taken by other processes beyond which a measurement is not to be relied on
+KEPT_CALLS = 500
+
+# Where the time of a training goes, in the order in which it first goes there; the residual is what no other has.
+TIME_BREAKDOWN = {
+    "imports": "the interpreter's start, the imports, params.yaml",
+    "device_context": "threads, precision, the device's context",
+    "read": "reading the data, and checking that they are what was generated",
+    "setup": "constructing the implementation: weights to the device, and the graph's definition where there is one",
+    "transfer": "placing each batch on the device",
+    "compile": "what can be done before a step: a graph's compilation, CUDA graphs",
+    "first_steps": "the first step, on a GPU the first two: what is chosen or allocated once, and the steps",
+    "train": "all steps after these",
+    "read_back": "losses and weights to host memory",
+    "log": "showing the progress",
+    "predict": "predictions, and the gradient at the initial weights, for the evaluation",
+    "save": "writing the results",
+    "residual": "everything else: the loop itself, checking that losses are finite",
+}
+
+
+class Stopwatch:
+    """Books the wall-clock seconds since the process started, each once, and keeps the seconds a step of timed calls.
+
+    `synchronize` returns when the device is idle: it is called before the clock is read, at both ends.
+    """
+
+    def __init__(self, synchronize: Callable[[], None]) -> None:
+        self.synchronize = synchronize
+        self.seconds = dict.fromkeys(TIME_BREAKDOWN, 0.0)
+        self.seconds["imports"] = process_seconds()
+        self.steps = 0
+        self.step_seconds: list[float] = []  # of every `stride`-th call, so that a long training takes no more memory
+        self.stride, self.calls = 1, 0
+
+    @contextmanager
+    def measure(self, name: str, *, steps: int = 0) -> Iterator[None]:
+        """Book what is done inside under `name`, one of TIME_BREAKDOWN; with `steps`, as a call of so many, too."""
+        with timed(self.synchronize) as seconds:
+            yield
+        self.seconds[name] += seconds[0]
+        if not steps:
+            return
+        self.steps += steps
+        if self.calls % self.stride == 0:
+            self.step_seconds.append(seconds[0] / steps)
+            if len(self.step_seconds) == 2 * KEPT_CALLS:
+                self.step_seconds, self.stride = self.step_seconds[::2], 2 * self.stride
+        self.calls += 1
+
+    def summary(self, batch_size: int) -> dict[str, float]:
+        """The timing keys of timing.json, in seconds but for examples_per_second.
+
+        A key for each line of TIME_BREAKDOWN, which add up to wall_seconds, the seconds since the process started. The
+        median and 95th percentile of a step are over the calls after the first, each call's seconds per step; examples
+        per second are at the median.
+        """
+        wall = process_seconds()
+        breakdown = self.seconds | {"residual": wall - sum(self.seconds.values())}
+        pace = self.step_seconds[1:] or self.step_seconds
+        median = statistics.median(pace)
+        return {
+            **{f"{name}_seconds": seconds for name, seconds in breakdown.items()},
+            "wall_seconds": wall,
+            "step_seconds_median": median,
+            "step_seconds_p95": statistics.quantiles(pace, n=20, method="inclusive")[-1] if len(pace) > 1 else median,
+            "examples_per_second": batch_size / median,
+        }
+
+
+@contextmanager
+def timed(synchronize: Callable[[], None]) -> Iterator[list[float]]:
+    """Yields a list that holds, afterwards, the seconds between idle and idle that the work inside took."""
+    seconds: list[float] = []
+    synchronize()
+    start = time.perf_counter()
+    yield seconds
+    synchronize()
+    seconds.append(time.perf_counter() - start)
+
+
+def process_seconds() -> float:
+    """The seconds since this process was started, to 10 ms; an exec within it starts nothing anew."""
+    # Field 22 of proc(5)'s stat; what stands before the last parenthesis is the program's name, which may hold spaces.
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def other_processes() -> Iterator[list[float]]:
+    """Yields a list that holds, afterwards, how many CPUs other processes kept busy meanwhile, on average."""
+    found: list[float] = []
+    before = _other_seconds()
+    with timed(lambda: None) as seconds:
+        yield found
+    found.append(max(0.0, _other_seconds() - before) / seconds[0])
+
+
+def _other_seconds() -> float:
+    """CPU seconds since the start of the machine, but for this process's and its children's."""
+    first = Path("/proc/stat").read_text().partition("\n")[0]
+    user, nice, system, _, _, *interrupts = map(int, first.split()[1:9])  # without idle and iowait; guests are in user
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])

@@ -1,0 +1,63 @@
+"""What a measurement was taken on, when, from which commit, and what else the machine was doing: the one place that
+says so, for a training's timing as for a benchmark."""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.environment import Environment
+
+BLAS_VARIABLES = ("OPENBLAS_", "MKL_", "OMP_")
+RUN = Path(".dvc/tmp/run.json")  # when the current run of the pipeline began; written by its first stage
+
+
+def provenance(environment: Environment, device: str, device_name: str) -> dict[str, Any]:
+    # dvc.lock changes with every stage that ran; what else has changed is not what the commit says.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    now = timestamp()
+    return {
+        "device": device,
+        "device_name": device_name,
+        "cpu_name": environment.cpu_name,
+        "threads": environment.threads,
+        "precision": environment.precision,
+        "deterministic": environment.deterministic,
+        "python": environment.python,
+        "versions": environment.versions,
+        "variables": _blas_variables(),
+        "measured_at": now,
+        "measured_on": platform.node(),
+        "run_began": current_run() or now,
+        "commit": git("rev-parse", "HEAD") + ("" if changed in ("", "unknown") else " with changes"),
+    }
+
+
+def begin_run() -> None:
+    """Note that a run of the pipeline begins now. Nothing depends on it but what is said of restored measurements."""
+    if RUN.parent.is_dir():
+        RUN.write_text(json.dumps({"began": timestamp()}))
+
+
+def current_run() -> str | None:
+    return json.loads(RUN.read_text())["began"] if RUN.is_file() else None
+
+
+def timestamp() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def git(*arguments: str) -> str:
+    """What git answers, or unknown without git or a repository: results need neither."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _blas_variables() -> dict[str, str]:
+    """As this process was given them: pipeline/__init__.py sets one of its own."""
+    entries = (entry.partition("=") for entry in Path("/proc/self/environ").read_text().split("\0"))
+    return {key: value for key, _, value in sorted(entries) if key.startswith(BLAS_VARIABLES)}

@@ -1,0 +1,219 @@
+"""What the measurements say: break-even, crossover, loops, and a verdict on each claim of the text.
+
+Nothing is measured here and nothing drawn: samples in, statements out. "Faster", or "beyond this size", is said only
+where a confidence interval allows it, and a ratio is given only of candidates that were interleaved.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.measuring.intervals import Estimate, verdict
+from pipeline.measuring.samples import Benchmark, Case, ratio_between
+from pipeline.showing.claims import CLAIMS, Claim
+
+GPU_CLAIM = 50.0  # times as fast as NumPy
+ALIKE = 0.1  # two sums of lengths that differ by less are taken to be the same
+ENOUGH_BUILDS = 10  # for an interval; fewer give a figure alone
+
+HOLDS, FAILS, PARTLY, OPEN = "holds", "does not hold", "partly", "not answered here"
+
+
+class Finding(NamedTuple):
+    claim: Claim
+    verdict: str
+    text: str
+    samples: str  # which ones it rests on
+
+
+class Run(NamedTuple):
+    """What a claim is judged by: its problem's benchmark, `at` the training's size, and the certificate's rows."""
+
+    cases: list[Case]
+    at: Case | None
+    rows: Mapping[str, Any]
+    device: str
+
+
+class BreakEven(NamedTuple):
+    """The steps after which a graph has paid back what it costs before its second step; infinite where it never does.
+
+    Each process has its own, of which this is the median; `all_pay` is whether it is finite in every process.
+    """
+
+    steps: float
+    all_pay: bool
+    builds: int
+
+    def __str__(self) -> str:
+        return f"after {self.steps:.0f} steps" if np.isfinite(self.steps) else "never"
+
+
+def findings(
+    benchmark: Benchmark, comparison: Mapping[str, Any], device: str, training_sizes: Mapping[str, Mapping[str, int]]
+) -> list[Finding]:
+    """A finding for each claim whose implementations were run.
+
+    `comparison` is the parity certificate; `training_sizes` has the sizes of each problem's training.
+    """
+    rules = {
+        rule.__name__: rule
+        for rule in (times_as_fast_as_numpy, computes_the_same, pays_for_itself, follows_the_lengths)
+    }
+    rows = comparison["implementations"]
+    found = []
+    for claim in CLAIMS:
+        if {claim.subject, claim.other or claim.subject} <= rows.keys():
+            problem = rows[claim.subject]["problem"]
+            at = benchmark.at(problem, training_sizes[problem])
+            found.append(rules[claim.rule](claim, Run(benchmark.of(problem), at, rows, device)))
+    return [each._replace(text=f"{each.text}{_doubted(benchmark, each)}") for each in found]
+
+
+def _doubted(benchmark: Benchmark, finding: Finding) -> str:
+    return f" (Times: {benchmark.doubt}.)" if benchmark.doubt and finding.verdict != OPEN else ""
+
+
+def times_as_fast_as_numpy(claim: Claim, run: Run) -> Finding:
+    if run.device == "cpu":
+        return Finding(claim, OPEN, "This run had no CUDA device; `make gpu` runs all of it on one.", "none")
+    ratios = [(case, case.ratio("numpy_arrays", claim.subject)) for case in run.cases]
+    measured = [(case, ratio) for case, ratio in ratios if ratio is not None]
+    samples = _samples(run.cases, claim.subject, "numpy_arrays", f"cpu/{claim.subject}")
+    if not measured:
+        return Finding(claim, OPEN, "The benchmark gave no ratio.", samples)
+    best, highest = max(measured, key=lambda pair: pair[1].value)
+    words = []
+    for whom, candidate in (("NumPy", "numpy_arrays"), ("PyTorch", f"cpu/{claim.subject}")):
+        beyond = crossover(run.cases, candidate, claim.subject)
+        where = f"at {beyond.label} and beyond" if beyond else f"at no size up to {run.cases[-1].label}"
+        words.append(f"The GPU beats {whom} on this host {where}.")
+    beyond = crossover(run.cases, "numpy_arrays", claim.subject, GPU_CLAIM)
+    if beyond:
+        words.append(f"{GPU_CLAIM:.0f} × over NumPy is reached at {beyond.label} and beyond, at best {highest}.")
+    else:
+        words.append(
+            f"{GPU_CLAIM:.0f} × over NumPy is not reached up to {run.cases[-1].label}: at best {highest}, {best.label}."
+        )
+    return Finding(claim, HOLDS if beyond else FAILS, " ".join(words), samples)
+
+
+def crossover(cases: list[Case], slower: str, faster: str, factor: float = 1.0) -> Case | None:
+    """The smallest case in which, and in every larger one, `faster` is more than `factor` times as fast as `slower`."""
+    reached = None
+    for case in reversed(cases):
+        ratio = case.ratio(slower, faster)
+        if ratio is None or ratio.low < factor:
+            break
+        reached = case
+    return reached
+
+
+def computes_the_same(claim: Claim, run: Run) -> Finding:
+    ratio = run.at.ratio(claim.subject, claim.other) if run.at else None
+    rows = [(name, run.rows[name]) for name in (claim.other, claim.subject)]
+    differences = " and ".join(
+        f"{name} by {row['gradient_relative_error']:.1e} and {row['loss_curve_relative_difference']:.1e}"
+        for name, row in rows
+    )
+    text = f"Gradient and loss curve are off the float64 reference: {differences}."
+    if ratio:
+        text += f" A step takes {as_long(ratio)} as {claim.of_other}."
+    return Finding(
+        claim, _parity(run.rows, claim), text, _samples([run.at] if run.at else [], claim.subject, claim.other)
+    )
+
+
+def pays_for_itself(claim: Claim, run: Run) -> Finding:
+    counts = [(case, break_even(case, claim.subject)) for case in run.cases]
+    known = [(case, count) for case, count in counts if count is not None]
+    samples = _samples(run.cases, f"build/{claim.subject}", f"eager/{claim.subject}", claim.subject)
+    if not known:
+        return Finding(claim, OPEN, "The benchmark gave no break-even.", samples)
+    paid = [count.all_pay for _, count in known]
+    words = "; ".join(f"at {case.label} {count}" for case, count in known)
+    text = f"Defining, tracing and compiling it is paid back, against the same lines run eagerly: {words}."
+    return Finding(claim, HOLDS if all(paid) else PARTLY if any(paid) else FAILS, text, samples)
+
+
+def break_even(case: Case, name: str) -> BreakEven | None:
+    """None where the benchmark lacks a candidate for it, or was not to be relied on."""
+    wanted = [f"build/{name}", f"eager/{name}", name]
+    if not case.trusted or not set(wanted) <= case.seconds.keys():
+        return None
+    found = []
+    for process in case.seconds[name]:
+        build, eager, step = (float(np.median(case.seconds[each][process])) for each in wanted)
+        found.append((build - step) / (eager - step) if eager > step else float("inf"))
+    return BreakEven(float(np.median(found)), bool(np.isfinite(found).all()), len(found))
+
+
+def follows_the_lengths(claim: Claim, run: Run) -> Finding:
+    said = {name: loops(run.cases, name) for name in (claim.other, claim.subject)}
+    words = "; ".join(f"{name}: {' and '.join(each)}" for name, each in said.items() if each)
+    ratio = run.at.ratio(claim.subject, claim.other) if run.at else None
+    text = f"Both compute the same, and pay for different things. {words}." if words else "Both compute the same."
+    if ratio:
+        text += f" At the training's size a step of {claim.subject} takes {as_long(ratio)} as {claim.of_other}."
+    return Finding(claim, _parity(run.rows, claim), text, _samples(run.cases, claim.subject, claim.other))
+
+
+def loops(cases: list[Case], name: str) -> list[str]:
+    """What a recurrent step's time follows: the sum of the lengths at the same longest, or the longest at the same sum.
+
+    Only cases that differ in the lengths alone are compared, and nothing is said where there are none.
+    """
+    pairs = [
+        (a, b, ratio_between(b, name, a, name))
+        for a in cases
+        for b in cases
+        if a is not b and _but_lengths(a) == _but_lengths(b)
+    ]
+    known = [(a, b, ratio) for a, b, ratio in pairs if ratio is not None]
+    same_longest = [
+        (a, b, ratio)
+        for a, b, ratio in known
+        if a.sizes["max_length"] == b.sizes["max_length"] and a.total_length * (1 + ALIKE) < b.total_length
+    ]
+    same_sum = [
+        (a, b, ratio)
+        for a, b, ratio in known
+        if a.sizes["max_length"] < b.sizes["max_length"] and abs(b.total_length / a.total_length - 1) < ALIKE
+    ]
+    said = []
+    if same_longest:
+        a, b, ratio = max(same_longest, key=lambda pair: pair[1].total_length)
+        said.append(
+            f"{b.total_length / a.total_length:.2g} times the sum of lengths at the same longest "
+            f"({a.sizes['max_length']}) takes {as_long(ratio)}"
+        )
+    if same_sum:
+        a, b, ratio = max(same_sum, key=lambda pair: pair[1].total_length)
+        said.append(
+            f"{b.sizes['max_length'] / a.sizes['max_length']:.2g} times the longest at the same sum "
+            f"(about {a.total_length:.0f}) takes {as_long(ratio)}"
+        )
+    return said
+
+
+def as_long(of_times: Estimate) -> str:
+    return f"{of_times} as long" + ", no difference," * (verdict(of_times) == "no difference")
+
+
+def _but_lengths(case: Case) -> tuple[int, ...]:
+    return tuple(value for key, value in case.sizes.items() if not key.endswith("_length"))
+
+
+def _parity(rows: Mapping[str, Any], claim: Claim) -> str:
+    return FAILS if rows[claim.subject]["breaches"] or rows[claim.other]["breaches"] else HOLDS
+
+
+def _samples(cases: list[Case], *candidates: str) -> str:
+    """Which rows of results/benchmark.csv these are."""
+    there = [name for name in candidates if any(name in case.seconds for case in cases)]
+    if not there:
+        return "none"
+    processes = max(len(case.seconds[name]) for case in cases for name in there if name in case.seconds)
+    sizes = cases[0].label if len(cases) == 1 else f"all {len(cases)} sizes"
+    return f"{', '.join(there)} at {sizes}, {processes} process{'es' * (processes > 1)}"

@@ -1,0 +1,148 @@
+"""An MLflow store, and the protocol of sending to it: one sender at a time, nothing twice, and a store that cannot be
+reached costs a warning.
+
+The store is MLFLOW_TRACKING_URI, or mlflow.db beside params.yaml.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import sys
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+EXPERIMENT = "seven-ways"
+REACH_SECONDS = 3.0  # how long a server may take to answer at all
+
+# `dvc exp run --temp` and `--queue` work in a copy of the project; DVC_ROOT names the original, where the store is.
+ROOT = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, a relative sqlite path anchored at the project; by default the project's own mlflow.db."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    scheme, separator, path = uri.partition(":///")
+    return f"sqlite:///{ROOT / path}" if separator and scheme == "sqlite" else uri
+
+
+def prepare() -> str:
+    """Make the store's tables if it is a new file, one process at a time, and return its URI."""
+    with lock():
+        open_store(tracking_uri())
+    return tracking_uri()
+
+
+def open_store(uri: str) -> tuple[Any, str]:
+    """A client of the store, and the id of the experiment, which is made if it is not there."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return client, experiment.experiment_id
+    location = (ROOT / "mlruns").as_uri() if uri.startswith("sqlite:") else None
+    return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+
+
+def finished(client: Any, experiment: str, query: str) -> str | None:
+    runs = client.search_runs([experiment], f"{query} and attributes.status = 'FINISHED'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def shown(uri: str, state: str) -> bool:
+    """Whether the store still has the runs that were sent for this state.
+
+    Asks the store itself, but not through mlflow, whose import alone takes longer than a `dvc repro` with nothing to do
+    should. When in doubt the answer is no, and the full way finds out.
+    """
+    receipt = read_receipts().get(uri, {"state": None})
+    if receipt["state"] != state:
+        return False
+    try:
+        if uri.startswith("sqlite:"):
+            with sqlite3.connect(f"file:{uri.removeprefix('sqlite:///')}?mode=ro", uri=True) as store:
+                active = store.execute("SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'")
+                return {run_id for (run_id,) in active}.issuperset(receipt["run_ids"])
+        if uri.startswith(("http://", "https://")):
+            return all(_active(f"{uri}/api/2.0/mlflow/runs/get?run_id={run_id}") for run_id in receipt["run_ids"])
+    except (sqlite3.Error, OSError):
+        return False
+    return False
+
+
+def _active(url: str) -> bool:
+    with urllib.request.urlopen(url, timeout=REACH_SECONDS) as answer:
+        return json.load(answer)["run"]["info"]["lifecycle_stage"] == "active"
+
+
+def probe(uri: str) -> None:
+    """Raise OSError when a server does not answer within a few seconds; MLflow itself would try for minutes."""
+    if uri.startswith(("http://", "https://")):
+        with suppress(urllib.error.HTTPError):  # an error is an answer, too
+            urllib.request.urlopen(f"{uri}/health", timeout=REACH_SECONDS).close()
+
+
+@contextmanager
+def warning(uri: str) -> Iterator[None]:
+    """Turn the failure of a store into one warning: the results are on disk, and the next `dvc repro` delivers them."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        print(
+            f"WARNING: MLflow at {uri} was not brought up to date: {reason}. "
+            "The results are on disk; the next `dvc repro` delivers them.",
+            file=sys.stderr,
+        )
+
+
+@contextmanager
+def lock() -> Iterator[None]:
+    """One process of this checkout at a time: a new sqlite store does not survive two that make its tables at once."""
+    folder = ROOT / "mlruns"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def receipts() -> Path:
+    return ROOT / "mlruns" / "receipts.json"
+
+
+def read_receipts() -> dict[str, Any]:
+    return files.read_json(receipts()) if receipts().exists() else {}
+
+
+def checkout() -> str:
+    """A name for this checkout that stays the same from one container to the next."""
+    path = ROOT / "mlruns" / ".checkout"
+    if not path.exists():
+        files.write_bytes(path, uuid.uuid4().hex.encode())
+    return path.read_text()
+
+
+def md5(path: Path) -> str:
+    """As md5sum has it, and dvc.lock."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,220 @@
+"""What MLflow shows of the results. Files come first: all of it is read from what the stages left on disk.
+
+A state of the pipeline (its parameters, environment, data and all results) is one parent run, with one run for each
+implementation below it. `show_results` brings any store up to date: a new one, one that could not be reached during
+training, or one that has never seen results that DVC brought back without running them. What a store shows is not sent
+again. How stores are reached is mlflow_store.py's.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from pipeline import files
+from pipeline.environment import Environment, framework_of
+from pipeline.params import PARAMS, Params
+from pipeline.provenance import current_run, git
+from pipeline.showing import mlflow_store as store
+
+
+def show_results(params: Params) -> None:
+    """Make the store show the current result of every implementation."""
+    uri = store.tracking_uri()
+    results = {name: _result(name, problem) for name, problem in params.implementations.items()}
+    state = _state(params, results)
+    with store.lock():
+        if store.shown(uri, state):
+            print(f"MLflow shows the current results: {os.environ.get('MLFLOW_UI', uri)}")
+            return
+        with store.warning(uri):
+            store.probe(uri)
+            run_ids = _send(uri, state, params, results)
+            files.write_json(store.receipts(), store.read_receipts() | {uri: {"state": state, "run_ids": run_ids}})
+            count = len(run_ids) - 1
+            print(f"MLflow shows {count} result{'s' * (count > 1)}: {os.environ.get('MLFLOW_UI', uri)}")
+
+
+def record_failure(name: str, problem: str, params: Params, environment: Environment, error: str) -> None:
+    """Show a training that failed or was interrupted as a run marked failed."""
+    uri = store.tracking_uri()
+    with store.lock(), store.warning(uri):
+        store.probe(uri)
+        client, experiment = store.open_store(uri)
+        tags = _tags(name, problem, params, environment) | {"role": "failure", "error": error[:5000]}
+        run = client.create_run(experiment, run_name=name, tags=tags)
+        client.log_batch(run.info.run_id, params=_params(params))
+        client.set_terminated(run.info.run_id, "FAILED")
+
+
+def _send(uri: str, state: str, params: Params, results: dict[str, dict[str, Any]]) -> list[str]:
+    """Create what the store lacks of this state; returns the ids of the parent run and of the implementations' runs."""
+    client, experiment = store.open_store(uri)
+    mine = f"tags.checkout = '{store.checkout()}'"
+    for run in client.search_runs([experiment], f"{mine} and attributes.status = 'RUNNING'"):
+        # The lock is ours, so whoever was sending these is dead.
+        client.set_terminated(run.info.run_id, "FAILED")
+    parent = store.finished(client, experiment, f"tags.state = '{state}' and tags.role = 'pipeline'")
+    if parent is None:
+        parent = _send_parent(client, experiment, state, params)
+    run_ids = [parent]
+    for name, result in results.items():
+        run_id = store.finished(
+            client, experiment, f"tags.`mlflow.parentRunId` = '{parent}' and tags.implementation = '{name}'"
+        )
+        run_ids.append(run_id or _send_result(experiment, parent, name, params, result))
+    return run_ids
+
+
+def _send_parent(client: Any, experiment: str, state: str, params: Params) -> str:
+    name = os.environ.get("DVC_EXP_NAME") or f"pipeline {state[:7]}"
+    environment = files.read_environment()
+    tags = _state_tags(params, environment) | {"state": state, "role": "pipeline"}
+    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    client.log_batch(run_id, params=_params(params))
+    for path in (
+        PARAMS,
+        files.ENVIRONMENT,
+        files.COMPARISON,
+        files.BENCHMARK,
+        files.BENCHMARK_PROVENANCE,
+        files.REPORT,
+    ):
+        client.log_artifact(run_id, str(path))
+    client.log_artifacts(run_id, str(files.FIGURES), "figures")
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _send_result(experiment: str, parent: str, name: str, params: Params, result: dict[str, Any]) -> str:
+    import mlflow
+    import numpy as np
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.numpy_dataset import from_numpy
+    from mlflow.entities import Metric
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    problem = params.implementations[name]
+    timing, evaluation = result["timing"], result["evaluation"]
+    tags = _tags(name, problem, params, files.read_environment()) | {
+        "role": "implementation",
+        "device": timing["device"],
+        "device_name": timing["device_name"],
+        "timing.measured_at": timing["measured_at"],
+        "timing.measured_on": timing["measured_on"],
+        "timing.commit": timing["commit"],
+        "timing.restored": str(timing["run_began"] != current_run()).lower(),
+    }
+    with mlflow.start_run(experiment_id=experiment, run_name=name, parent_run_id=parent, tags=tags) as run:
+        client, run_id, now = mlflow.MlflowClient(), run.info.run_id, int(datetime.now().timestamp() * 1000)
+        history = zip(*files.read_history(name), strict=True)
+        metrics = [Metric("train_loss", loss, now, step) for step, loss in history]
+        numbers = {key: value for key, value in (timing | evaluation).items() if type(value) in (int, float)}
+        metrics += [Metric(key, float(value), now, 0) for key, value in numbers.items()]
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        client.log_batch(run_id, params=_params(params))
+        arrays = _training_set(problem)
+        dataset = from_numpy(
+            {key: array for key, array in arrays.items() if key != "y"},
+            source=CodeDatasetSource({"mlflow.source.name": "stages/generate.py"}),
+            targets=arrays["y"],
+            name=problem,
+            digest=store.md5(files.data_folder(problem) / "manifest.json"),
+        )
+        mlflow.log_input(dataset, context="training")
+        for path in sorted(files.result_file(name, "").iterdir()):
+            client.log_artifact(run_id, str(path))
+        inputs = [TensorSpec(array.dtype, (-1, *array.shape[1:]), key) for key, array in arrays.items() if key != "y"]
+        outputs = [TensorSpec(np.dtype(np.float64), (-1, *arrays["y"].shape[1:]))]
+        mlflow.pyfunc.log_model(
+            name=name,
+            python_model="pipeline/showing/served_model.py",
+            artifacts={"weights": str(files.weights_file(name))},
+            model_config={"problem": problem},
+            code_paths=["pipeline"],
+            input_example={key: np.array(array[:2]) for key, array in arrays.items() if key != "y"},
+            signature=ModelSignature(Schema(inputs), Schema(outputs)),  # pyright: ignore[reportArgumentType]
+            pip_requirements=[f"{package}=={_version(package)}" for package in ("mlflow", "numpy", "safetensors")],
+        )
+    return run_id
+
+
+def _result(name: str, problem: str) -> dict[str, Any]:
+    """What the store shows of an implementation, and the md5 of every file that it comes from."""
+    names = ("history.csv", "metrics.json", "timing.json", "evaluation.json")
+    paths = [files.weights_file(name), *(files.result_file(name, file) for file in names)]
+    return {
+        "timing": files.read_json(files.result_file(name, "timing.json")),
+        "evaluation": files.read_json(files.result_file(name, "evaluation.json")),
+        "md5": {str(path): store.md5(path) for path in [*paths, files.data_folder(problem) / "manifest.json"]},
+    }
+
+
+def _state(params: Params, results: Mapping[str, dict[str, Any]]) -> str:
+    """A name for all that a parent run stands for; the same state has the same name in every store."""
+    shared = {str(path): store.md5(path) for path in (files.REPORT, files.BENCHMARK)}
+    md5 = {name: result["md5"] for name, result in results.items()}
+    content = [params.model_dump(), files.read_json(files.ENVIRONMENT), md5, shared]
+    return hashlib.md5(json.dumps(content, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+
+
+def _tags(name: str, problem: str, params: Params, environment: Environment) -> dict[str, str]:
+    framework = framework_of(name)
+    return _state_tags(params, environment) | {
+        "implementation": name,
+        "problem": problem,
+        "framework": framework,
+        "framework_version": environment.versions.get(framework, "unknown"),
+        "dvc.stage": f"train@{name}",
+        "md5.data": store.md5(files.data_folder(problem) / "manifest.json"),
+    }
+
+
+def _state_tags(params: Params, environment: Environment) -> dict[str, str]:
+    tags = {
+        "checkout": store.checkout(),
+        "host": platform.node(),
+        "device_requested": params.device,
+        "device": environment.device,
+        "device_name": environment.device_name,
+        "precision": environment.precision,
+        "deterministic": str(environment.deterministic).lower(),
+        "md5.environment": store.md5(files.ENVIRONMENT),
+        "md5.params": store.md5(PARAMS),
+        "git.commit": git("rev-parse", "HEAD"),
+        "git.dirty": "unknown" if (status := git("status", "--porcelain")) == "unknown" else str(bool(status)).lower(),
+    }
+    optional = {"dvc.experiment": "DVC_EXP_NAME", "image.digest": "IMAGE_DIGEST"}
+    return tags | {tag: os.environ[variable] for tag, variable in optional.items() if variable in os.environ}
+
+
+def _params(params: Params) -> list[Any]:
+    from mlflow.entities import Param
+
+    def flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in section.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return [Param(key, str(value)) for key, value in flat(params.model_dump(), "")]
+
+
+def _training_set(problem: str) -> dict[str, Any]:
+    import numpy as np
+
+    folder = files.data_folder(problem)
+    paths = ((key, folder / f"train_{key}.npy") for key in ("x", "lengths", "y"))
+    return {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in paths if path.exists()}
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

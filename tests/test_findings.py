@@ -1,0 +1,145 @@
+"""What is made of samples: break-even, crossover, loops, and the verdicts on the text's claims."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.measuring.samples import Benchmark, Case
+from pipeline.showing import findings
+from pipeline.showing.claims import CLAIMS
+from pipeline.showing.findings import break_even, crossover, loops
+
+SIZES = {"batch_size": 64, "inputs": 1000, "hidden": 100, "outputs": 10, "min_length": 0, "max_length": 0}
+PROVENANCE = {"device": "cpu", "cpus_of_other_processes": 0.0, "cpus": 2}
+ROW = {"breaches": [], "gradient_relative_error": 1e-7, "loss_curve_relative_difference": 1e-6, "problem": "two_layer"}
+
+
+def noisy(median: float, seed: int, processes: int = 4, rounds: int = 8) -> dict[int, Any]:
+    generator = np.random.default_rng(seed)
+    return {each: median * (1 + 0.02 * generator.standard_normal(rounds)) for each in range(processes)}
+
+
+def case(medians: dict[str, float], *, trusted: bool = True, total: float = 64, **sizes: int) -> Case:
+    seconds = {name: noisy(median, seed) for seed, (name, median) in enumerate(medians.items())}
+    return Case("two_layer", SIZES | sizes, total, seconds, trusted, on_gpu=False)
+
+
+def judged(
+    cases: list[Case], *names: str, device: str = "cpu", breaches: tuple[str, ...] = (), others: float = 0.0
+) -> dict:
+    rows = {name: ROW | {"breaches": ["gradient"] * (name in breaches)} for name in names}
+    benchmark = Benchmark(cases, PROVENANCE | {"cpus_of_other_processes": others})
+    found = findings.findings(benchmark, {"implementations": rows}, device, {"two_layer": cases[0].sizes})
+    return {each.claim.subject: each for each in found}
+
+
+def test_the_lower_bound_is_the_fastest_library():
+    measured = case({"step": 3e-4, "lower_bound/numpy": 1e-4, "lower_bound/torch": 2e-4})
+    assert measured.lower_bound("step") == "lower_bound/numpy"
+    multiple = measured.multiple("step")
+    assert multiple
+    assert multiple.value == pytest.approx(3, rel=0.05)
+    on_gpu = measured._replace(on_gpu=True)
+    assert on_gpu.lower_bound("torch_tensors") == "lower_bound/torch"
+
+
+def test_a_ratio_of_what_was_not_interleaved_is_not_given():
+    measured = case({"numpy_arrays": 1e-4, "torch_tensors": 2e-4})
+    apart = {process + 10: samples for process, samples in measured.seconds["torch_tensors"].items()}
+    other = measured._replace(seconds=measured.seconds | {"torch_tensors": apart})
+    assert measured.ratio("numpy_arrays", "torch_tensors")
+    assert other.ratio("numpy_arrays", "torch_tensors") is None
+    assert measured._replace(trusted=False).ratio("numpy_arrays", "torch_tensors") is None
+
+
+def test_break_even():
+    count = break_even(case({"build/graph": 0.2, "eager/graph": 2e-3, "graph": 1e-3}), "graph")
+    assert count
+    assert count.steps == pytest.approx(199, rel=0.1)
+    assert (count.all_pay, count.builds, str(count)[:5]) == (True, 4, "after")
+    never = break_even(case({"build/graph": 0.2, "eager/graph": 1e-3, "graph": 2e-3}), "graph")
+    assert (str(never), never and never.all_pay) == ("never", False)
+    assert break_even(case({"graph": 1e-3}), "graph") is None
+
+
+GPU = [
+    case({"torch_tensors": 1e-4, "numpy_arrays": 5e-5, "cpu/torch_tensors": 5e-5}, batch_size=1),
+    case({"torch_tensors": 1e-4, "numpy_arrays": 2e-4, "cpu/torch_tensors": 5e-5}, batch_size=2),
+    case({"torch_tensors": 1e-4, "numpy_arrays": 7e-3, "cpu/torch_tensors": 7e-3}, batch_size=3),
+]
+
+
+def test_crossover_is_where_it_is_faster_there_and_beyond():
+    assert crossover(GPU, "numpy_arrays", "torch_tensors") is GPU[1]
+    assert crossover(GPU, "numpy_arrays", "torch_tensors", 50) is GPU[2]
+    assert crossover(GPU, "numpy_arrays", "torch_tensors", 100) is None
+    slow_again = case({"torch_tensors": 1e-4, "numpy_arrays": 1e-5}, batch_size=4)
+    assert crossover([*GPU, slow_again], "numpy_arrays", "torch_tensors") is None
+
+
+def test_loops_are_compared_where_the_lengths_alone_differ():
+    def lengths(longest: int, total: float, step: float, hidden: int = 100) -> Case:
+        return case({"loop": step}, total=total, min_length=1, max_length=longest, hidden=hidden)
+
+    cases = [lengths(16, 4000, 4e-3), lengths(32, 4100, 4e-3), lengths(32, 8200, 8e-3)]
+    sum_said, longest_said = loops(cases, "loop")
+    assert sum_said.startswith("2 times the sum of lengths at the same longest (32) takes 2")
+    assert longest_said.startswith("2 times the longest at the same sum (about 4000) takes 1")
+    assert loops(cases[:1], "loop") == []
+    assert loops([cases[1], lengths(32, 8200, 8e-3, hidden=7)], "loop") == []
+
+
+def test_the_claim_of_50_times_needs_a_gpu_to_be_answered():
+    assert judged(GPU, "torch_tensors")["torch_tensors"].verdict == "not answered here"
+    holds = judged(GPU, "torch_tensors", device="cuda:0")["torch_tensors"]
+    assert holds.verdict == "holds"
+    assert "beats NumPy on this host at 2 × 1000" in holds.text
+    assert "beats PyTorch on this host at 3 × 1000" in holds.text
+    assert "50 × over NumPy is reached at 3 × 1000" in holds.text
+    fails = judged(GPU[:2], "torch_tensors", device="cuda:0")["torch_tensors"]
+    assert fails.verdict == "does not hold"
+    assert "PyTorch on this host at no size up to 2 × 1000" in fails.text
+    assert "50 × over NumPy is not reached up to 2 × 1000" in fails.text
+
+
+@pytest.mark.parametrize(
+    ("eager", "expected"), [((2e-3, 2e-3), "holds"), ((2e-3, 1e-4), "partly"), ((1e-4, 1e-4), "does not hold")]
+)
+def test_the_claim_of_the_static_graph(eager: tuple[float, float], expected: str):
+    name = "tensorflow_graph"
+    cases = [
+        case({f"build/{name}": 0.1, f"eager/{name}": seconds, name: 1e-3}, batch_size=batch)
+        for batch, seconds in enumerate(eager, 1)
+    ]
+    found = judged(cases, name)[name]
+    assert found.verdict == expected
+    assert ("never" in found.text) == (expected != "holds")
+
+
+def test_a_claim_of_two_names_the_samples_that_it_rests_on():
+    cases = [case({"torch_tensors": 2e-4, "torch_autograd": 4e-4})]
+    found = judged(cases, "torch_tensors", "torch_autograd")["torch_autograd"]
+    assert re.search(r"A step takes (1\.9|2|2\.0)\d* × \(", found.text)
+    assert found.samples == "torch_autograd, torch_tensors at 64 × 1000 × 100 × 10, 4 processes"
+
+
+def test_a_breach_of_parity_is_no_claim_that_holds():
+    cases = [case({"torch_tensors": 2e-4, "torch_autograd": 4e-4})]
+    found = judged(cases, "torch_tensors", "torch_autograd", breaches=("torch_tensors",))["torch_autograd"]
+    assert found.verdict == "does not hold"
+
+
+def test_a_busy_machine_is_told():
+    cases = [case({"torch_tensors": 2e-4, "torch_autograd": 4e-4}, trusted=False)]
+    found = judged(cases, "torch_tensors", "torch_autograd", others=1.4)["torch_autograd"]
+    assert "×" not in found.text
+    assert "cannot tell: other processes took 1.4 of 2 CPUs" in found.text
+
+
+def test_every_claim_has_a_rule_and_is_judged_where_its_implementations_were_run():
+    assert {claim.rule for claim in CLAIMS} <= {name for name in dir(findings) if callable(getattr(findings, name))}
+    text = "".join(claim.text for claim in CLAIMS)
+    assert "50x or greater" in text
+    assert judged([case({"numpy_arrays": 1e-4})], "numpy_arrays") == {}
