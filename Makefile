@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test check ui bench bench-scale bench-gpu cpu gpu test-gpu-image lock
+.PHONY: help setup repro test test-benchmark check check-gpu ui bench bench-scale bench-gpu cpu gpu test-gpu-image lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -23,6 +23,13 @@ repro: setup  ## run what is not up to date: dvc repro $(ARGS)
 test: setup  ## the whole test suite, the files of tests in two processes: pytest $(ARGS)
 	pytest -n 2 --dist loadfile $(ARGS)
 
+test-benchmark: setup  ## is what the benchmark says true? same against same, 5 % slower, a busy machine (about 20 min)
+	pytest -m honesty -s $(ARGS)
+
+check-gpu:  ## the lessons on an NVIDIA GPU, here or in the image: docker compose run --rm gpu make check-gpu
+	@[ -n "$$TORCH_PYTHON" ] || $(MAKE) --no-print-directory setup
+	for python in $${TORCH_PYTHON:-python} $$TENSORFLOW_PYTHON; do $$python -m pytest -m gpu tests/test_gpu.py $(ARGS) || exit 1; done
+
 check: setup  ## ruff, pyright and hadolint
 	ruff check
 	ruff format --check
@@ -38,7 +45,7 @@ bench: setup  ## every lesson's step beside the lower bound, hand-tuned variants
 bench-scale: setup  ## data larger than memory: time and memory of 8 GB (needs 10 GB of disk, about 10 min)
 	python -m benchmarks.scale $(ARGS)
 
-bench-gpu:  ## step time, speed-up over NumPy and share of the floor on an NVIDIA GPU
+bench-gpu:  ## step time, speed-up over NumPy and share of cuBLAS's speed on an NVIDIA GPU
 	@docker/preflight gpu
 	docker compose run --rm gpu python -m benchmarks.gpu $(ARGS)
 

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-# What the operating system refuses for a reason that is the user's to mend.
+# What the operating system refuses for a reason that a user can fix.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 

@@ -20,6 +20,8 @@ def main() -> None:
     if files.BENCH.exists():
         bench.append(samples.read(files.read_samples(files.BENCH), files.read_json(files.BENCH_PROVENANCE)))
     report, figures = page.write(params, files.read_environment(), comparison, results, benchmark, bench=bench)
+    for stale in files.FIGURES.glob("*.svg"):
+        stale.unlink()
     for name, figure in figures.items():
         files.write_bytes(files.FIGURES / f"{name}.svg", figure.encode())
     files.write_bytes(files.REPORT, report.encode())

@@ -83,15 +83,15 @@ def test_chunks_hold_every_whole_batch_once(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("file", ["train_x.npy", "test_y.npy", "initial.safetensors"])
-@pytest.mark.parametrize("harm", ["missing", "truncated", "altered"])
-def test_a_damaged_file_is_named(file: str, harm: str):
+@pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
+def test_a_damaged_file_is_named(file: str, damage: str):
     generate("two_layer")
     path = Path("data/two_layer", file)
     content = path.read_bytes()
-    if harm == "missing":
+    if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(content[:-8] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
+        path.write_bytes(content[:-8] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=f"{file} is (missing|not what was generated).*dvc repro") as error:
         data.DataSet("two_layer")
     assert len(str(error.value).splitlines()) == 1

@@ -28,7 +28,7 @@ def test_arrays_come_back_as_they_were_and_the_bytes_repeat():
 
 
 @pytest.mark.parametrize(
-    ("harm", "sentence"),
+    ("damage", "sentence"),
     [
         ("missing", "is missing"),
         ("truncated", "is damaged"),
@@ -37,20 +37,20 @@ def test_arrays_come_back_as_they_were_and_the_bytes_repeat():
         ("nan", "w1 holds 1 values not finite"),
     ],
 )
-def test_harmed_weights_are_refused(harm: str, sentence: str):
+def test_damaged_weights_are_refused(damage: str, sentence: str):
     path = Path("weights.safetensors")
     weights = {key: array.copy() for key, array in WEIGHTS.items()}
-    if harm == "nan":
+    if damage == "nan":
         weights["w1"][0, 0] = np.nan
-    if harm == "shape":
+    if damage == "shape":
         weights["w1"] = weights["w1"].T
     write_arrays(path, weights)
     content = path.read_bytes()
-    if harm == "missing":
+    if damage == "missing":
         path.unlink()
-    if harm == "truncated":
+    if damage == "truncated":
         path.write_bytes(content[:-8])
-    if harm == "bit":
+    if damage == "bit":
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError) as error:
         read_arrays(path, SHAPES)

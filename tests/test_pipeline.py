@@ -43,13 +43,13 @@ def changed(small: Clone):
     small.run("dvc", "repro")
 
 
-def test_changed_code_that_gives_the_same_result_ends_with_its_evaluation(changed: Clone):
+def test_changed_code_that_gives_the_same_result_is_measured_again_and_no_more(changed: Clone):
     changed.edit(f"pipeline/two_layer/{NUMPY}.py", "# Update.", "# The update.")
-    assert changed.stages_run("dvc", "repro") == [*CHAIN, "benchmark", "report"]
+    assert changed.stages_run("dvc", "repro") == [f"train@{NUMPY}", "benchmark", "report"]
 
 
 def test_changed_code_reruns_its_chain_alone(changed: Clone):
-    changed.edit(f"pipeline/two_layer/{NUMPY}.py", "np.square(y_pred - y).mean()", "np.sum((y_pred - y) ** 2) / y.size")
+    changed.edit(f"pipeline/two_layer/{NUMPY}.py", "2 * (y_pred - y) / y.size", "(y_pred - y) * (2 / y.size)")
     assert sorted(changed.stages_run("dvc", "repro")) == sorted([*CHAIN, *COMPARES])
 
 

@@ -19,7 +19,14 @@ needs_browser = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def clone(make_clone: Callable[..., Clone]) -> Clone:
+    """As on a quiet machine: other tests run beside this one, and a busy machine gets no ratios."""
     clone = make_clone(*LESSONS)
+    clone.run("dvc", "repro")
+    file = clone.path / "results/benchmark.json"
+    content = json.loads(file.read_text()) | {"cpus_of_other_processes": 0.0}
+    file.unlink()  # it may be a link to DVC's cache
+    file.write_text(json.dumps(content))
+    clone.run("dvc", "commit", "-f", "benchmark")
     clone.run("dvc", "repro")
     return clone
 

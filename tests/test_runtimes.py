@@ -1,6 +1,8 @@
 """What the runtimes do to make a step faster does not change it, and what they set holds."""
 
 import ctypes
+import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -204,3 +206,20 @@ def test_a_new_chunk_takes_over_the_graphs_of_batches_like_its_own(graphs: Any, 
     assert captured.replays == 4 * 5 - captured.first_steps
     if same.all():
         assert captured.captures == 4  # three batches, and the third again after a chunk of two
+
+
+def test_the_checks_on_a_gpu_need_torch_numpy_safetensors_and_pytest_alone(tmp_path: Path):
+    """They run to their end without anything else, even if only to say that there is no GPU."""
+    absent = ["dvc", "mlflow", "pydantic", "pynvml", "rich", "selenium", "tensorflow", "threadpoolctl", "xdist", "yaml"]
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({absent}))\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d+ (skipped|passed)", done.stdout)
+    assert "error" not in done.stdout.lower()

@@ -154,7 +154,7 @@ def _interleaved(
     for number in range(effort.rounds):
         for position, index in enumerate(generator.permutation(len(turns)).tolist()):
             (head, name, candidate), count = turns[index], steps[index]
-            if count > candidate.least_steps:  # else it takes a whole turn, and is long enough to warm up by itself
+            if count > candidate.least_steps:  # else it takes a whole turn, and needs no warming up
                 candidate.run(count)
             before = candidate.replays
             with timed(synchronize) as taken:

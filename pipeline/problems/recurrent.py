@@ -6,7 +6,7 @@
     loss   = mean((y_pred - y)²)               over all N · outputs elements
 
 Examples of a batch differ in length, min_length … max_length. They are stored as x (N, max_length, inputs) and lengths
-(N,); what stands in x beyond an example's length is padding, and no result depends on it, be it NaN.
+(N,); what stands in x beyond an example's length is padding, and no result depends on it, even if it is NaN.
 
 The gradient, back through the time steps of each example:
 

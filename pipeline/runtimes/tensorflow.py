@@ -40,9 +40,11 @@ def _without(notices: tuple[bytes, ...]) -> Iterator[None]:
 with _without(NOTICES):
     import tensorflow as tf
 
-# Measured on two cores with batch × inputs × hidden × outputs. At 64 × 1000 × 100 × 10 a step took 248 µs, with XLA
-# 125; at 128 × 1024 × 512 × 64 both took 1.26 ms; at 256 × 1024 × 1024 × 64 it took 3.6 ms, with XLA 4.1.
-XLA_WEIGHTS = 2**19  # elements in all weights together, up to which XLA is used on a CPU
+# Elements in all weights together, up to which XLA is used on a CPU. Measured on two cores of an AMD EPYC with AVX-512,
+# interleaved, batch × inputs × hidden × outputs: with XLA a step takes 0.64 times as long at 64 × 1000 × 100 × 10,
+# 0.85 at 64 × 1000 × 400 × 10, 1.00 at 128 × 1024 × 512 × 64 and 1.11 at 512 × 2048 × 2048 × 256. It is a rule, and
+# not decided where it runs, because XLA rounds otherwise: the weights would depend on a measurement.
+XLA_WEIGHTS = 2**19
 
 CALL = 256  # steps that one execution of the loop takes at most: its losses have a place each
 
