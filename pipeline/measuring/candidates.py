@@ -32,7 +32,7 @@ from pipeline.runtimes import Loop, batches_of, load_runtime, open_implementatio
 LEARNING_RATE = 1e-3
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 16 * 2**20
-PRODUCTS_BATCHES = 16  # whose factors a lower bound takes; they are as large as the batches
+PRODUCTS_SHARE = 4  # of a chunk's batches a lower bound takes the factors of one in so many: they are larger
 SLOWED = 20
 SEED = 0
 
@@ -143,7 +143,8 @@ class Products:
         self.runtime, self.problem, self.weights = runtime, problem, weights
 
     def place(self, chunk: Chunk) -> None:
-        products, batches = load_problem(self.problem).products, batches_of(chunk)[:PRODUCTS_BATCHES]
+        products, batches = load_problem(self.problem).products, batches_of(chunk)
+        batches = batches[: -(-len(batches) // PRODUCTS_SHARE)]
         self.run = self.runtime.multiply([products(self.weights, *batch.values()) for batch in batches])
 
 

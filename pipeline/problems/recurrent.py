@@ -68,20 +68,26 @@ def predict(weights: Weights, x: Array, lengths: Array) -> Array:
 
 def loss_and_gradients(weights: Weights, x: Array, lengths: Array, y: Array) -> tuple[float, dict[str, Array]]:
     """The loss of one batch and its gradients {wx, wh, wo}, by the equations above in float64."""
-    x, y, wh, wo = (array.astype(np.float64) for array in (x, y, weights["wh"], weights["wo"]))
-    states = _states(weights, x, lengths)
-    final = states[lengths, np.arange(len(lengths))]
+    longest_first = np.argsort(-lengths, kind="stable")  # at each time the examples that are running are the first ones
+    lengths = lengths[longest_first]
+    arrays = (x[longest_first], y[longest_first], weights["wx"], weights["wh"], weights["wo"])
+    x, y, wx, wh, wo = (array.astype(np.float64) for array in arrays)
+    running = [int(np.count_nonzero(lengths >= t)) for t in range(1, int(lengths[0]) + 1)]
+
+    h = np.zeros((len(running) + 1, len(x), wh.shape[0]))  # h_0 … h_longest
+    for t, count in enumerate(running, 1):
+        h[t, :count] = np.maximum(x[:count, t - 1] @ wx + h[t - 1, :count] @ wh, 0)
+    final = h[lengths, np.arange(len(x))]
     error = final @ wo - y
+
     grad_y_pred = 2 * error / error.size
-    grad_h = grad_y_pred @ wo.T
-    grad_wh, grad_z = np.zeros(wh.shape), np.zeros_like(states[1:])
-    for t in range(x.shape[1], 0, -1):
-        active = lengths >= t  # the others have not been there: their grad_h waits for their own last step
-        grad_z[t - 1, active] = np.where(states[t, active] > 0, grad_h[active], 0)
-        grad_h[active] = grad_z[t - 1, active] @ wh.T
-        grad_wh += states[t - 1].T @ grad_z[t - 1]
-    real = np.arange(x.shape[1]) < lengths[:, None]
-    grad_wx = x[real].T @ grad_z.swapaxes(0, 1)[real]
+    grad_h = grad_y_pred @ wo.T  # of an example that is not running yet, as at its own last step
+    grad_wx, grad_wh = np.zeros(wx.shape), np.zeros(wh.shape)
+    for t, count in reversed(list(enumerate(running, 1))):
+        grad_z = np.where(h[t, :count] > 0, grad_h[:count], 0)
+        grad_wx += x[:count, t - 1].T @ grad_z
+        grad_wh += h[t - 1, :count].T @ grad_z
+        grad_h[:count] = grad_z @ wh.T
     return float(np.mean(error**2)), {"wx": grad_wx, "wh": grad_wh, "wo": final.T @ grad_y_pred}
 
 
@@ -103,14 +109,3 @@ def products(weights: Weights, x: Array, lengths: Array, y: Array) -> Factors:
     first, later = h[: len(y)], h[len(y) :]
     sums = [(later.T, later), (packed.T, h)] if len(later) else [(packed.T, h)]
     return [(packed, wx), *steps, (first, wo), (first.T, y), (y, wo.T), *back, *sums]
-
-
-def _states(weights: Weights, x: Array, lengths: Array) -> Array:
-    """h_0 … h_max_length as (max_length + 1, N, hidden), float64; 0 after an example's end."""
-    wx, wh = (weights[key].astype(np.float64) for key in ("wx", "wh"))
-    z = x @ wx
-    states = np.zeros((x.shape[1] + 1, len(x), wh.shape[0]))
-    for t in range(1, x.shape[1] + 1):
-        active = lengths >= t
-        states[t, active] = np.maximum(z[active, t - 1] + states[t - 1, active] @ wh, 0)
-    return states

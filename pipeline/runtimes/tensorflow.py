@@ -1,6 +1,7 @@
 """TensorFlow: deterministic kernels, one thread count, one precision; XLA where it was measured to be faster."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
@@ -37,8 +38,12 @@ def _without(notices: tuple[bytes, ...]) -> Iterator[None]:
             os.write(2, b"".join(lines))
 
 
+# TensorFlow also imports Keras, where it can be imported: 1.6 s, for nothing that is used here. `tf.keras` finds it later.
+keras: Any = sys.modules.setdefault("keras", None)  # pyright: ignore[reportArgumentType]
 with _without(NOTICES):
     import tensorflow as tf
+if keras is None:
+    del sys.modules["keras"]
 
 # Elements in all weights together, up to which XLA is used on a CPU. Measured on two cores of an AMD EPYC with AVX-512,
 # interleaved, batch × inputs × hidden × outputs: with XLA a step takes 0.64 times as long at 64 × 1000 × 100 × 10,
