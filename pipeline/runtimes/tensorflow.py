@@ -38,7 +38,7 @@ def _without(notices: tuple[bytes, ...]) -> Iterator[None]:
             os.write(2, b"".join(lines))
 
 
-# TensorFlow also imports Keras, where it can be imported: 1.6 s, for nothing that is used here. `tf.keras` finds it later.
+# TensorFlow also imports Keras, if it can: 1.6 s, for nothing that is used here. `tf.keras` finds it later.
 keras: Any = sys.modules.setdefault("keras", None)  # pyright: ignore[reportArgumentType]
 with _without(NOTICES):
     import tensorflow as tf
