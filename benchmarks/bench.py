@@ -173,7 +173,7 @@ def _lower_bounds(case: Case, problem: str, doubt: str) -> list[list[str]]:
     unit, factor = ("ms", 1e3) if case.median("lower_bound/numpy") > 1e-3 else ("µs", 1e6)
     rows = [["", f"{unit} a step", "× lower bound", "its library", "× own library"]]
     for name in LESSONS[problem]:
-        bound, own = case.lower_bound(name), f"lower_bound/{name.partition('_')[0]}"
+        bound, own = case.lower_bound(name) or "", f"lower_bound/{name.partition('_')[0]}"
         rows.append(
             [
                 name,

@@ -22,8 +22,10 @@ def main() -> None:
     measured = samples.read(files.read_samples(), files.read_json(files.BENCHMARK_PROVENANCE))
     for case in measured.cases:
         for name in (each for each in params.implementations if each in case.seconds):
-            multiple = case.multiple(name) or measured.doubt
-            print(f"{case.label}: {name}: {1e6 * case.median(name):.0f} µs a step, {multiple} of the lower bound")
+            multiple = f", {case.multiple(name)} of the lower bound" if case.multiple(name) else ""
+            print(f"{case.label}: {name}: {1e6 * case.median(name):.0f} µs a step{multiple}")
+    if measured.doubt:
+        print(f"WARNING: how many times the lower bound a step takes: {measured.doubt}.")
 
 
 if __name__ == "__main__":

@@ -225,21 +225,19 @@ def test_the_default_plan(monkeypatch: pytest.MonkeyPatch):
     assert {"cpu/torch_tensors", "lower_bound/torch", "numpy_arrays"} <= set(on_gpu[0].candidates)
 
 
-def test_each_interpreter_has_the_lower_bound_of_its_candidates(monkeypatch: pytest.MonkeyPatch):
-    from pipeline.measuring import candidates
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_each_interpreter_has_a_lower_bound_for_its_candidates(monkeypatch: pytest.MonkeyPatch, device: str):
+    from pipeline.measuring.candidates import python_of
 
     monkeypatch.setenv("TORCH_PYTHON", "/torch")
     monkeypatch.setenv("TENSORFLOW_PYTHON", "/tensorflow")
     monkeypatch.chdir(REPOSITORY)
-    for size in default_plan(load_params(), replace(HOST, device="cuda:0")):
-        frameworks = {"/torch": set(), "/tensorflow": set()}
-        bounds = {"/torch": set(), "/tensorflow": set()}
-        for name in size.candidates:
-            (bounds if "lower_bound" in name else frameworks)[candidates.python_of(name)].add(
-                framework_of(name.rpartition("/")[2])
-            )
-        assert frameworks == bounds | {"/torch": frameworks["/torch"]}
-        assert bounds["/torch"] >= {"torch"}
+    for size in default_plan(load_params(), replace(HOST, device=device)):
+        bounds = {python_of(name) for name in size.candidates if name.startswith("lower_bound/")}
+        assert {python_of(name) for name in size.candidates} == bounds == {"/torch", "/tensorflow"}
+        if device != "cpu":
+            frameworks = {framework_of(name) for name in size.candidates if name in LESSONS}
+            assert {f"lower_bound/{framework}" for framework in frameworks} <= set(size.candidates)
 
 
 def test_provenance_says_what_a_benchmark_was_taken_on():

@@ -41,8 +41,9 @@ def test_the_lower_bound_is_the_fastest_library():
     multiple = measured.multiple("step")
     assert multiple
     assert multiple.value == pytest.approx(3, rel=0.05)
-    on_gpu = measured._replace(on_gpu=True)
+    on_gpu = case({"torch_tensors": 3e-4, "lower_bound/numpy": 1e-4, "lower_bound/torch": 2e-4})._replace(on_gpu=True)
     assert on_gpu.lower_bound("torch_tensors") == "lower_bound/torch"
+    assert case({"torch_tensors": 3e-4}).multiple("torch_tensors") is None
 
 
 def test_a_ratio_of_what_was_not_interleaved_is_not_given():

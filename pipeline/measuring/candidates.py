@@ -188,7 +188,8 @@ def _nothing() -> None:
 
 
 def lower_bounds(environment: Environment, framework: str) -> list[str]:
-    """On a CPU the libraries that may be the fastest, of which the fastest counts; on a GPU the framework's own."""
-    if environment.device == "cpu":
+    """On a CPU the libraries that may be the fastest, of which the fastest counts; on a GPU, or where the framework has
+    an interpreter to itself, its own."""
+    if environment.device == "cpu" and python_of(framework) == python_of("numpy"):
         return [f"lower_bound/{name}" for name in ("numpy", "torch") if find_spec(name)]
     return [f"lower_bound/{framework}"]

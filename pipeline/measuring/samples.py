@@ -86,14 +86,13 @@ class Case(NamedTuple):
     def median(self, candidate: str) -> float:
         return spread(list(self.seconds[candidate].values())).median
 
-    def lower_bound(self, candidate: str) -> str:
+    def lower_bound(self, candidate: str) -> str | None:
         """On a GPU the framework's own; on a CPU the fastest of the libraries that were measured with the candidate."""
+        shared = [name for name in self.seconds if name.startswith(LOWER_BOUND) and self._shared(name, candidate)]
+        own = f"{LOWER_BOUND}{framework_of_candidate(candidate)}"
         if self.on_gpu:
-            return f"{LOWER_BOUND}{framework_of_candidate(candidate)}"
-        return min(
-            (name for name in self.seconds if name.startswith(LOWER_BOUND) and self._shared(name, candidate)),
-            key=self.median,
-        )
+            return own if own in shared else None
+        return min(shared, key=self.median, default=None)
 
     def ratio(self, above: str, below: str) -> Estimate | None:
         """Of two candidates' times, or None where they were not interleaved, or the machine was too busy."""
@@ -101,7 +100,8 @@ class Case(NamedTuple):
 
     def multiple(self, candidate: str) -> Estimate | None:
         """How many times the lower bound a step takes."""
-        return self.ratio(candidate, self.lower_bound(candidate))
+        bound = self.lower_bound(candidate)
+        return self.ratio(candidate, bound) if bound else None
 
     def _shared(self, one: str, other: str) -> list[int]:
         return sorted(self.seconds[one].keys() & self.seconds[other].keys())
