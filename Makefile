@@ -39,10 +39,10 @@ check: setup  ## ruff, pyright and hadolint
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 	@python -m stages.ui $(PORT)
 
-bench: setup  ## every lesson's step beside the lower bound, hand-tuned variants and what a user might write instead (about 6 min)
+bench: setup  ## every lesson's step beside the lower bound, hand-tuned variants and what a user might write instead (about 8 min)
 	python -m benchmarks.bench $(ARGS)
 
-bench-scale: setup  ## data larger than memory: time and memory of 8 GB (needs 10 GB of disk, about 10 min)
+bench-scale: setup  ## data larger than memory: time and memory of 8 GB (needs 10 GB of disk, about 12 min)
 	python -m benchmarks.scale $(ARGS)
 
 bench-gpu:  ## step time, speed-up over NumPy and share of cuBLAS's speed on an NVIDIA GPU

@@ -35,7 +35,7 @@ from pipeline.experiment.data import DRAW, DataSet, generate
 from pipeline.measuring.clock import other_processes, timed
 from pipeline.measuring.intervals import Estimate, ratio
 from pipeline.params import PARAMS, load_params
-from pipeline.provenance import provenance
+from pipeline.provenance import beside, provenance
 from pipeline.runtimes import load_runtime, open_implementation
 
 SIZES = (10_000, 100_000, 1_000_000, 2_000_000)
@@ -100,7 +100,7 @@ def main() -> None:
         sys.exit(f"ERROR: {error}")
     environment = replace(found, device="cpu", device_name=found.cpu_name, driver=None)
     where = provenance(environment, "cpu", environment.cpu_name)
-    where |= {"cpus_of_other_processes": others[0], "cpus": environment.threads}
+    where |= beside(others[0])
     if options.output:
         files.write_rows(options.output / "runs.csv", ",".join(Run._fields), runs)
         files.write_rows(options.output / "turns.csv", ",".join(Turn._fields), turns)

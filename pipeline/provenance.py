@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.environment import Environment
+from pipeline.environment import Environment, available_cpus
 
 BLAS_VARIABLES = ("OPENBLAS_", "MKL_", "OMP_")
 RUN = Path(".dvc/tmp/run.json")  # when the current run of the pipeline began; written by its first stage
@@ -33,6 +33,11 @@ def provenance(environment: Environment, device: str, device_name: str) -> dict[
         "run_began": current_run() or now,
         "commit": git("rev-parse", "HEAD") + ("" if changed in ("", "unknown") else " with changes"),
     }
+
+
+def beside(other_cpus: float) -> dict[str, Any]:
+    """What else the machine was doing: how many of its CPUs other processes took, on average."""
+    return {"cpus_of_other_processes": other_cpus, "cpus": available_cpus()}
 
 
 def begin_run() -> None:

@@ -208,7 +208,8 @@ def test_a_variant_is_set_for_itself_alone():
     free.place(lesson.chunk)
     seen = []
     free.loop.run = lambda _: seen.append(torch.get_deterministic_debug_mode())
-    free.run(1)
+    with free.settings():
+        free.run(1)
     assert (seen, torch.get_deterministic_debug_mode()) == ([0], 2)
 
 

@@ -56,7 +56,7 @@ def test_a_bootstrap_over_processes_and_rounds_would_not():
             covered += low <= np.log(1.5) <= high
         coverage[between] = covered / trials
     assert coverage[0.05] < 0.9
-    assert coverage[0.0] > 0.97
+    assert coverage[0.0] > coverage[0.05] + 0.08
 
 
 def test_a_planted_difference_of_5_percent_is_found_and_none_is_not():

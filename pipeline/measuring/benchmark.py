@@ -1,10 +1,10 @@
-"""How long a step takes: the one way in which it is measured, for the pipeline and for every benchmark beside it.
+"""How long a step takes, compared: the one way in which it is done, for the pipeline and every benchmark beside it.
 
 A plan names sizes, and for each the candidates. It is carried out in several fresh processes, since the same program
 may be faster in one process than in the next; where each framework has an interpreter of its own, in several for each.
 In a process all candidates of a size are interleaved: in every round each takes a turn, in a random order, so that a
 slow minute of the machine, or a neighbour that leaves its threads awake, is there for all alike. Before the timed part
-of a turn the candidate runs untimed: caches and clock are its own then.
+of a turn the candidate runs untimed, so that caches hold its data; not where a single step takes a whole turn.
 
 Every sample is kept. What may be said of them is intervals.py's.
 """
@@ -108,8 +108,7 @@ def measure(task: Mapping[str, Any]) -> Iterator[Sample]:
             weights, chunk = draw(size.problem, SimpleNamespace(**size.sizes), task["dtype"])
             total_length = float(chunk["lengths"].sum(1).mean() if "lengths" in chunk else size.sizes["batch_size"])
             sizes_of = {key: size.sizes.get(key, 0) for key in SIZES}
-            head: dict[str, Any] = {"problem": size.problem, **sizes_of, "total_length": total_length}
-            head |= {"process": task["process"]}
+            head = {"problem": size.problem, **sizes_of, "total_length": total_length, "process": task["process"]}
             graphs = [name for name in size.candidates if "/" not in name and load_runtime(name).eagerly]
             for name in [*size.candidates, *(f"eager/{name}" for name in graphs)]:
                 candidate, seconds = _ready(name, size.problem, environment, weights, chunk)
@@ -154,11 +153,13 @@ def _interleaved(
     for number in range(effort.rounds):
         for position, index in enumerate(generator.permutation(len(turns)).tolist()):
             (head, name, candidate), count = turns[index], steps[index]
-            if count > candidate.least_steps:  # else it takes a whole turn, and needs no warming up
-                candidate.run(count)
             before = candidate.replays
-            with timed(synchronize) as taken:
-                candidate.run(count)
+            with candidate.settings():
+                if count > candidate.least_steps:  # else a step takes a whole turn, and needs no warming up
+                    candidate.run(count)
+                    before = candidate.replays
+                with timed(synchronize) as taken:
+                    candidate.run(count)
             yield Sample(
                 **head,
                 candidate=name,
@@ -174,7 +175,7 @@ def _steps_in(seconds: float, candidate: Candidate, synchronize: Callable[[], No
     """How many steps take about so long. A call of few takes longer for each, so the first guesses are too low."""
     steps = candidate.least_steps
     for _ in range(GUESSES):
-        with timed(synchronize) as trial:
+        with candidate.settings(), timed(synchronize) as trial:
             candidate.run(steps)
         guess = max(candidate.least_steps, round(steps * seconds / trial[0]))
         if guess == steps:

@@ -1,4 +1,4 @@
-"""What a benchmark measures, by name. All take the same steps on the same batches:
+"""What a benchmark measures, by name. All but the lower bounds take the same steps on the same batches:
 
 NAME                     an implementation, in its runtime's loop
 lower_bound/FRAMEWORK    the matrix products of a step alone, with the framework's own library
@@ -32,7 +32,7 @@ from pipeline.runtimes import Loop, batches_of, load_runtime, open_implementatio
 LEARNING_RATE = 1e-3
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 16 * 2**20
-PRODUCTS_SHARE = 4  # of a chunk's batches a lower bound takes the factors of one in so many: they are larger
+PRODUCTS_SHARE = 4  # a lower bound uses the first quarter of a chunk: the factors take more memory than the batches
 SLOWED = 20
 SEED = 0
 
@@ -75,7 +75,7 @@ class Candidate:
             self.environment = replace(environment, device="cpu", device_name=environment.cpu_name)
         elif option in VARIANTS:
             self.environment = replace(environment, **VARIANTS[option])
-        with self._environment():
+        with self.settings():
             self.loop = self._loop(kind, implementation, option, problem, weights)
 
     def _loop(self, kind: str, implementation: str, option: str, problem: str, weights: Weights) -> Any:
@@ -86,9 +86,9 @@ class Candidate:
         if kind in ("tuned", "peers"):
             module = import_module(f"benchmarks.{kind}.{implementation}")
             device = self.runtime.start(self.environment)
-            made = InCalls if kind == "tuned" else lambda peer: peer
             options = {"option": option} if option else {}
-            return made(module.Loop(weights, learning_rate=LEARNING_RATE, device=device, **options))
+            made = module.Loop(weights, learning_rate=LEARNING_RATE, device=device, **options)
+            return InCalls(made) if kind == "tuned" else made
         opened = open_implementation(implementation, problem, self.environment, eagerly=kind == "eager")
         loop = opened.create(weights, LEARNING_RATE)
         if kind == "eager":
@@ -96,18 +96,18 @@ class Candidate:
         return Slowed(loop) if kind == "slowed" else loop
 
     def place(self, chunk: Chunk) -> None:
-        with self._environment():
+        with self.settings():
             self.loop.place(chunk)
 
     def start(self) -> None:
         """Compile, and take the first step."""
-        with self._environment():
+        with self.settings():
             getattr(self.loop, "compile", _nothing)()
             self.loop.run(self.least_steps)
 
     def warm_up(self) -> None:
         """Go on until a step is as fast as it will be."""
-        with self._environment():
+        with self.settings():
             self.loop.run(self.least_steps)
             getattr(self.loop, "compile", _nothing)()
 
@@ -120,11 +120,11 @@ class Candidate:
         return getattr(self.loop, "replays", 0)
 
     def run(self, steps: int) -> None:
-        with self._environment():
-            self.loop.run(steps)
+        """Within `settings`."""
+        self.loop.run(steps)
 
     @contextmanager
-    def _environment(self) -> Iterator[None]:
+    def settings(self) -> Iterator[None]:
         """The settings of this candidate where they differ from the others'."""
         if self.environment == self.base:
             yield
@@ -188,8 +188,7 @@ def _nothing() -> None:
 
 
 def lower_bounds(environment: Environment, framework: str) -> list[str]:
-    """On a CPU the libraries that may be the fastest, of which the fastest counts; on a GPU, or where the framework has
-    an interpreter to itself, its own."""
+    """On a CPU every library that may be fastest; on a GPU, or in an interpreter of its own, the framework's."""
     if environment.device == "cpu" and python_of(framework) == python_of("numpy"):
         return [f"lower_bound/{name}" for name in ("numpy", "torch") if find_spec(name)]
     return [f"lower_bound/{framework}"]

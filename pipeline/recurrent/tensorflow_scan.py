@@ -1,9 +1,9 @@
 """The recurrent network in TensorFlow, its loop over time in the graph.
 
 A static graph is there before any example is, so it cannot be as long as an example needs. The loop has to be part of
-it: `tf.scan` is an operator that carries a state along the first axis of a tensor, here time. Traced once, it serves
-all lengths. Every example goes through as many steps as the tensor is long, and `tf.gather_nd` picks out the state that
-counts: the one at the example's own end.
+it: `tf.scan` builds an operation that carries a state along the first axis of a tensor, here time. Traced once, it
+serves all lengths. Every example goes through as many steps as the tensor is long, and `tf.gather_nd` picks out the
+state that counts: the one at the example's own end.
 """
 
 import tensorflow as tf
@@ -50,7 +50,7 @@ class Implementation:
         return tf.gather_nd(states, ends) @ self.wo
 
     def _by_time(self, x: Array, lengths: Array) -> tuple[tf.Tensor, tf.Tensor]:
-        """Time first: x (max_length, N, inputs), 0 in the padding, and where in it each example ends, (N, 2)."""
+        """x (max_length, N, inputs), time first, 0 in the padding, and the (time, example) of each end, (N, 2)."""
         padded = tf.where(tf.sequence_mask(lengths, x.shape[1])[..., None], x, 0)
         ends = tf.stack([tf.cast(lengths, tf.int32) - 1, tf.range(len(lengths))], 1)
         return tf.transpose(padded, [1, 0, 2]), ends

@@ -1,9 +1,11 @@
 """The recurrent network in PyTorch, its loop over time in Python.
 
+    h_t = relu(x_t @ wx + h_(t-1) @ wh) for each time step t of an example,   y_pred = h_length @ wo,   h_0 = 0
+
 Autograd records whatever runs, so a loop over time is an ordinary Python loop, and the graph it leaves is as long as
 this batch needs. `pack_padded_sequence` sorts the examples by length, longest first, and drops the padding:
 `batch_sizes[t]` says how many examples are still running at time t, and they are the first ones. Those that have ended
-are set aside, so the work follows the sum of the lengths.
+are set aside, so the work is proportional to the sum of the lengths. `x @ wx` is computed for all times at once.
 """
 
 import torch
@@ -32,7 +34,7 @@ class Implementation:
         # Backward pass.
         loss.backward()
 
-        # Update: no part of the graph. `.grad` would add up over steps, so it is cleared.
+        # Update, outside the graph. `backward` adds to `.grad`, so clear it.
         with torch.no_grad():
             self.wx -= self.learning_rate * self.wx.grad
             self.wh -= self.learning_rate * self.wh.grad
@@ -46,7 +48,7 @@ class Implementation:
         for running, z in zip(batch_sizes, (x @ self.wx).split(batch_sizes), strict=True):
             ended.append(h[running:])
             h = (z + h[:running] @ self.wh).relu()
-        return torch.cat([h, *reversed(ended)]) @ self.wo
+        return torch.cat([h, *reversed(ended)]) @ self.wo  # the last to end are the longest: longest first again
 
     def _packed(self, x: Array, lengths: Array) -> PackedSequence:
         return pack_padded_sequence(

@@ -23,6 +23,8 @@ from typing import Any
 from pipeline.contract import Array, Chunk, Implementation, Weights, load_implementation
 from pipeline.environment import Environment, framework_of
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as malloc.h has them
+
 
 class Loop:
     """Steps over a chunk of batches, one batch a step, again from the first after the last: a loop in Python.
@@ -31,7 +33,7 @@ class Loop:
     GPU and the steps that were executed from such a recording; a loop that records nothing leaves them at 0.
     """
 
-    first_steps = 1  # the steps before everything is as it will be in the rest
+    first_steps = 1  # the steps before the loop reaches its steady state
     captures = replays = 0
 
     def __init__(self, implementation: Implementation, names: Iterable[str]) -> None:
@@ -86,7 +88,7 @@ def load_runtime(name: str) -> ModuleType:
 
 
 def open_implementation(name: str, problem: str, environment: Environment, *, eagerly: bool = False) -> Opened:
-    """Start the framework of an implementation. `eagerly`: without the graph that its loop would be part of."""
+    """Start the framework of an implementation. `eagerly`: its loop in Python, not in a graph."""
     runtime, implementation = load_runtime(name), load_implementation(problem, name)
     own_device = runtime.start(environment)
     loop = runtime.PythonLoop if eagerly else runtime.Loop
@@ -104,17 +106,13 @@ def batches_of(chunk: Chunk) -> list[dict[str, Any]]:
 def keep_freed_memory() -> None:
     """Tell glibc's allocator to keep memory that is freed, since the next step asks for the same again.
 
-    By default arrays of a few hundred kB go back to the kernel as soon as they are freed, and cost page faults when
-    they come back: a third of a small step in NumPy. Another C library has no such setting, and nothing happens.
+    By default large arrays may go back to the kernel as soon as they are freed, and cost page faults when they come
+    back. Another C library has no such setting, and nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in (
-            (-3, 2**30),
-            (-1, 2**30),
-            (-2, 2**26),
-        ):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-            mallopt(parameter, value)
+    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, 2**30):  # 0 where glibc refuses: leave all as it is then
+        mallopt(M_TRIM_THRESHOLD, 2**30)
+        mallopt(M_TOP_PAD, 2**26)
 
 
 def peak_process_bytes() -> int:

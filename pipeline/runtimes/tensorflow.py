@@ -1,4 +1,4 @@
-"""TensorFlow: deterministic kernels, one thread count, one precision; XLA where it was measured to be faster."""
+"""TensorFlow: deterministic kernels, one thread count, one precision; the loop over steps in the graph, and XLA."""
 
 import os
 import sys
@@ -48,7 +48,8 @@ if keras is None:
 # Elements in all weights together, up to which XLA is used on a CPU. Measured on two cores of an AMD EPYC with AVX-512,
 # interleaved, batch × inputs × hidden × outputs: with XLA a step takes 0.64 times as long at 64 × 1000 × 100 × 10,
 # 0.85 at 64 × 1000 × 400 × 10, 1.00 at 128 × 1024 × 512 × 64 and 1.11 at 512 × 2048 × 2048 × 256. It is a rule, and
-# not decided where it runs, because XLA rounds otherwise: the weights would depend on a measurement.
+# not decided where it runs, because XLA rounds otherwise: the weights would depend on a measurement. On a GPU, where
+# nothing was measured yet, XLA is used at every size.
 XLA_WEIGHTS = 2**19
 
 CALL = 256  # steps that one execution of the loop takes at most: its losses have a place each
@@ -96,25 +97,25 @@ class PythonLoop(runtimes.Loop):
 class Loop(PythonLoop):
     """The loop over the steps is part of the graph: executing it does not come back to Python between steps."""
 
-    graph: Any = None
+    graph: Any = None  # once it is defined
 
     def place(self, chunk: Chunk) -> None:
         """Also as one tensor for each part of a batch, the batches in front, for the graph to take them from."""
         super().place(chunk)
         with tf.device(_device):
             self.stacked = [_stack(parts, chunk) for parts in zip(*self.placed, strict=True)]
-        if self.graph is None:
-            self._define()
 
-    def _define(self) -> None:
+    def _defined(self) -> Any:
         """The signature of a lesson's step, where it has one, says which sizes may differ from chunk to chunk."""
-        specs = getattr(self.implementation.step, "input_signature", None) or self.placed[0]
-        signature = [tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in specs]
-        count = tf.TensorSpec([], tf.int32)
-        self.graph = tf.function(self._steps, input_signature=[signature, count, count])
-        # XLA must know how often a loop inside the loop over the steps goes round.
-        if _loops(self.graph) == 1 and (_device != "CPU:0" or self._size() <= XLA_WEIGHTS):
-            self.graph = tf.function(self.graph, jit_compile=True)
+        if self.graph is None:
+            specs = getattr(self.implementation.step, "input_signature", None) or self.placed[0]
+            signature = [tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in specs]
+            count = tf.TensorSpec([], tf.int32)
+            self.graph = tf.function(self._steps, input_signature=[signature, count, count])
+            # XLA must know how often a loop inside the loop over the steps goes round.
+            if _loops(self.graph) == 1 and (_device != "CPU:0" or self._size() <= XLA_WEIGHTS):
+                self.graph = tf.function(self.graph, jit_compile=True)
+        return self.graph
 
     def _size(self) -> int:
         return sum(int(tf.size(getattr(self.implementation, name))) for name in self.names)
@@ -128,21 +129,23 @@ class Loop(PythonLoop):
         return losses.stack()
 
     def compile(self) -> None:
+        """Define the graph, if this is its first chunk, and execute no step of it."""
+        graph = self._defined()
         with tf.device(_device):
-            self.graph(self.stacked, tf.constant(self.next), tf.constant(0))
+            graph(self.stacked, tf.constant(self.next), tf.constant(0))
 
     def run(self, steps: int) -> tf.Tensor:
-        parts = []
+        graph, parts = self._defined(), []
         with tf.device(_device):
             for start in range(0, steps, CALL):
                 count = min(CALL, steps - start)
-                parts.append(self.graph(self.stacked, tf.constant(self.next), tf.constant(count))[:count])
+                parts.append(graph(self.stacked, tf.constant(self.next), tf.constant(count))[:count])
                 self.next = (self.next + count) % len(self.placed)
             return tf.concat(parts, 0) if parts else self.gather([])
 
 
 def _in_place(array: Array) -> Any:
-    """On a CPU the array's own memory, if it is aligned; `tf.constant` then copies it no more, as it would an array."""
+    """A tensor sharing the array's memory on a CPU, if aligned; `tf.constant` of it copies nothing."""
     return tf.raw_ops.Identity(input=array)
 
 

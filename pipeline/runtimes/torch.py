@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -53,15 +53,15 @@ class CudaGraphs(PythonLoop):
 
     A small step is bound by its launches, some 5 µs each from Python where the arithmetic takes less than one; a graph
     launches all kernels of a step at once. The first steps run as they are: cuBLAS and autograd allocate then what may
-    not be allocated during a capture. All graphs share a memory pool, which is safe in any order: a step reads nothing
-    that another one left there, only weights and batches, which lie outside.
+    not be allocated during a capture. All graphs share a memory pool. A step reads nothing there that another one left,
+    only weights and batches, which lie outside; and its loss is copied out, since another replay may overwrite it.
     """
 
     first_steps = 2
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.stream = torch.cuda.Stream()
+        self.stream = _capture_stream()
         self.pool = torch.cuda.graph_pool_handle()
         self.taken = 0
         self.captured: list[tuple[torch.cuda.CUDAGraph, torch.Tensor] | None] = []
@@ -114,8 +114,9 @@ class CudaGraphs(PythonLoop):
     def _capture(self, index: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         """Record the step on a batch; it executes nothing. A graph holds addresses, so weights must keep theirs."""
         graph, before = torch.cuda.CUDAGraph(), self._addresses()
+        loss = torch.empty((), dtype=getattr(self.implementation, self.names[0]).dtype, device=_device)
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            loss = super().take_step(index)
+            loss.copy_(super().take_step(index))
         if self._addresses() != before:
             name = type(self.implementation).__module__
             raise UserError(f"{name}: `step` must change its weights in place, as in `self.w1 -= …`, to run on a GPU.")
@@ -125,9 +126,15 @@ class CudaGraphs(PythonLoop):
         return [getattr(self.implementation, name).data_ptr() for name in self.names]
 
 
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    """One for all loops: cuBLAS keeps a workspace for each stream that it has worked on."""
+    return torch.cuda.Stream()
+
+
 @contextmanager
 def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Work on another stream, after what was asked for before and before what is asked for afterwards."""
+    """Work on another stream, after everything queued so far and before everything queued later."""
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         yield

@@ -171,11 +171,13 @@ def _break_even(graphs: Mapping[str, Case]) -> Figure:
     panels = figure.subplots(1, len(graphs), squeeze=False)[0]
     for axes, ((name, case), (colour, _)) in zip(panels, _styled(graphs), strict=True):
         build, eager, step = (case.median(each) for each in (f"build/{name}", f"eager/{name}", name))
-        even = (build - step) / (eager - step) if eager > step else 1000.0
+        found = break_even(case, name)
+        paid = found is not None and bool(np.isfinite(found.steps))
+        even = found.steps if found and paid else 1000.0
         steps = np.linspace(1, 2.5 * even, 50)
         axes.plot(steps, build + (steps - 1) * step, color=colour, label="the graph")
         axes.plot(steps, steps * eager, color=colour, linestyle="--", label="run eagerly")
-        if eager > step:
+        if paid:
             axes.plot(even, even * eager, "o", color=INK)
             axes.annotate(f"  {even:.0f} steps", (even, even * eager), va="top", ha="left")
         axes.set(xlabel="steps", ylabel="seconds", ylim=(0, None), xlim=(0, None), facecolor="none")

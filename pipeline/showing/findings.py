@@ -15,7 +15,6 @@ from pipeline.showing.claims import CLAIMS, Claim
 
 GPU_CLAIM = 50.0  # times as fast as NumPy
 ALIKE = 0.1  # two sums of lengths that differ by less are taken to be the same
-ENOUGH_BUILDS = 10  # for an interval; fewer give a figure alone
 
 HOLDS, FAILS, PARTLY, OPEN = "holds", "does not hold", "partly", "not answered here"
 
@@ -87,14 +86,15 @@ def times_as_fast_as_numpy(claim: Claim, run: Run) -> Finding:
     words = []
     for whom, candidate in (("NumPy", "numpy_arrays"), ("PyTorch", f"cpu/{claim.subject}")):
         beyond = crossover(run.cases, candidate, claim.subject)
-        where = f"at {beyond.label} and beyond" if beyond else f"at no size up to {run.cases[-1].label}"
+        where = f"at {beyond.label} and beyond" if beyond else f"not at the largest size, {run.cases[-1].label}"
         words.append(f"The GPU beats {whom} on this host {where}.")
     beyond = crossover(run.cases, "numpy_arrays", claim.subject, GPU_CLAIM)
     if beyond:
         words.append(f"{GPU_CLAIM:.0f} × over NumPy is reached at {beyond.label} and beyond, at best {highest}.")
     else:
         words.append(
-            f"{GPU_CLAIM:.0f} × over NumPy is not reached up to {run.cases[-1].label}: at best {highest}, {best.label}."
+            f"{GPU_CLAIM:.0f} × over NumPy is not reached at the largest size, {run.cases[-1].label}; "
+            f"at best it is {highest}, at {best.label}."
         )
     return Finding(claim, HOLDS if beyond else FAILS, " ".join(words), samples)
 
@@ -198,7 +198,7 @@ def loops(cases: list[Case], name: str) -> list[str]:
 
 
 def as_long(of_times: Estimate) -> str:
-    return f"{of_times} as long" + ", no difference," * (verdict(of_times) == "no difference")
+    return f"{of_times} as long" + " (no difference)" * (verdict(of_times) == "no difference")
 
 
 def _but_lengths(case: Case) -> tuple[int, ...]:

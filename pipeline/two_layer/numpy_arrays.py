@@ -1,8 +1,10 @@
 """The two-layer network in NumPy, its forward and backward pass written by hand.
 
-A NumPy array is an n-dimensional grid of numbers, and each line of `step` computes one. NumPy knows nothing of
-gradients, computational graphs or GPUs: it does the arithmetic we ask for, at once, on the CPU. So the backward pass is
-the chain rule, worked out on paper and typed in, from the loss back to the weights.
+    y_pred = relu(x @ w1) @ w2,  loss = mean((y_pred - y)²)     x (N, inputs), w1 (inputs, hidden), w2 (hidden, outputs)
+
+A NumPy array is an n-dimensional grid of numbers, and each line computes new ones from earlier ones, at once, on the
+CPU. NumPy knows nothing of gradients or computational graphs. So the backward pass is the chain rule, worked out on
+paper and typed in, from the loss back to the weights. `step` is called once for each batch of N examples.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """The two-layer network in TensorFlow, as a static graph.
 
 The graph is defined once and executed over and over. To define it, `tf.function` runs the lines of `step` a single
-time, with placeholders of the given shapes instead of data, and keeps the operations: forward pass, the gradients that
-the tape adds, and update. To execute it takes no line of Python. What is known beforehand can be optimised as a whole;
-that costs something up front, and each execution pays a little of it back.
+time, with placeholders of the given shapes instead of data, and keeps the operations. `GradientTape` records those of
+the forward pass, and `tape.gradient` adds the backward pass. Executing the graph runs no Python. A graph known
+beforehand can be optimised as a whole; that costs time once and saves a little in each execution.
 """
 
 import tensorflow as tf

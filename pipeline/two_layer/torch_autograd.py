@@ -1,9 +1,9 @@
 """The two-layer network in PyTorch, its backward pass computed by autograd.
 
 A tensor made with `requires_grad=True` is watched: as the forward pass runs, PyTorch records a graph of what is
-computed from what. Its nodes are tensors, its edges the functions between them. `loss.backward()` walks this graph
-back from the loss and leaves the gradient of each watched tensor in its `.grad`. The derivation on paper is no longer
-needed. The graph is built anew in every step.
+computed from what. Its nodes are the operations that ran; each can compute the gradient of its inputs from that of its
+output. `loss.backward()` walks this graph back from the loss and leaves the gradient of each watched tensor in its
+`.grad`. The derivation on paper is no longer needed. The graph is built anew in every step.
 """
 
 import torch
@@ -28,7 +28,7 @@ class Implementation:
         # Backward pass.
         loss.backward()
 
-        # Update: no part of the graph. `.grad` would add up over steps, so it is cleared.
+        # Update, outside the graph. `backward` adds to `.grad`, so clear it.
         with torch.no_grad():
             self.w1 -= self.learning_rate * self.w1.grad
             self.w2 -= self.learning_rate * self.w2.grad

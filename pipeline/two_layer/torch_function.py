@@ -1,8 +1,8 @@
 """The two-layer network in PyTorch, with an autograd function of our own.
 
-To autograd every operator is two functions. `forward` computes the output from the input; `backward` receives the
-gradient of the loss with respect to the output and computes the one with respect to the input. A subclass of
-`torch.autograd.Function` with these two is an operator like PyTorch's own. Ours is relu.
+To autograd, every operator is two functions. `forward` computes the output from the input; `backward` receives the
+gradient of the loss with respect to the output and computes the one with respect to the input. `ctx` carries what
+`backward` will need. A subclass of `torch.autograd.Function` with these two is an operator like PyTorch's: our relu.
 """
 
 import torch
@@ -39,7 +39,7 @@ class Implementation:
         # Backward pass.
         loss.backward()
 
-        # Update: no part of the graph. `.grad` would add up over steps, so it is cleared.
+        # Update, outside the graph. `backward` adds to `.grad`, so clear it.
         with torch.no_grad():
             self.w1 -= self.learning_rate * self.w1.grad
             self.w2 -= self.learning_rate * self.w2.grad
@@ -47,4 +47,4 @@ class Implementation:
         return loss
 
     def predict(self, x: Array) -> Array:
-        return ((torch.from_numpy(x).to(self.w1.device) @ self.w1).relu() @ self.w2).numpy(force=True)
+        return (ReLU.apply(torch.from_numpy(x).to(self.w1.device) @ self.w1) @ self.w2).numpy(force=True)

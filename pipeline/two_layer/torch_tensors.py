@@ -1,8 +1,8 @@
 """The two-layer network in PyTorch tensors, its forward and backward pass written by hand.
 
-A tensor is what a NumPy array is, and it lives on a device: created with `device="cuda"`, it is in a GPU's memory, and
-the GPU does the arithmetic. Nothing else changes. Tensors know nothing of gradients here: the backward pass is still
-the one we worked out on paper.
+A tensor is like a NumPy array that lives on a device: created with `device="cuda"`, it is in a GPU's memory, and the
+GPU does the arithmetic. The mathematics is unchanged, and some names differ. The backward pass is still the one we
+worked out on paper. `numpy(force=True)` brings a tensor back as an array, whatever its device.
 """
 
 import torch
