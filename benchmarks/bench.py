@@ -29,7 +29,7 @@ from pipeline.measuring.samples import HEADER, Benchmark, Case, Sample
 from pipeline.params import load_params
 from pipeline.provenance import beside, provenance
 
-EFFORT = Effort(processes=6, rounds=10, turn_seconds=0.02)
+EFFORT = Effort(processes=12, rounds=6, turn_seconds=0.02)
 SIZES = {
     "small": ("two_layer", {"batch_size": 64, "inputs": 1000, "hidden": 100, "outputs": 10}),
     "large": ("two_layer", {"batch_size": 512, "inputs": 2048, "hidden": 2048, "outputs": 256}),

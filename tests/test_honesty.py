@@ -28,9 +28,9 @@ PROBLEM, SMALL = SIZES["small"]
 SAME, SLOWED = "self/numpy_arrays", "slowed/numpy_arrays"
 
 
-def compared() -> Iterator[dict[str, str]]:
+def compared(count: int) -> Iterator[dict[str, str]]:
     """What each comparison says of the same program twice, and of one that is slowed down by 5 %."""
-    for seed in range(COMPARISONS):
+    for seed in range(count):
         plan = [Size(PROBLEM, SMALL, ["numpy_arrays", SAME, SLOWED])]
         taken, others = benchmark(plan, effort=EFFORT, dtype="float32", environment=HOST, seed=seed)
         facts = {"device": "cpu", "cpus_of_other_processes": others, "cpus": available_cpus()}
@@ -46,7 +46,7 @@ def compared() -> Iterator[dict[str, str]]:
 
 
 def test_the_same_program_twice_and_one_that_is_slowed_by_5_percent():
-    found = list(compared())
+    found = list(compared(COMPARISONS))
     same, slowed = (Counter(each[candidate] for each in found) for candidate in (SAME, SLOWED))
     told = COMPARISONS - same["cannot tell"]
     assert told > 0, "other processes kept this machine busy throughout: nothing was compared"
@@ -67,9 +67,9 @@ def busy_neighbour() -> Iterator[None]:
 
 def test_beside_a_busy_process_nothing_wrong_is_said():
     with busy_neighbour():
-        found = list(compared())
+        found = list(compared(COMPARISONS // 3))
     same, slowed = (Counter(each[candidate] for each in found) for candidate in (SAME, SLOWED))
-    assert same["cannot tell"] == COMPARISONS, "it was not noticed that another process took a CPU"
+    assert same["cannot tell"] == len(found) > 0, "it was not noticed that another process took a CPU"
     assert slowed["faster"] == 0
 
 
@@ -84,7 +84,7 @@ def test_a_candidate_among_others_is_as_fast_as_alone(name: str):
     """Idle threads of a neighbour may take a CPU: OpenBLAS's, as they come, slowed torch down by half."""
     beside = [other for other in [*LESSONS["two_layer"], "lower_bound/numpy", "lower_bound/torch"] if other != name]
     alone, among = [], []
-    for _ in range(max(3, COMPARISONS // 3)):
+    for _ in range(max(2, COMPARISONS // 3)):
         alone += paces(name, [])
         among += paces(name, beside)
     found = ratio(among, alone)

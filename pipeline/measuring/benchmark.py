@@ -6,6 +6,11 @@ In a process all candidates of a size are interleaved: in every round each takes
 slow minute of the machine, or a neighbour that leaves its threads awake, is there for all alike. Before the timed part
 of a turn the candidate runs untimed, so that caches hold its data; not where a single step takes a whole turn.
 
+Where a candidate's arrays lie in memory makes it up to 5 % faster or slower, and would be the same in every process:
+the second of two instances of one program was measured to take 1.05 times as long as the first, always. So each process
+makes the candidates in an order of its own, with gaps of random size between them. What luck is left differs from
+process to process, and the interval covers it.
+
 Every sample is kept. What may be said of them is intervals.py's.
 """
 
@@ -29,6 +34,7 @@ from pipeline.measuring.samples import SIZES, Sample, parts_of
 from pipeline.runtimes import load_runtime
 
 GUESSES = 3
+LARGEST_GAP = 2**18  # bytes
 
 
 class Size(NamedTuple):
@@ -99,6 +105,7 @@ def measure(task: Mapping[str, Any]) -> Iterator[Sample]:
     environment, effort = Environment(**task["environment"]), Effort(*task["effort"])
     generator = np.random.default_rng(task["seed"])
     sizes = [Size(*each) for each in task["plan"]]
+    gaps: list[Any] = []
     groups: dict[tuple, list[Size]] = defaultdict(list)
     for size in sizes:
         groups[_interleaved_with(size)].append(size)
@@ -110,7 +117,9 @@ def measure(task: Mapping[str, Any]) -> Iterator[Sample]:
             sizes_of = {key: size.sizes.get(key, 0) for key in SIZES}
             head = {"problem": size.problem, **sizes_of, "total_length": total_length, "process": task["process"]}
             graphs = [name for name in size.candidates if "/" not in name and load_runtime(name).eagerly]
-            for name in [*size.candidates, *(f"eager/{name}" for name in graphs)]:
+            names = [*size.candidates, *(f"eager/{name}" for name in graphs)]
+            for name in generator.permutation(names).tolist():
+                gaps.append(np.empty(generator.integers(LARGEST_GAP), np.uint8))
                 candidate, seconds = _ready(name, size.problem, environment, weights, chunk)
                 turns.append((head, name, candidate))
                 if name in graphs:
