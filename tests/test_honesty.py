@@ -52,8 +52,7 @@ def test_the_same_program_twice_and_one_that_is_slowed_by_5_percent():
     assert told > 0, "other processes kept this machine busy throughout: nothing was compared"
     assert same["slower"] + same["faster"] <= max(1, 0.15 * told), same
     assert slowed["faster"] == 0, slowed
-    if COMPARISONS >= 20:  # fewer, as CI makes them on a shared machine, show what is wrong, not how much is found
-        assert slowed["slower"] >= 0.9 * told, slowed
+    assert slowed["slower"] >= 0.9 * told - (COMPARISONS < 20), slowed
 
 
 @contextmanager
