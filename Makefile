@@ -23,7 +23,7 @@ repro: setup  ## run what is not up to date: dvc repro $(ARGS)
 test: setup  ## the whole test suite, the files of tests in two processes: pytest $(ARGS)
 	pytest -n 2 --dist loadfile $(ARGS)
 
-test-benchmark: setup  ## is what the benchmark says true? same against same, 5 % slower, a busy machine (about 20 min)
+test-benchmark: setup  ## is what the benchmark says true? same against same, 5 % slower, a busy machine
 	pytest -m honesty -s $(ARGS)
 
 check-gpu:  ## the lessons on an NVIDIA GPU, here or in the image: docker compose run --rm gpu make check-gpu
@@ -39,10 +39,10 @@ check: setup  ## ruff, pyright and hadolint
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 	@python -m stages.ui $(PORT)
 
-bench: setup  ## every lesson's step beside the lower bound, hand-tuned variants and what a user might write instead (about 8 min)
+bench: setup  ## every lesson's step beside the lower bound, hand-tuned variants and what a user might write instead
 	python -m benchmarks.bench $(ARGS)
 
-bench-scale: setup  ## data larger than memory: time and memory of 8 GB (needs 10 GB of disk, about 12 min)
+bench-scale: setup  ## data larger than memory: time and memory of 8 GB (needs 10 GB of disk)
 	python -m benchmarks.scale $(ARGS)
 
 bench-gpu:  ## step time, speed-up over NumPy and share of cuBLAS's speed on an NVIDIA GPU
