@@ -18,7 +18,7 @@ repro: setup  ## run what is not up to date: dvc repro $(ARGS)
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "This folder is no git repository, which DVC works in. Make it one:" \
 	  "git init && git add -A && git commit -m start" >&2; exit 1; }
 	@python -m stages.params
-	stages/alone dvc repro $(ARGS)
+	dvc repro $(ARGS)
 
 test: setup  ## the whole test suite, the files of tests in two processes: pytest $(ARGS)
 	pytest -n 2 --dist loadfile $(ARGS)
@@ -39,8 +39,9 @@ check: setup  ## ruff, pyright and hadolint
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 	@python -m stages.ui $(PORT)
 
-bench: setup  ## every lesson's step beside the lower bound, hand-tuned variants and what a user might write instead
-	python -m benchmarks.bench $(ARGS)
+bench: setup  ## every lesson's step beside the lower bound, hand-tuned variants and what a user might write instead; PEERS=1: and JAX
+	@[ -z "$(PEERS)" ] || requirements/peers.sh
+	$(if $(PEERS),.venv-peers/bin/)python -m benchmarks.bench $(ARGS)
 
 bench-scale: setup  ## data larger than memory: time and memory of 8 GB (needs 10 GB of disk)
 	python -m benchmarks.scale $(ARGS)
@@ -61,6 +62,6 @@ test-gpu-image:  ## build the gpu image and try it where there is no GPU (12 GB)
 	docker/test-gpu-image
 
 lock:  ## resolve requirements/*.in anew (needs uv)
-	cd requirements && for set in build cpu dev mlflow torch-cuda tensorflow-cuda; do \
+	cd requirements && for set in build cpu dev peers mlflow torch-cuda tensorflow-cuda; do \
 	  uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --allow-unsafe --no-emit-package triton $$set.in -o $$set.txt || exit 1; done

@@ -18,12 +18,13 @@
     report.html, report/*.svg           what it all says
 
 Arrays are written by pipeline/array_files.py; this file imports no NumPy, so that a `dvc repro` with nothing to do is
-quick. A file is written beside its place and then renamed into it: it is there whole, or as before.
+quick. A file is written beside its place, as .NAME.….part, and then renamed into it: it is there whole, or as before.
 """
 
 import csv
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ BENCH_PROVENANCE = Path("results/bench.json")
 REPORT = Path("report.html")
 FIGURES = Path("report")
 PARITY = Path("parity")
+PART = ".part"  # what a file is called while it is written
 
 
 def data_folder(problem: str) -> Path:
@@ -74,7 +76,7 @@ def curves_file(problem: str) -> Path:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=PART, delete=False) as file:
         temporary = Path(file.name)
         try:
             file.write(content)
@@ -84,6 +86,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def remove_parts() -> None:
+    """Remove what a killed stage had begun to write. Call it where no stage can be writing."""
+    folders = ("data", "reference", "models", "results", "parity", "report")
+    for part in (*Path().glob(f".*{PART}"), *(each for folder in folders for each in Path(folder).rglob(f".*{PART}"))):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -82,6 +82,7 @@ class Schedule(Section):
 
 class Train(Section):
     learning_rate: PositiveFloat
+    checkpoint_seconds: Annotated[Float, Field(ge=0)]
     two_layer: Schedule
     recurrent: Schedule
 

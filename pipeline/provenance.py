@@ -1,7 +1,6 @@
 """What a measurement was taken on, when, from which commit, and what else the machine was doing: the one place that
 says so, for a training's timing as for a benchmark."""
 
-import json
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.environment import Environment, available_cpus
+from pipeline.files import read_json, write_json
 
 BLAS_VARIABLES = ("OPENBLAS_", "MKL_", "OMP_")
 RUN = Path(".dvc/tmp/run.json")  # when the current run of the pipeline began; written by its first stage
@@ -43,11 +43,11 @@ def beside(other_cpus: float) -> dict[str, Any]:
 def begin_run() -> None:
     """Note that a run of the pipeline begins now. Nothing depends on it but what is said of restored measurements."""
     if RUN.parent.is_dir():
-        RUN.write_text(json.dumps({"began": timestamp()}))
+        write_json(RUN, {"began": timestamp()})
 
 
 def current_run() -> str | None:
-    return json.loads(RUN.read_text())["began"] if RUN.is_file() else None
+    return read_json(RUN)["began"] if RUN.is_file() else None
 
 
 def timestamp() -> str:

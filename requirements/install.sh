@@ -21,6 +21,9 @@ for set in "$@"; do
   esac
 done
 
+# DVC starts by way of the checkout's pipeline/checkout.py, so that one run at a time uses a checkout.
+[[ ! -e $venv/bin/dvc ]] || install -m 755 "$here/dvc" "$venv/bin/dvc"
+
 # PRUNE=1, for images: without the packages' own tests, and headers and compilers for building against the frameworks.
 if [[ -n ${PRUNE:-} ]]; then
   packages=$venv/lib/python3.11/site-packages

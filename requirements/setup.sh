@@ -9,7 +9,8 @@ is_311() { [[ $("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/d
 instead='Or run everything in a container, with Docker alone: docker compose run --rm cpu'
 
 wanted=$(cat requirements/{build,torch-cpu,cpu,dev}.txt | sha256sum | cut -d' ' -f1)
-[[ -x .venv/bin/python && $(cat .venv/requirements.sha256 2>/dev/null) == "$wanted" ]] && is_311 .venv/bin/python && exit 0
+[[ -x .venv/bin/python && $(cat .venv/requirements.sha256 2>/dev/null) == "$wanted" ]] && is_311 .venv/bin/python &&
+  { cmp -s requirements/dvc .venv/bin/dvc || install -m 755 requirements/dvc .venv/bin/dvc; } && exit 0
 
 if [[ $(uname -sm) != 'Linux x86_64' ]]; then
   say "the locked requirements are for Linux on x86_64; this is $(uname -sm). $instead"

@@ -1,7 +1,8 @@
 """The commands of dvc.yaml: each parses its argument, calls the pipeline and writes what it leaves.
 
-`run` is how each of them starts and ends: one stage of a checkout at a time; a user's mistake is a sentence and exit
-status 1; and after any failure the stage's last good outputs are there again (stages/failure.py).
+`run` is how each of them starts and ends: one stage of a checkout at a time, which ends when its DVC is killed; a
+user's mistake is a sentence and exit status 1; and after any failure the stage's last good outputs are there again
+(stages/failure.py).
 """
 
 import errno
@@ -18,7 +19,10 @@ from pathlib import Path
 if find_spec("pydantic") is None:
     sys.exit(f"{sys.executable} does not have the pipeline's packages. Run `make setup`, then `. .venv/bin/activate`.")
 
+from pipeline.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK, acquire, holder, write_holder, write_text
 from pipeline.errors import UserError
+from pipeline.files import remove_parts
+from pipeline.processes import end_with_parent
 
 # They wait until `run` can clean up after them, also while a stage imports NumPy: its outputs are gone by then.
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -31,6 +35,8 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 def run(stage: Callable[..., None], *, alone: bool = True) -> None:
     """Call `stage` with the command line's arguments, then exit; `alone`: while no other stage of the checkout runs."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if "DVC_STAGE" in os.environ:
+        end_with_parent(signal.SIGTERM)
     with _checkout_to_itself(alone):
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -44,6 +50,9 @@ def run(stage: Callable[..., None], *, alone: bool = True) -> None:
                 raise
             where = error.filename or "a result"
             sys.exit(f"ERROR: {where} cannot be written: {error.strerror}. Make room or allow it, then run again.")
+        except MemoryError as error:
+            _clean_up(error)
+            sys.exit(f"ERROR: there is not enough memory: {error}. Make the sizes in params.yaml smaller.")
         except KeyboardInterrupt as error:
             _clean_up(error)
             sys.exit(130)
@@ -62,16 +71,20 @@ def _clean_up(error: BaseException) -> None:
 
 @contextmanager
 def _checkout_to_itself(alone: bool) -> Iterator[None]:
-    """Hold the checkout's lock, unless stages/alone holds it for the whole `dvc repro`.
-
-    A kernel lock, since containers and host do not see each other's processes, by which DVC's own locks tell who lives.
-    """
-    if not alone or os.environ.get("PIPELINE_LOCK") == "held" or not Path(".dvc/tmp").is_dir():
+    """Hold the locks of the checkout (pipeline/checkout.py has them), and put right what a killed stage left."""
+    if not alone or not STAGE_LOCK.parent.is_dir():
         yield
         return
-    with Path(".dvc/tmp/pipeline.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit("ERROR: another run is using this checkout. Wait until it has ended, then run again.")
+    with RUN_LOCK.open("a+") as run_lock, STAGE_LOCK.open("a+") as stage_lock:
+        if os.environ.get("PIPELINE_LOCK") != "held":  # not started by the `dvc` of the project's environments
+            try:
+                fcntl.flock(run_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                sys.exit(f"ERROR: {holder(run_lock)} is using this checkout. Wait until it has ended, then run again.")
+            write_holder(run_lock, f"python -m stages.{Path(sys.argv[0]).stem}")
+        acquire(stage_lock)
+        write_holder(stage_lock, f"stage {os.environ.get('DVC_STAGE', Path(sys.argv[0]).stem)}")
+        remove_parts()
+        if "DVC_STAGE" in os.environ and LOCKFILE.is_file():  # DVC is waiting for this stage, so it is whole
+            write_text(LAST_GOOD, LOCKFILE.read_text())
         yield

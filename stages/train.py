@@ -3,6 +3,7 @@
 from pipeline import files
 from pipeline.array_files import write_arrays
 from pipeline.environment import enter_interpreter, framework_of
+from pipeline.experiment.checkpoint import Checkpoint, depends_on
 from pipeline.experiment.data import DataSet
 from pipeline.experiment.history import kept_steps
 from pipeline.experiment.outputs import outputs
@@ -25,6 +26,8 @@ def main(name: str) -> None:
         opened = open_implementation(name, problem, environment)
     with stopwatch.measure("read"):
         data = DataSet(problem)
+    basis = {"learning_rate": params.train.learning_rate, **schedule.model_dump()}
+    checkpoint = Checkpoint(name, depends_on(f"train@{name}", basis), params.train.checkpoint_seconds)
     with Progress(name, schedule.steps) as progress:
         training = train(
             name,
@@ -36,6 +39,7 @@ def main(name: str) -> None:
             runtime=runtime,
             stopwatch=stopwatch,
             on_progress=progress.show,
+            checkpoint=checkpoint,
         )
     memory, loop = runtime.peak_memory_bytes(), training.loop
     with stopwatch.measure("predict"):
@@ -45,9 +49,10 @@ def main(name: str) -> None:
         write_arrays(files.outputs_file(name), found)
         files.write_history(name, kept_steps(schedule.steps), training.losses.tolist(), schedule.steps)
     counts = {"peak_memory_bytes": memory, "captured_graphs": loop.captures, "replayed_steps": loop.replays}
-    measured = stopwatch.summary(schedule.batch_size) | counts
+    measured = stopwatch.summary(schedule.batch_size) | counts | {"continued_at": list(training.continued_at)}
     where = provenance(environment, opened.device, opened.device_name)
     files.write_json(files.result_file(name, "timing.json"), measured | where)
+    checkpoint.remove()
 
 
 if __name__ == "__main__":

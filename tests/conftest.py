@@ -18,6 +18,7 @@ from pipeline.environment import Environment
 from pipeline.runtimes import Loop, load_runtime, open_implementation
 
 REPOSITORY = Path(__file__).parent.parent
+DVC = Path(sys.executable).parent / "dvc"  # as the project's environments have it: one run at a time
 SIZES = SimpleNamespace(inputs=7, hidden=5, outputs=3, min_length=1, max_length=6)
 LESSONS = {
     path.stem: problem
@@ -107,6 +108,7 @@ TINY = {
     },
     "train": {
         "learning_rate": 0.05,
+        "checkpoint_seconds": 30,
         "two_layer": {"batch_size": 16, "steps": 30},
         "recurrent": {"batch_size": 16, "steps": 30},
     },
@@ -143,7 +145,7 @@ class Clone:
     def run(
         self, *command: str, succeeds: bool = True, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        program = [sys.executable, "-m", "dvc", *command[1:]] if command[0] == "dvc" else list(command)
+        program = [str(DVC), *command[1:]] if command[0] == "dvc" else list(command)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = subprocess.run(
             program,

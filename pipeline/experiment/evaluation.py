@@ -5,12 +5,13 @@ framework and no implementation. Everything is compared with it, so that what ag
 """
 
 from collections.abc import Iterator
-from itertools import cycle
+from itertools import cycle, islice
 
 import numpy as np
 
 from pipeline.contract import Array, Weights, load_problem
 from pipeline.errors import UserError
+from pipeline.experiment.checkpoint import NONE, Checkpoint, State
 from pipeline.experiment.data import DataSet
 from pipeline.experiment.history import kept_steps
 
@@ -19,27 +20,37 @@ SAME_WEIGHTS = 1e-2  # how far predictions of the same weights may be apart; TF3
 
 @np.errstate(over="ignore", invalid="ignore")  # a training that diverges says so itself, in a sentence
 def reference_run(
-    problem: str, data: DataSet, *, steps: int, batch_size: int, learning_rate: float
+    problem: str,
+    data: DataSet,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    checkpoint: Checkpoint = NONE,
 ) -> dict[str, Array]:
-    """Train in float64 from the initial weights.
+    """Train in float64 from the initial weights, or go on from the checkpoint, if there is one.
 
     Returns train_loss, of the steps that `kept_steps` names, predictions (test examples, outputs) after training, and
     gradient.KEY, the gradient of the first batch at the initial weights, for each weight.
     """
     module = load_problem(problem)
-    weights = {key: array.astype(np.float64) for key, array in data.initial.items()}
-    losses, kept = [], kept_steps(steps)
-    first: dict[str, Array] = {}
-    for step, batch in zip(range(steps), _batches(data, batch_size), strict=False):
+    initial = {key: array.astype(np.float64) for key, array in data.initial.items()}
+    _, gradients_at_first = module.loss_and_gradients(initial, *next(_batches(data, batch_size)))
+    state = checkpoint.load(initial)
+    weights, losses, kept = state.weights, state.losses.tolist(), kept_steps(steps)
+    per_epoch = len(data.train["y"]) // batch_size
+    batches = islice(_batches(data, batch_size), state.done % per_epoch, None)
+    for step, batch in zip(range(state.done, steps), batches, strict=False):
         loss, gradients = module.loss_and_gradients(weights, *batch)
-        first = first or gradients
         weights = {key: weights[key] - learning_rate * gradients[key] for key in weights}
         if step in kept:
             losses.append(loss)
+        if checkpoint.due:
+            checkpoint.write(State(weights, np.array(losses), step + 1, state.continued_at))
     return {
         "train_loss": np.array(losses),
         "predictions": module.predict(weights, *data.test_inputs()),
-        **{f"gradient.{key}": gradient for key, gradient in first.items()},
+        **{f"gradient.{key}": gradient for key, gradient in gradients_at_first.items()},
     }
 
 

@@ -15,6 +15,7 @@ Every sample is kept. What may be said of them is intervals.py's.
 """
 
 import json
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -31,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.measuring.candidates import Candidate, draw, python_of
 from pipeline.measuring.clock import other_processes, timed
 from pipeline.measuring.samples import SIZES, Sample, parts_of
+from pipeline.processes import end_with_parent
 from pipeline.runtimes import load_runtime
 
 GUESSES = 3
@@ -182,11 +184,11 @@ def _interleaved(
 
 def _steps_in(seconds: float, candidate: Candidate, synchronize: Callable[[], None]) -> int:
     """How many steps take about so long. A call of few takes longer for each, so the first guesses are too low."""
-    steps = candidate.least_steps
+    steps = least = candidate.least_steps
     for _ in range(GUESSES):
         with candidate.settings(), timed(synchronize) as trial:
             candidate.run(steps)
-        guess = max(candidate.least_steps, round(steps * seconds / trial[0]))
+        guess = least * max(1, round(steps * seconds / trial[0] / least))
         if guess == steps:
             break
         steps = guess
@@ -194,6 +196,7 @@ def _steps_in(seconds: float, candidate: Candidate, synchronize: Callable[[], No
 
 
 def main() -> None:
+    end_with_parent(signal.SIGKILL)
     task = json.load(sys.stdin)
     with other_processes() as others:
         samples = list(measure(task))

@@ -22,6 +22,7 @@ TIME_BREAKDOWN = {
     "train": "all steps after these",
     "read_back": "losses and weights to host memory",
     "log": "showing the progress",
+    "checkpoint": "keeping where a long training has got to, and taking it up there",
     "predict": "predictions, and the gradient at the initial weights, for the evaluation",
     "save": "writing the results",
     "residual": "everything else: the loop itself, checking that losses are finite",
@@ -43,10 +44,13 @@ class Stopwatch:
         self.stride, self.calls = 1, 0
 
     @contextmanager
-    def measure(self, name: str, *, steps: int = 0) -> Iterator[None]:
-        """Book what is done inside under `name`, one of TIME_BREAKDOWN; with `steps`, as a call of so many, too."""
+    def measure(self, name: str, *, steps: int = 0) -> Iterator[list[float]]:
+        """Book what is done inside under `name`, one of TIME_BREAKDOWN; with `steps`, as a call of so many, too.
+
+        Yields a list that holds, afterwards, the seconds.
+        """
         with timed(self.synchronize) as seconds:
-            yield
+            yield seconds
         self.seconds[name] += seconds[0]
         if not steps:
             return
@@ -86,6 +90,11 @@ def timed(synchronize: Callable[[], None]) -> Iterator[list[float]]:
     yield seconds
     synchronize()
     seconds.append(time.perf_counter() - start)
+
+
+def now() -> float:
+    """Seconds on a clock that does not jump, even where the system's time is set."""
+    return time.monotonic()
 
 
 def process_seconds() -> float:
