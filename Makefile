@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test test-benchmark check check-gpu ui bench bench-scale bench-gpu cpu gpu test-gpu-image lock
+.PHONY: help setup repro test test-benchmark test-faults check check-gpu ui bench bench-scale bench-gpu cpu gpu test-gpu-image lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -25,6 +25,9 @@ test: setup  ## the whole test suite, the files of tests in two processes: pytes
 
 test-benchmark: setup  ## is what the benchmark says true? same against same, 5 % slower, a busy machine
 	pytest -m honesty -s $(ARGS)
+
+test-faults: setup  ## kills at random moments, full disks, damaged files: is one more dvc repro enough? FAULTS=20 SEED=…
+	pytest -m faults -s $(ARGS)
 
 check-gpu:  ## the lessons on an NVIDIA GPU, here or in the image: docker compose run --rm gpu make check-gpu
 	@[ -n "$$TORCH_PYTHON" ] || $(MAKE) --no-print-directory setup

@@ -19,11 +19,11 @@ def write_arrays(path: Path, arrays: Weights) -> None:
     write_bytes(path, save(arrays, metadata={"sha256": _checksum(arrays)}))
 
 
-def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Array]:
+def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...] | None] | None = None) -> dict[str, Array]:
     """The arrays of a file that `write_arrays` wrote.
 
-    Raises UserError when the file is missing or damaged, when arrays are not as in `shapes`, or when a value in them
-    is not finite.
+    Raises UserError when the file is missing or damaged, when arrays are not as in `shapes` (None is any shape), or
+    when a value in them is not finite.
     """
     remedy = f"Delete it and run `dvc repro`, which makes {path} again."
     try:
@@ -32,11 +32,12 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None)
             recorded = (file.metadata() or {}).get("sha256")
     except FileNotFoundError:
         raise UserError(f"{path} is missing. `dvc repro` makes it.") from None
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}). {remedy}") from None
     found = {key: array.shape for key, array in arrays.items()}
-    if shapes is not None and found != dict(shapes):
-        raise UserError(f"{path} holds {found} where {dict(shapes)} is wanted. {remedy}")
+    wanted = found if shapes is None else {key: shape or found.get(key) for key, shape in shapes.items()}
+    if found != wanted:
+        raise UserError(f"{path} holds {found} where {wanted} is wanted. {remedy}")
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f"{path}: {key} holds {np.count_nonzero(~np.isfinite(array))} values not finite. {remedy}")

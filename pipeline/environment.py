@@ -118,6 +118,22 @@ def available_cpus() -> int:
     return cpus
 
 
+def available_memory() -> int:
+    """Bytes of memory that this process may still take: what the machine has left, or a container's limit leaves."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
+    for limit, used, cached in (  # cgroups, version 2 and version 1
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        path = Path("/sys/fs/cgroup", limit)
+        if path.is_file() and (bound := path.read_text().strip()) != "max":
+            statistics = dict(line.split() for line in path.with_name("memory.stat").read_text().splitlines())
+            taken = int(Path("/sys/fs/cgroup", used).read_text()) - int(statistics[cached])
+            free = min(free, int(bound) - taken)
+    return free
+
+
 def _versions(frameworks: set[str]) -> dict[str, str]:
     """Versions of what computes. A CPU build is marked +cpu, also TensorFlow's, whose version does not say it.
 

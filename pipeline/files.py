@@ -23,12 +23,15 @@ quick. A file is written beside its place, as .NAME.….part, and then renamed i
 
 import csv
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.environment import Environment
 from pipeline.errors import UserError
@@ -102,18 +105,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a file that an earlier stage wrote. Raises UserError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing. `dvc repro` makes it.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}). Delete it and run `dvc repro`.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it holds no keys). Delete it and run `dvc repro`.")
+    return content
 
 
 def read_environment() -> Environment:
     try:
-        return Environment(**read_json(ENVIRONMENT))
-    except TypeError as error:
-        raise UserError(f"{ENVIRONMENT} is damaged ({error}). Delete it and run `dvc repro`.") from None
+        return TypeAdapter(Environment).validate_json(json.dumps(read_json(ENVIRONMENT)), strict=True)
+    except ValidationError as error:
+        what = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+        raise UserError(f"{ENVIRONMENT} is damaged ({what}). Delete it and run `dvc repro`.") from None
 
 
 def write_rows(path: Path, header: str, rows: Iterable[tuple]) -> None:
@@ -129,10 +136,11 @@ def read_history(name: str) -> tuple[list[int], list[float]]:
         found = [int(row["step"]) for row in rows], [float(row["train_loss"]) for row in rows]
     except FileNotFoundError:
         raise UserError(f"{path} is missing. `dvc repro train@{name}` makes it.") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Delete it and run `dvc repro train@{name}`.") from None
-    if not rows:
-        raise UserError(f"{path} is damaged (it is empty). Delete it and run `dvc repro train@{name}`.")
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is damaged ({what}). Delete it and run `dvc repro train@{name}`.") from None
+    if not rows or not all(map(math.isfinite, found[1])):
+        raise UserError(f"{path} is damaged (losses are missing). Delete it and run `dvc repro train@{name}`.")
     return found
 
 

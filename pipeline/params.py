@@ -1,5 +1,6 @@
 """params.yaml, typed and strict: what it may hold, and a clear sentence for what it may not."""
 
+import codecs
 import difflib
 import re
 from contextlib import suppress
@@ -12,6 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pipeline.errors import UserError
 
 PARAMS = Path("params.yaml")
+MOST_BYTES = 100_000
+MOST_ERRORS = 20
+MOST_THREADS = 1024
 
 
 def _number(value: Any) -> Any:
@@ -23,7 +27,8 @@ def _number(value: Any) -> Any:
 
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[Float, Field(gt=0)]
-Size = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=2**53)]  # what takes too much is said by experiment/demand.py
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*_[a-z0-9_]+$")]
 
 
 class Section(BaseModel):
@@ -70,7 +75,7 @@ class RecurrentCase(Recurrent):
 
 class Data(Section):
     target: Literal["teacher", "random"]
-    noise: Annotated[Float, Field(ge=0)]
+    noise: Annotated[Float, Field(ge=0, le=1e6)]
     two_layer: TwoLayerData
     recurrent: RecurrentData
 
@@ -82,7 +87,7 @@ class Schedule(Section):
 
 class Train(Section):
     learning_rate: PositiveFloat
-    checkpoint_seconds: Annotated[Float, Field(ge=0)]
+    checkpoint_seconds: Annotated[Float, Field(ge=0, le=1e9)]
     two_layer: Schedule
     recurrent: Schedule
 
@@ -102,9 +107,9 @@ class Parity(Section):
 
 
 class Benchmark(Section):
-    processes: Annotated[int, Field(ge=2)]
-    rounds: Size
-    turn_seconds: PositiveFloat
+    processes: Annotated[int, Field(ge=2, le=1000)]
+    rounds: Annotated[int, Field(ge=1, le=1000)]
+    turn_seconds: Annotated[PositiveFloat, Field(le=3600)]
     two_layer: Annotated[list[TwoLayerCase], Field(min_length=1)]
     recurrent: Annotated[list[RecurrentCase], Field(min_length=1)]
 
@@ -115,13 +120,13 @@ class Benchmark(Section):
 class Params(Section):
     """The whole of params.yaml; the keys are explained there."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**128)]
     dtype: Literal["float32", "float64"]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    threads: Literal["auto"] | Size
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_THREADS)]
     precision: Literal["highest", "tf32"]
     deterministic: bool
-    implementations: Annotated[dict[str, Literal["two_layer", "recurrent"]], Field(min_length=1)]
+    implementations: Annotated[dict[Name, Literal["two_layer", "recurrent"]], Field(min_length=1)]
     data: Data
     train: Train
     parity: Parity
@@ -165,25 +170,85 @@ def load_params(path: Path = PARAMS) -> Params:
     Raises UserError when the file is missing, is not YAML, or holds an unknown key, a wrong type or a wrong value.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing. `git checkout {path}` brings the default back.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct that place.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold `key: value` lines; `git checkout {path}` brings the default back.")
-    try:
-        return Params.model_validate(content)
+        return Params.model_validate(_content(path))
     except ValidationError as error:
         # Each branch of a union has its own error, and they make the same sentence.
-        raise UserError("\n".join(dict.fromkeys(_sentence(path, detail) for detail in error.errors()))) from None
+        sentences = list(dict.fromkeys(_sentence(path, detail) for detail in error.errors(include_url=False)))
+        more = [f"{path}: {len(sentences) - MOST_ERRORS} more are wrong."] if len(sentences) > MOST_ERRORS else []
+        raise UserError("\n".join(sentences[:MOST_ERRORS] + more)) from None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    remedy = f"`git checkout {path}` brings the default back."
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing. {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. {remedy}") from None
+    if content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path} begins with a byte order mark. Save it as UTF-8 without one.")
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path} is {len(content):,} bytes long, where {MOST_BYTES:,} should do. {remedy}")
+    try:
+        found = yaml.load(content.decode(), _StrictLoader)  # noqa: S506 (a safe one)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text: byte {error.start} is {content[error.start]:#x}. {remedy}"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read. {remedy}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist, or a number of 5,000 digits
+        problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+        reason = f"{problem} (line {mark.line + 1})" if problem and mark else " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {_short(reason, 200)}. Correct that place.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold `key: value` lines; {remedy}")
+    return found
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's plain part: no key twice, and nothing that stands for something else."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        for what, there in (("an alias", isinstance(event, yaml.AliasEvent)), ("an anchor", event.anchor)):
+            if there:
+                raise yaml.MarkedYAMLError(problem=f"{what} stands there; write it out", problem_mark=event.start_mark)
+        if event.tag:
+            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag} stands there", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _short(repr(value))
+    except ValueError:  # a number of more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def _sentence(path: Path, detail: Any) -> str:
     # A union's branches and dict keys add a last element of their own to the location: `threads.int`.
-    location = [str(part) for part in detail["loc"]]
+    location = [_short(str(part)) for part in detail["loc"]]
     if location[0] == "threads":
-        return f"{path}: threads is {detail['input']!r}; it must be auto or a whole number of at least 1."
+        return (
+            f"{path}: threads is {_shown(detail['input'])}; it must be auto or a whole number from 1 to {MOST_THREADS}."
+        )
     key, found = ".".join(location), detail["input"]
     if detail["type"] == "extra_forbidden":
         allowed = list(_section(location[:-1]).model_fields)
@@ -200,7 +265,7 @@ def _sentence(path: Path, detail: Any) -> str:
     if isinstance(found, str) and detail["type"] in ("float_type", "int_type"):
         with suppress(ValueError):
             advice += f", and this is text: write {float(found):g} without quotes"
-    return f"{path}: {key} is {found!r}; it {advice}."
+    return f"{path}: {key} is {_shown(found)}; it {advice}."
 
 
 def _section(location: list[str]) -> type[BaseModel]:

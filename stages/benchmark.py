@@ -1,6 +1,7 @@
 """results/benchmark.csv: how long a step takes, over a range of sizes, all candidates interleaved."""
 
 from pipeline import files
+from pipeline.experiment.demand import check_memory
 from pipeline.measuring import samples
 from pipeline.measuring.benchmark import Effort, benchmark
 from pipeline.measuring.plan import default_plan
@@ -11,6 +12,7 @@ from stages import run
 
 def main() -> None:
     params, environment = load_params(), files.read_environment()
+    check_memory(params)
     effort = Effort(params.benchmark.processes, params.benchmark.rounds, params.benchmark.turn_seconds)
     plan = default_plan(params, environment)
     found, others = benchmark(plan, effort=effort, dtype=params.dtype, environment=environment, on_process=print)

@@ -1,7 +1,5 @@
 """results/NAME/evaluation.json and parity/NAME.json: one trained implementation, judged. Needs no framework."""
 
-import numpy as np
-
 from pipeline import files
 from pipeline.array_files import read_arrays
 from pipeline.experiment.data import DataSet
@@ -12,19 +10,20 @@ from stages import run
 
 def main(name: str) -> None:
     problem = load_params().problem_of(name)
-    data, reference = DataSet(problem), read_arrays(files.reference_file(problem))
-    shapes = {key: array.shape for key, array in data.initial.items()}
-    steps, losses = files.read_history(name)
+    data = DataSet(problem)
+    weights = {key: array.shape for key, array in data.initial.items()}
+    judged = {"train_loss": None, "predictions": data.test["y"].shape}
+    judged |= {f"gradient.{key}": shape for key, shape in weights.items()}
+    reference = read_arrays(files.reference_file(problem), judged)
+    kept = reference["train_loss"].shape
+    outputs = judged | {"initial_predictions": data.test["y"].shape, "train_loss": kept, "step": kept}
+    found = read_arrays(files.outputs_file(name), outputs)
     evaluation = evaluate(
-        problem,
-        data,
-        weights=read_arrays(files.weights_file(name), shapes),
-        outputs=read_arrays(files.outputs_file(name)),
-        losses=np.array(losses),
-        reference=reference,
+        problem, data, weights=read_arrays(files.weights_file(name), weights), outputs=found, reference=reference
     )
     files.write_json(files.result_file(name, "evaluation.json"), evaluation)
-    files.write_json(files.parity_file(name), evaluation | {"step": steps, "train_loss": losses})
+    curve = {key: found[key].tolist() for key in ("step", "train_loss")}
+    files.write_json(files.parity_file(name), evaluation | curve)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """data/PROBLEM: random data and initial weights."""
 
 from pipeline.experiment.data import generate
+from pipeline.experiment.demand import check_disk, check_memory
 from pipeline.params import load_params
 from stages import run
 
 
 def main(problem: str) -> None:
     params = load_params()
+    check_memory(params)
+    check_disk(params, problem)
     generate(problem, params.data, seed=params.seed, dtype=params.dtype)
 
 

@@ -2,19 +2,19 @@
 
 from pipeline import files
 from pipeline.array_files import write_arrays
-from pipeline.experiment.checkpoint import Checkpoint, depends_on
+from pipeline.experiment.checkpoint import checkpoint_of
 from pipeline.experiment.data import DataSet
-from pipeline.experiment.evaluation import reference_run
+from pipeline.experiment.demand import check_memory
+from pipeline.experiment.reference import reference_run
 from pipeline.params import load_params
 from stages import run
 
 
 def main(problem: str) -> None:
     params = load_params()
+    check_memory(params)
     schedule = params.train.of(problem)
-    basis = {"learning_rate": params.train.learning_rate, **schedule.model_dump()}
-    stage = f"reference@{problem}"
-    checkpoint = Checkpoint(stage, depends_on(stage, basis), params.train.checkpoint_seconds)
+    checkpoint = checkpoint_of(f"reference@{problem}", problem, params.train)
     reference = reference_run(
         problem,
         DataSet(problem),

@@ -3,9 +3,9 @@
 from pipeline import files
 from pipeline.array_files import write_arrays
 from pipeline.environment import enter_interpreter, framework_of
-from pipeline.experiment.checkpoint import Checkpoint, depends_on
+from pipeline.experiment.checkpoint import checkpoint_of
 from pipeline.experiment.data import DataSet
-from pipeline.experiment.history import kept_steps
+from pipeline.experiment.demand import check_memory
 from pipeline.experiment.outputs import outputs
 from pipeline.experiment.progress import Progress
 from pipeline.experiment.training import train
@@ -19,6 +19,7 @@ from stages import run
 def main(name: str) -> None:
     enter_interpreter(framework_of(name))
     params, environment = load_params(), files.read_environment()
+    check_memory(params)
     problem = params.problem_of(name)
     schedule, runtime = params.train.of(problem), load_runtime(name)
     stopwatch = Stopwatch(runtime.synchronize)
@@ -26,8 +27,7 @@ def main(name: str) -> None:
         opened = open_implementation(name, problem, environment)
     with stopwatch.measure("read"):
         data = DataSet(problem)
-    basis = {"learning_rate": params.train.learning_rate, **schedule.model_dump()}
-    checkpoint = Checkpoint(name, depends_on(f"train@{name}", basis), params.train.checkpoint_seconds)
+    checkpoint = checkpoint_of(f"train@{name}", problem, params.train)
     with Progress(name, schedule.steps) as progress:
         training = train(
             name,
@@ -43,11 +43,11 @@ def main(name: str) -> None:
         )
     memory, loop = runtime.peak_memory_bytes(), training.loop
     with stopwatch.measure("predict"):
-        found = outputs(opened.create, loop, data, schedule.batch_size)
+        found = outputs(opened.create, training, data, schedule.batch_size)
     with stopwatch.measure("save"):
         write_arrays(files.weights_file(name), training.weights)
         write_arrays(files.outputs_file(name), found)
-        files.write_history(name, kept_steps(schedule.steps), training.losses.tolist(), schedule.steps)
+        files.write_history(name, training.steps, training.losses.tolist(), schedule.steps)
     counts = {"peak_memory_bytes": memory, "captured_graphs": loop.captures, "replayed_steps": loop.replays}
     measured = stopwatch.summary(schedule.batch_size) | counts | {"continued_at": list(training.continued_at)}
     where = provenance(environment, opened.device, opened.device_name)

@@ -143,7 +143,7 @@ class Clone:
     path: Path
 
     def run(
-        self, *command: str, succeeds: bool = True, env: dict[str, str] | None = None
+        self, *command: str, succeeds: bool | None = True, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         program = [str(DVC), *command[1:]] if command[0] == "dvc" else list(command)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -156,7 +156,7 @@ class Clone:
             check=False,
             timeout=600,
         )
-        assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
+        assert succeeds is None or (done.returncode == 0) == succeeds, done.stdout + done.stderr
         assert succeeds or "Traceback" not in done.stderr, done.stderr
         return done
 

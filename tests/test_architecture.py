@@ -25,6 +25,7 @@ NO_RESULT = {
     "pipeline/__init__.py": "settings of a process, which environment.json's stage would have to see",
     "pipeline/errors.py": "a class",
     "pipeline/params.py": "what it reads of params.yaml DVC compares by itself",
+    "pipeline/experiment/demand.py": "whether there is room for it",
     "pipeline/checkout.py": "locks, and what a killed run left",
     "pipeline/processes.py": "when a process ends",
     "pipeline/environment.py": "what it finds out is environment.json",

@@ -7,9 +7,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import mlflow
 import numpy as np
@@ -280,6 +284,114 @@ def test_a_server_that_could_not_be_reached_is_brought_up_to_date(clone: Clone, 
     assert children(server).keys() == TWO.keys()
     assert "shows the current results" in clone.run("dvc", "repro", env=environment).stdout
     assert len(runs(server)) == 3
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Passes requests on to a server, but answers the last of `passed` as no server should."""
+
+    behind, passed, broken = "", 0, ""
+
+    def do_GET(self) -> None:
+        if self.path == "/health" or type(self).passed > 0:
+            type(self).passed -= self.path != "/health"
+            return self.pass_on()
+        kind = self.broken
+        if kind == "hangs":
+            time.sleep(30)
+        elif kind.isdigit():
+            self.answer(int(kind), b"no")
+        elif kind == "HTML":
+            self.answer(200, b"<html>Welcome to the hotel's network</html>")
+        else:  # half a body, then nothing or the end
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"run": {')
+            self.wfile.flush()
+            if kind == "hangs in the middle":
+                time.sleep(30)
+            self.close_connection = True
+        return None
+
+    do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815 (as http.server has them)
+
+    def pass_on(self) -> None:
+        if not self.behind:
+            return self.answer(200, b"OK")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+        headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
+        request = urllib.request.Request(self.behind + self.path, body, headers, method=self.command)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                self.answer(answer.status, answer.read())
+        except urllib.error.HTTPError as error:
+            self.answer(error.code, error.read())
+        return None
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@contextmanager
+def proxy(broken: str, behind: str = "", passed: int = 0) -> Iterator[str]:
+    handler = type("Handler", (Proxy,), {"behind": behind, "passed": passed, "broken": broken})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def tracked(clone: Clone, uri: str) -> str:
+    """What `track` says to stderr, within ten seconds of it."""
+    start = time.monotonic()
+    done = clone.run(*TRACK, env={"MLFLOW_TRACKING_URI": uri})
+    assert time.monotonic() - start < 10 + 3  # 3 for starting Python and importing MLflow
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "broken", ["hangs", "hangs in the middle", "500", "401", "403", "HTML", "half a body"], ids=lambda kind: kind
+)
+def test_a_server_that_answers_as_none_should_costs_a_sentence(clone: Clone, broken: str):
+    with proxy(broken) as uri:
+        said = tracked(clone, uri)
+    assert said.count("WARNING: MLflow at http://127.0.0.1") == 1
+    assert len(said.splitlines()) == 1, said
+    assert "the next `dvc repro` delivers them" in said
+
+
+def test_what_a_server_lost_in_the_middle_is_delivered_later_and_nothing_twice(clone: Clone, server: str):
+    for passed in (4, 12, 30):
+        with proxy("hangs", behind=server, passed=passed) as uri:
+            assert "WARNING" in tracked(clone, uri)
+    assert "WARNING" not in clone.run(*TRACK, env={"MLFLOW_TRACKING_URI": server}).stderr
+    found = runs(server)
+    assert not [run for run in found if run.info.status == "RUNNING"]
+    finished = [run for run in found if run.info.status == "FINISHED"]
+    assert sorted(str(run.info.run_name) for run in finished if run.data.tags["role"] != "pipeline") == sorted(TWO)
+    assert len(finished) == 3
+
+
+def test_a_store_that_is_locked_or_of_a_newer_mlflow(clone: Clone, tmp_path: Path):
+    store = tmp_path / "other.db"
+    clone.run(*TRACK, env={"MLFLOW_TRACKING_URI": f"sqlite:///{store}"})
+    (clone.path / "mlruns/receipts.json").unlink()
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        assert "database is locked" in tracked(clone, f"sqlite:///{store}")
+        connection.execute("ROLLBACK")
+        connection.execute("UPDATE alembic_version SET version_num = 'of the year 2030'")
+        connection.commit()
+    assert "out-of-date" in tracked(clone, f"sqlite:///{store}") or "schema" in tracked(clone, f"sqlite:///{store}")
+    with closing(sqlite3.connect(store)) as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (3,)
 
 
 def test_a_store_that_is_no_store_costs_a_warning(clone: Clone, tmp_path: Path):

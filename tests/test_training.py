@@ -14,8 +14,9 @@ from pipeline.contract import Weights, load_implementation
 from pipeline.errors import UserError
 from pipeline.experiment import data, history, training
 from pipeline.experiment.certificate import certificate, table
-from pipeline.experiment.evaluation import evaluate, reference_run
+from pipeline.experiment.evaluation import evaluate
 from pipeline.experiment.outputs import outputs
+from pipeline.experiment.reference import reference_run
 from pipeline.measuring import clock
 from pipeline.params import Data, Params, load_params
 from pipeline.runtimes import Loop, load_runtime
@@ -115,12 +116,12 @@ def test_a_training_of_any_length_hears_of_its_progress_in_calls_of_bounded_size
 
 def test_weights_that_are_not_the_trainings_are_refused(dataset: data.DataSet):
     done = train(dataset)
-    found = outputs(create, done.loop, dataset, 16)
+    found = outputs(create, done, dataset, 16)
     reference = reference_run("two_layer", dataset, steps=30, batch_size=16, learning_rate=0.05)
     weights = {key: array.copy() for key, array in done.weights.items()}
     weights["w2"][0, 0] += 1
     with pytest.raises(UserError, match="do not give the predictions of the training"):
-        evaluate("two_layer", dataset, weights=weights, outputs=found, losses=done.losses, reference=reference)
+        evaluate("two_layer", dataset, weights=weights, outputs=found, reference=reference)
 
 
 def test_a_loss_that_is_not_finite_is_refused_by_name_step_and_rate(dataset: data.DataSet):
@@ -187,8 +188,7 @@ def measured(dataset: data.DataSet, create: Callable, name: str = NUMPY) -> dict
         "two_layer",
         dataset,
         weights=done.weights,
-        outputs=outputs(create, done.loop, dataset, 16),
-        losses=done.losses,
+        outputs=outputs(create, done, dataset, 16),
         reference=reference_run("two_layer", dataset, steps=30, batch_size=16, learning_rate=0.05),
     )
 

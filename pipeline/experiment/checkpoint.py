@@ -19,7 +19,7 @@ from pipeline.array_files import read_arrays, write_arrays
 from pipeline.contract import Array, Weights
 from pipeline.errors import UserError
 from pipeline.measuring.clock import now
-from pipeline.params import load_params
+from pipeline.params import Train
 
 FOLDER = Path(".dvc/tmp/checkpoints")  # DVC removes a stage's outputs before it starts, so not among them
 KEPT = 3  # of each implementation: who goes back to other params finds the checkpoint that was left there
@@ -85,12 +85,17 @@ class Checkpoint:
 NONE = Checkpoint("none", b"", 0)
 
 
-def depends_on(stage: str, params: dict[str, object]) -> bytes:
-    """A digest of what a stage such as train@numpy_arrays depends on: its `params`, and its deps in dvc.yaml."""
+def checkpoint_of(stage: str, problem: str, params: Train) -> Checkpoint:
+    """The checkpoint of a stage that trains, such as train@numpy_arrays."""
+    basis = {"learning_rate": params.learning_rate, **params.of(problem).model_dump()}
+    return Checkpoint(stage, depends_on(stage, problem, basis), params.checkpoint_seconds)
+
+
+def depends_on(stage: str, problem: str, params: dict[str, object]) -> bytes:
+    """A digest of what a stage depends on: its `params`, and the content of its deps in dvc.yaml."""
     group, _, key = stage.partition("@")
-    each = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][group]
-    item = key if isinstance(each["foreach"], list) else load_params().problem_of(key)
-    deps = (Path(dep.replace("${key}", key).replace("${item}", item)) for dep in each["do"]["deps"])
+    named = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][group]["do"]["deps"]
+    deps = (Path(dep.replace("${key}", key).replace("${item}", problem)) for dep in named)
     digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
     for path in (file for dep in deps for file in ([dep] if dep.is_file() else sorted(dep.rglob("*")))):
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".npy":  # the manifest stands for them

@@ -84,16 +84,21 @@ class DataSet:
     def __init__(self, problem: str) -> None:
         folder = files.data_folder(problem)
         remedy = f"`dvc repro -f generate@{problem}` makes the data again."
-        for name, checksum in files.read_json(folder / "manifest.json").items():
+        checksums = files.read_json(folder / "manifest.json")
+        self.keys = [key for key in ("x", "lengths", "y") if f"train_{key}.npy" in checksums]
+        arrays = (f"{split}_{key}.npy" for split in ("train", "test") for key in self.keys)
+        for name in ("initial.safetensors", *arrays):
             path = folder / name
             if not path.is_file():
                 raise UserError(f"{path} is missing. {remedy}")
-            if _sha256(path) != checksum:
+            if _sha256(path) != checksums.get(name):
                 raise UserError(f"{path} is not what was generated: its checksum does not match. {remedy}")
         self.initial: Weights = read_arrays(folder / "initial.safetensors")
-        self.keys = [key for key in ("x", "lengths", "y") if (folder / f"train_{key}.npy").exists()]
-        self.train = {key: _mapped(folder / f"train_{key}.npy") for key in self.keys}
-        self.test = {key: _mapped(folder / f"test_{key}.npy") for key in self.keys}
+        try:
+            self.train = {key: _mapped(folder / f"train_{key}.npy") for key in self.keys}
+            self.test = {key: _mapped(folder / f"test_{key}.npy") for key in self.keys}
+        except ValueError as error:
+            raise UserError(f"{folder} holds an array that cannot be read: {error}. {remedy}") from None
 
     def chunks(self, batch_size: int) -> list[slice]:
         """The training examples of each chunk of whole batches, every batch exactly once."""

@@ -21,7 +21,8 @@ CALL_SECONDS = 5.0  # of a call, about, at most: there is no progress and no che
 
 
 class Training(NamedTuple):
-    losses: Array  # each before its step's update, of the steps that `kept_steps` names
+    steps: range  # whose losses are kept
+    losses: Array  # each before its step's update
     weights: Weights
     loop: Loop
     continued_at: tuple[int, ...]  # the steps at which it was taken up again from a checkpoint
@@ -96,7 +97,7 @@ def train(
             break
     with stopwatch.measure("read_back"):
         weights = loop.weights()
-    return Training(losses, weights, loop, state.continued_at)
+    return Training(kept, losses, weights, loop, state.continued_at)
 
 
 def _from_step(done: int, chunks: list[slice], batch_size: int) -> Iterator[tuple[slice, int]]:

@@ -36,15 +36,24 @@ class Sizes(Protocol):
     max_length: int
 
 
-def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
-    """Random weights {wx, wh, wo}, float32, as training starts from them and as the teacher of the targets has them."""
-    shapes = {
+def weight_shapes(sizes: Sizes) -> dict[str, tuple[int, int]]:
+    return {
         "wx": (sizes.inputs, sizes.hidden),
         "wh": (sizes.hidden, sizes.hidden),
         "wo": (sizes.hidden, sizes.outputs),
     }
+
+
+def example_numbers(sizes: Sizes) -> tuple[int, int]:
+    """How many numbers an example's input holds, padding included, and how many its states."""
+    return sizes.inputs * sizes.max_length, sizes.hidden * (sizes.max_length + 1)
+
+
+def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
+    """Random weights {wx, wh, wo}, float32, as training starts from them and as the teacher of the targets has them."""
     return {
-        key: (generator.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32) for key, shape in shapes.items()
+        key: (generator.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+        for key, shape in weight_shapes(sizes).items()
     }
 
 

@@ -32,12 +32,19 @@ class Sizes(Protocol):
     outputs: int
 
 
+def weight_shapes(sizes: Sizes) -> dict[str, tuple[int, int]]:
+    return {"w1": (sizes.inputs, sizes.hidden), "w2": (sizes.hidden, sizes.outputs)}
+
+
+def example_numbers(sizes: Sizes) -> tuple[int, int]:
+    """How many numbers an example's input holds, and how many its hidden layer."""
+    return sizes.inputs, sizes.hidden
+
+
 def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
     """Random weights {w1, w2}, float32, as training starts from them and as the teacher of the targets has them."""
-    return {
-        "w1": _normal(generator, (sizes.inputs, sizes.hidden), 2 / sizes.inputs),
-        "w2": _normal(generator, (sizes.hidden, sizes.outputs), 1 / sizes.hidden),
-    }
+    gains = {"w1": 2, "w2": 1}
+    return {key: _normal(generator, shape, gains[key] / shape[0]) for key, shape in weight_shapes(sizes).items()}
 
 
 def draw_inputs(sizes: Sizes, count: int, generator: np.random.Generator) -> dict[str, Array]:

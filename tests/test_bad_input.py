@@ -1,0 +1,335 @@
+"""Params and files as they should not be, made at random from a seed: each is answered by a sentence, or is harmless.
+
+FUZZ is how many params files are tried, a fifth of that how many damaged files; SEED is where they come from.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import REPOSITORY, Clone
+
+from pipeline import files
+from pipeline.array_files import read_arrays
+from pipeline.environment import available_memory
+from pipeline.errors import UserError
+from pipeline.experiment import demand
+from pipeline.experiment.data import DataSet
+from pipeline.params import load_params
+
+FUZZ = int(os.environ.get("FUZZ", "200"))
+SEED = int(os.environ.get("SEED", "0"))
+NUMPY = "numpy_arrays"
+DEFAULT = (REPOSITORY / "params.yaml").read_text()
+
+VALUES: list[Any] = [
+    *(None, "", " ", "fast", "x" * 5000, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**400, -(10**400), 0.5, -0.0, 1e-320),
+    *(1e308, float("inf"), float("nan"), "1e3", "1e999", "0x10", "1_000", [], [[]], [1, 2], {}, {"a": 1}, {1: 2}),
+    *({None: None}, "\0", "\ud7ff", "é", "\n", "../../etc/passwd", "__import__('os')", "!!python/object", "${HOME}"),
+    *("2026-13-45", "1:30"),
+]
+TEXTS = [
+    *("[" * 2000, "{a: " * 2000, "- " * 3000, "a: &x [*x]", "a: !!python/object/apply:os.system [touch /tmp/fuzzed]"),
+    *("!!binary aaaa", "--- 1\n--- 2", "%YAML 9.9\n---\na: 1", "? [a]\n: b", "a: 'x", 'a: "\\x"', "\t- a"),
+    *("a:\n b\n  c: d", "seed: 2026-13-45", "seed: 0x" + "f" * 5000, "seed: " + "9" * 5000, "seed: 1\nseed: 2"),
+    *("=: =", "<<: {seed: 1}", "a: *b", "&a a: *a", "# only a comment", "...", "null", "[]", "1", "'text'"),
+    *("a: |\n  x\n y", "\0", "a" * 200_000),
+]
+
+
+def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The way to every value of a tree."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield (*path, key)
+        if isinstance(value, (dict, list)):
+            yield from places(value, (*path, key))
+
+
+def mutated(draw: random.Random) -> bytes:
+    """The default params.yaml with something wrong in it."""
+    kind = draw.randrange(6)
+    if kind == 0:
+        return draw.choice(TEXTS).encode()
+    if kind == 1:
+        line = draw.randrange(len(DEFAULT.splitlines()))
+        lines = DEFAULT.splitlines()
+        lines[line : line + 1] = draw.choice([[], [lines[line]] * 2, [draw.choice(TEXTS)[:500]], [" " + lines[line]]])
+        return "\n".join(lines).encode()
+    if kind == 2:
+        content = bytearray(DEFAULT.encode())
+        for _ in range(draw.randrange(1, 4)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        return bytes(content[: draw.choice([len(content), draw.randrange(len(content))])])
+    if kind == 3:
+        return DEFAULT.encode(draw.choice(["utf-16", "utf-16-le", "utf-32", "utf-8-sig"]))
+    tree = yaml.safe_load(DEFAULT)
+    for _ in range(draw.randrange(1, 3)):
+        section: Any = tree
+        *way, last = draw.choice(list(places(tree)))
+        for key in way:
+            section = section[key]
+        if draw.random() < 0.2:
+            section[draw.choice(["x", "seed", 7]) if isinstance(section, dict) else last] = draw.choice(VALUES)
+        else:
+            section[last] = draw.choice(VALUES)
+    return yaml.safe_dump(tree, allow_unicode=True).encode(errors="replace")
+
+
+def test_params_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(REPOSITORY)
+    draw, path, refused = random.Random(SEED), tmp_path / "params.yaml", 0
+    for number in range(FUZZ):
+        path.write_bytes(mutated(draw))
+        try:
+            params = load_params(path)
+            demand.check_memory(params)
+            said = ""
+        except UserError as error:  # anything else is a traceback
+            said = str(error)
+        refused += bool(said)
+        for line in said.splitlines():
+            assert line.startswith((str(path), "params.yaml")), f"seed {SEED}, file {number}"
+            assert len(line.replace(str(path), "")) < 500, f"seed {SEED}, file {number}: {line}"
+    assert refused > FUZZ / 2
+    assert not Path("/tmp/fuzzed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("seed: 1\n" + DEFAULT, "the key seed is there twice"),
+        (DEFAULT.replace("steps: 500", "steps: 500\n    steps: 600"), "the key steps is there twice"),
+        (DEFAULT.replace("seed: 0", "seed: " + "x" * 5000), f"seed is '{'x' * 78}…"),
+        (DEFAULT.replace("seed: 0", "seed: &a 0"), "an anchor stands there; write it out (line"),
+        (DEFAULT.replace("seed: 0", "seed: *a"), "an alias stands there; write it out (line"),
+        (DEFAULT.replace("seed: 0", "seed: !!int 0"), "the tag tag:yaml.org,2002:int stands there"),
+        (DEFAULT + "---\nseed: 1\n", "but found another document"),
+        (DEFAULT.replace("seed: 0", "seed: " + "[" * 3000), "is nested too deeply"),
+        (DEFAULT.encode("utf-16"), "begins with a byte order mark"),
+        (DEFAULT.encode("utf-8-sig"), "begins with a byte order mark"),
+        (DEFAULT.encode() + b"# \xff", "is not UTF-8 text: byte"),
+        (DEFAULT + "\0", "special characters are not allowed"),
+        (DEFAULT.replace("seed: 0", "seed: 2026-13-45"), "is not valid YAML: month must be in 1..12"),
+        (DEFAULT.replace("seed: 0", "seed: " + "9" * 5000), "Exceeds the limit"),
+        (
+            DEFAULT.replace("hidden: 100\n", f"hidden: {2**63}\n"),
+            "hidden is 9223372036854775808; it should be less than",
+        ),
+        (DEFAULT + "# " + "x" * 200_000, "bytes long, where"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) and len(value) < 100 else "",
+)
+def test_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes, sentence: str):
+    monkeypatch.chdir(REPOSITORY)
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        load_params(path)
+    assert sentence in str(error.value)
+
+
+# Sizes, judged before work starts.
+
+
+LENGTHS = DEFAULT[DEFAULT.index("min_length") : DEFAULT.index("max_length: 32") + len("max_length: 32")]
+
+
+@pytest.mark.parametrize(
+    ("old", "sentence"),
+    [
+        ("hidden: 100", "data.two_layer.hidden is 9,000,000,000: weights of 1,000 × 9,000,000,000"),
+        ("hidden: 128", "data.recurrent.hidden is 9,000,000,000: weights of 9,000,000,000 × 9,000,000,000"),
+        ("test_examples: 1024", "data.two_layer.test_examples is 9,000,000,000: the test set in float64 take"),
+        ("hidden: 2048", "benchmark.two_layer.3.hidden is 9,000,000,000: weights of"),
+        (LENGTHS, "data.recurrent.max_length is 9,000,000,000: the test set in float64 take"),
+    ],
+    ids=["w1", "wh", "test set", "benchmark", "lengths"],
+)
+def test_sizes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, sentence: str):
+    monkeypatch.chdir(REPOSITORY)
+    path, before = tmp_path / "params.yaml", old[: old.rindex(" ")]
+    assert old in DEFAULT
+    path.write_text(DEFAULT.replace(old, f"{before} 9000000000", 1))
+    with pytest.raises(UserError) as error:
+        demand.check_memory(load_params(path))
+    assert sentence in str(error.value)
+    at_most = str(error.value).rpartition("about ")[2].rstrip(".").replace(",", "")
+    path.write_text(DEFAULT.replace(old, f"{before} {at_most}", 1))  # what it says would fit, fits
+    demand.check_memory(load_params(path))
+
+
+def test_the_default_fits():
+    demand.check_memory(load_params(REPOSITORY / "params.yaml"))
+    assert 2**28 < available_memory() < 2**44
+
+
+def test_data_that_do_not_fit_on_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(REPOSITORY)
+    path = tmp_path / "params.yaml"
+    path.write_text(DEFAULT.replace("train_examples: 6400", "train_examples: 9000000000000"))
+    with pytest.raises(UserError, match=r"data\.two_layer\.train_examples is .* of disk are free\. Take at most about"):
+        demand.check_disk(load_params(path), "two_layer")
+
+
+# Damaged files.
+
+
+@pytest.fixture(scope="module")
+def clone(make_clone: Callable[..., Clone]) -> Clone:
+    clone = make_clone(NUMPY)
+    clone.run("dvc", "repro")
+    return clone
+
+
+def damaged(content: bytes, draw: random.Random, others: list[bytes]) -> bytes:
+    kind = draw.randrange(6)
+    if kind == 0:
+        return content[: draw.randrange(len(content))]
+    if kind == 1:
+        changed = bytearray(content)
+        changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        return bytes(changed)
+    if kind == 2:
+        return draw.choice(others)
+    if kind == 3:
+        return draw.randbytes(draw.randrange(1, 2000))
+    if kind == 4:  # a header that promises much
+        return (2 ** draw.choice([20, 40, 62])).to_bytes(8, "little") + content[8:]
+    start = draw.randrange(len(content))
+    return content[:start] + draw.randbytes(4) + content[start + 4 :]
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "data/two_layer/train_x.npy": lambda _: DataSet("two_layer"),
+    "data/two_layer/initial.safetensors": lambda _: DataSet("two_layer"),
+    "data/two_layer/manifest.json": lambda _: DataSet("two_layer"),
+    f"models/{NUMPY}/weights.safetensors": read_arrays,
+    f"models/{NUMPY}/outputs.safetensors": read_arrays,
+    "reference/two_layer.safetensors": read_arrays,
+    f"results/{NUMPY}/history.csv": lambda _: files.read_history(NUMPY),
+    f"results/{NUMPY}/timing.json": files.read_json,
+    "environment.json": lambda _: files.read_environment(),
+}
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, DataSet):
+        return same(one.initial, other.initial) and same(one.train, other.train)
+    if isinstance(one, dict) and one and isinstance(next(iter(one.values())), np.ndarray):
+        return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+    return one == other
+
+
+def test_damaged_files_are_refused_or_the_same(clone: Clone, monkeypatch: pytest.MonkeyPatch):
+    """What has a checksum is never taken for something else; what has none is text, which DVC has the checksum of."""
+    monkeypatch.chdir(clone.path)
+    draw = random.Random(SEED)
+    whole = {name: Path(name).read_bytes() for name in READERS}
+    right = {name: read(Path(name)) for name, read in READERS.items()}
+    text = (f"results/{NUMPY}/history.csv", f"results/{NUMPY}/timing.json", "environment.json")
+    refused = 0
+    for number in range(max(20, FUZZ // 5)):
+        name = draw.choice(list(READERS))
+        others = [content for other, content in whole.items() if other != name]
+        Path(name).unlink()  # a mapped file is not cut under its readers
+        Path(name).write_bytes(damaged(whole[name], draw, others))
+        said = ""
+        try:
+            found = READERS[name](Path(name))
+            assert name in text or same(found, right[name]), f"seed {SEED}, file {number}: {name}"
+        except UserError as error:
+            said = str(error)
+        finally:
+            Path(name).unlink()
+            Path(name).write_bytes(whole[name])
+        refused += bool(said)
+        assert len(said) < 600, f"seed {SEED}, file {number}: {name}"
+    assert refused > 10
+
+
+def test_damaged_files_are_made_again_by_dvc_repro(clone: Clone):
+    draw = random.Random(SEED)
+    patterns = ("data/**/*.*", "reference/*", "models/**/*.*", "results/**/*.*", "parity/*")
+    before = clone.digests(*patterns)
+    for _ in range(max(3, FUZZ // 100)):
+        for name in draw.sample(sorted(before), 4):
+            (clone.path / name).write_bytes(damaged(before[name], draw, list(before.values())))
+        clone.run("dvc", "repro")
+        assert clone.digests(*patterns) == before
+
+
+def test_a_stage_that_is_given_damaged_files_says_so(clone: Clone):
+    """Each stage by itself, without DVC's checksums: a sentence, exit status 1, nothing of it changed."""
+    draw = random.Random(SEED)
+    data = [f"data/two_layer/{name}" for name in ("train_y.npy", "initial.safetensors", "manifest.json")]
+    models = [f"models/{NUMPY}/{name}.safetensors" for name in ("weights", "outputs")]
+    inputs = {"train": [*data, "environment.json"], "evaluate": ["reference/two_layer.safetensors", *models]}
+    for stage, names in inputs.items():
+        for name in names:
+            path, good = clone.path / name, (clone.path / name).read_bytes()
+            path.write_bytes(good[: draw.randrange(len(good) - 1)])
+            before = clone.digests("results/**/*.*", "models/**/*.*", "parity/*")
+            done = clone.run(sys.executable, "-m", f"stages.{stage}", NUMPY, succeeds=False)
+            assert done.stderr.startswith("ERROR: "), name
+            assert Path(name).name in done.stderr
+            assert clone.digests("results/**/*.*", "models/**/*.*", "parity/*") == before
+            path.write_bytes(good)
+    clone.run("dvc", "repro")
+
+
+def test_a_header_that_asks_for_much_memory_gets_none(tmp_path: Path):
+    """A safetensors header and an .npy header that promise 2⁶⁰ bytes, and an .npy that holds a pickle."""
+    header = json.dumps({"w": {"dtype": "F64", "shape": [2**57], "data_offsets": [0, 2**60]}}).encode()
+    (tmp_path / "huge.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="damaged"):
+        read_arrays(tmp_path / "huge.safetensors")
+    program = (
+        "import resource, sys, pathlib\n"
+        "from pipeline.array_files import read_arrays\n"
+        "from pipeline.errors import UserError\n"
+        "try: read_arrays(pathlib.Path(sys.argv[1]))\n"
+        "except UserError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "huge.safetensors"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 300_000  # kB
+
+
+def test_a_pickle_in_the_data_is_not_loaded(clone: Clone, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(clone.path)
+    path, marker = Path("data/two_layer/train_y.npy"), clone.path / "executed"
+    good = path.read_bytes()
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (open, (str(marker), "w"))
+
+    path.unlink()
+    np.save(path, np.array([Evil()], dtype=object), allow_pickle=True)
+    manifest = Path("data/two_layer/manifest.json")
+    content = manifest.read_text()
+    digests = json.loads(content)
+    digests["train_y.npy"] = subprocess.run(
+        ["sha256sum", path], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    manifest.write_text(json.dumps(digests))  # so that nothing but the loader stands in the way
+    try:
+        with pytest.raises(UserError, match="holds an array that cannot be read"):
+            DataSet("two_layer")
+        assert not marker.exists()
+    finally:
+        manifest.write_text(content)
+        path.write_bytes(good)
