@@ -268,11 +268,19 @@ def test_a_full_disk(make_clone: Callable[..., Clone], full: str):
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**12))
-        clone.edit("params.yaml", "learning_rate: 0.05", "learning_rate: 0.04")
-        assert "No space left on device" in clone.run("dvc", "repro", succeeds=False).stderr
+        small = clone.params()
+        sizes = small["data"]["two_layer"] | {"hidden": 800}
+        steps = small["train"]["two_layer"] | {"steps": 3000}
+        larger = {
+            "data": small["data"] | {"two_layer": sizes},
+            "train": small["train"] | {"two_layer": steps, "learning_rate": 1e-4},
+        }
+        clone.write_params(small | larger)
+        said = clone.run("dvc", "repro", succeeds=False).stderr
+        assert "No space left on device" in said or "No possible cache link types" in said  # DVC's, where it is DVC's
         filler.unlink()
         clone.run("dvc", "repro")
-        clone.edit("params.yaml", "learning_rate: 0.04", "learning_rate: 0.05")
+        clone.write_params(small)
         clone.run("dvc", "repro")
         assert clone.digests(*ALIKE) == before
 
