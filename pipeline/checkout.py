@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +31,7 @@ DAMAGED = Path(".dvc/tmp/dvc.lock.damaged")
 
 
 def main(arguments: list[str]) -> None:
-    command = _command(arguments)
+    command = command_of(arguments)
     if command in CHANGING and "--run-all" not in arguments:  # which starts workers and leaves them behind
         here = Path.cwd()
         os.chdir(Path(__file__).parent.parent)
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "dvc", *arguments])
 
 
-def _command(arguments: list[str]) -> str:
+def command_of(arguments: list[str]) -> str:
     """What is asked of DVC, its options left out: `exp run`."""
     words = [word for word, before in zip(arguments, ["", *arguments], strict=False) if before != "--cd"]
     words = [word for word in words if not word.startswith("-")]
@@ -140,24 +141,31 @@ def damage_of(content: str) -> str | None:
     """What is wrong with the content of a dvc.lock, as where one was cut short anywhere; None when it is whole."""
     import yaml  # here, since mostly nothing has changed
 
-    try:
-        lock = yaml.load(content, yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        return f"no YAML: {getattr(error, 'problem', None) or 'unreadable'}"
     if not content.endswith("\n"):
         return "its last line is not complete"
+    try:
+        return next(_faults(yaml.load(content, yaml.CSafeLoader)), None)
+    except yaml.YAMLError as error:
+        return f"it is no YAML, {getattr(error, 'problem', None) or 'and unreadable'}"
+
+
+def _faults(lock: Any) -> Iterator[str]:
     if not isinstance(lock, dict) or "schema" not in lock or not isinstance(lock.get("stages"), dict):
-        return "no schema or no stages"
+        yield "it has no schema or no stages"
+        return
     for name, stage in lock["stages"].items():
         if not isinstance(stage, dict) or "cmd" not in stage:
-            return f"stage {name} has no command"
-        for file in [*(stage.get("deps") or []), *(stage.get("outs") or [])]:
-            if not isinstance(file, dict) or file.get("hash", "md5") != "md5":
-                continue
-            wanted = {"md5", "size", "nfiles"} if str(file.get("md5", "")).endswith(".dir") else {"md5", "size"}
-            if missing := sorted(wanted - file.keys()):
-                return f"stage {name}: {file.get('path')} has no {' and no '.join(missing)}"
-    return None
+            yield f"stage {name} has no command"
+            continue
+        deps, outs, params = (stage.get(key, empty) for key, empty in (("deps", []), ("outs", []), ("params", {})))
+        if None in (deps, outs, params) or None in params.values():
+            yield f"stage {name} has an empty part"
+            continue
+        for file in (*deps, *outs):
+            if file.get("hash") == "md5":
+                wanted = {"md5", "size", "nfiles"} if str(file.get("md5")).endswith(".dir") else {"md5", "size"}
+                if missing := sorted(wanted - file.keys()):
+                    yield f"stage {name}: {file.get('path')} has no {' and no '.join(missing)}"
 
 
 def write_text(path: Path, content: str) -> None:

@@ -23,6 +23,7 @@ from mlflow.entities import Run
 
 from pipeline.array_files import read_arrays
 from pipeline.contract import load_problem
+from pipeline.experiment import progress
 from pipeline.measuring.clock import TIME_BREAKDOWN
 
 # MLflow, in this process, uses what SQLAlchemy deprecates and warns of its own types: not ours to fix.
@@ -206,6 +207,42 @@ def test_a_terminated_stage_is_a_failed_run(clone: Clone, tmp_path: Path):
     clone.write_params(params)
     (run,) = runs(store)
     assert run.info.status == "FAILED"
+
+
+def test_a_training_under_way_can_be_watched(clone: Clone, tmp_path: Path):
+    store, params = tmp_path / "live.db", clone.params()
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}", "MLFLOW_LIVE": "1"}
+    steps = params["train"]["two_layer"] | {"steps": 400_000}
+    clone.write_params(params | {"train": params["train"] | {"two_layer": steps}})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.train", "numpy_arrays"], cwd=clone.path, env=os.environ | environment
+    )
+    seen = 0
+    while process.poll() is None:
+        if rows(store):
+            (run,) = runs(store)
+            assert run.data.tags["role"] == "live"
+            seen = max(seen, len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "train_loss")))
+        time.sleep(0.3)
+    assert process.returncode == 0
+    assert seen >= 2
+    clone.write_params(params)
+    clone.run("dvc", "repro", env=environment)
+    assert not runs(store, "tags.role = 'live'")
+    assert children(store).keys() == TWO.keys()
+
+
+def test_a_server_that_hangs_keeps_no_training_waiting(clone: Clone, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(clone.path)
+    monkeypatch.setattr(progress, "LIVE_SECONDS", 0.0)
+    with proxy("hangs") as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        live = progress.Live("numpy_arrays")
+        start = time.monotonic()
+        for step in range(50_000):
+            live.show(step, 1.0)
+        assert time.monotonic() - start < 2.5  # 50 µs each, of calls that take milliseconds to seconds
+        live.close()
 
 
 def test_first_use_by_four_processes_at_once(clone: Clone, tmp_path: Path):

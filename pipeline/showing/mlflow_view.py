@@ -44,7 +44,7 @@ def record_failure(name: str, problem: str, params: Params, environment: Environ
     with store.lock(), store.warning(uri):
         store.probe(uri)
         client, experiment = store.open_store(uri)
-        tags = _tags(name, problem, params, environment) | {"role": "failure", "error": error[:5000]}
+        tags = tags_of(name, problem, params, environment) | {"role": "failure", "error": error[:5000]}
         run = client.create_run(experiment, run_name=name, tags=tags)
         client.log_batch(run.info.run_id, params=_params(params))
         client.set_terminated(run.info.run_id, "FAILED")
@@ -66,6 +66,8 @@ def _send(uri: str, state: str, params: Params, results: dict[str, dict[str, Any
             client, experiment, f"tags.`mlflow.parentRunId` = '{parent}' and tags.implementation = '{name}'"
         )
         run_ids.append(run_id or _send_result(experiment, parent, name, params, result))
+    for run in client.search_runs([experiment], f"{mine} and tags.role = 'live'"):
+        client.delete_run(run.info.run_id)  # what it showed under way is there as a result
     return run_ids
 
 
@@ -100,7 +102,7 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
 
     problem = params.implementations[name]
     timing, evaluation = result["timing"], result["evaluation"]
-    tags = _tags(name, problem, params, files.read_environment()) | {
+    tags = tags_of(name, problem, params, files.read_environment()) | {
         "role": "implementation",
         "device": timing["device"],
         "device_name": timing["device_name"],
@@ -108,16 +110,14 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
         "timing.measured_on": timing["measured_on"],
         "timing.commit": timing["commit"],
         "timing.restored": str(timing["run_began"] != current_run()).lower(),
+        "timing.continued_at": ", ".join(map(str, timing["continued_at"])) or "none",
     }
     with mlflow.start_run(experiment_id=experiment, run_name=name, parent_run_id=parent, tags=tags) as run:
         client, run_id, now = mlflow.MlflowClient(), run.info.run_id, int(datetime.now().timestamp() * 1000)
-        history = zip(*files.read_history(name), strict=True)
-        metrics = [Metric("train_loss", loss, now, step) for step, loss in history]
+        store.send_losses(client, run_id, zip(*files.read_history(name), strict=True))
         numbers = {key: value for key, value in (timing | evaluation).items() if type(value) in (int, float)}
-        metrics += [Metric(key, float(value), now, 0) for key, value in numbers.items()]
-        for start in range(0, len(metrics), 1000):
-            client.log_batch(run_id, metrics=metrics[start : start + 1000])
-        client.log_batch(run_id, params=_params(params))
+        metrics = [Metric(key, float(value), now, 0) for key, value in numbers.items()]
+        client.log_batch(run_id, metrics=metrics, params=_params(params))
         arrays = _training_set(problem)
         dataset = from_numpy(
             {key: array for key, array in arrays.items() if key != "y"},
@@ -163,7 +163,7 @@ def _state(params: Params, results: Mapping[str, dict[str, Any]]) -> str:
     return hashlib.md5(json.dumps(content, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
 
 
-def _tags(name: str, problem: str, params: Params, environment: Environment) -> dict[str, str]:
+def tags_of(name: str, problem: str, params: Params, environment: Environment) -> dict[str, str]:
     framework = framework_of(name)
     return _state_tags(params, environment) | {
         "implementation": name,
