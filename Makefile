@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test test-benchmark test-faults check check-gpu ui bench bench-scale bench-gpu cpu gpu test-gpu-image lock
+.PHONY: help setup repro test test-benchmark test-faults check check-gpu ui bench bench-scale bench-gpu cpu gpu test-gpu-image audit lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -64,7 +64,10 @@ gpu:  ## the same on an NVIDIA GPU, what it needs checked beforehand
 test-gpu-image:  ## build the gpu image and try it where there is no GPU (12 GB)
 	docker/test-gpu-image
 
+audit: setup  ## what is known against the locked packages, and an SBOM of each set in sbom/ (asks PyPI)
+	@requirements/audit.sh
+
 lock:  ## resolve requirements/*.in anew (needs uv)
-	cd requirements && for set in build cpu dev peers mlflow torch-cuda tensorflow-cuda; do \
+	cd requirements && for set in build cpu dev peers audit mlflow torch-cuda tensorflow-cuda; do \
 	  uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --allow-unsafe --no-emit-package triton $$set.in -o $$set.txt || exit 1; done
