@@ -256,12 +256,13 @@ def test_a_second_container_waits_and_the_host_is_told(restored: Containers):
     wait_until(lambda: training(restored))
     python = str(Path(mlflow.__file__).parents[3] / "../bin/python")
     told = restored.clone.run(python, "-m", "stages.train", "numpy_arrays", succeeds=False)
-    assert "another run is using this checkout" in told.stderr
+    assert "`dvc repro" in told.stderr
+    assert "is using this checkout. Wait until it has ended" in told.stderr
     second = restored.start()
     output, errors = second.communicate(timeout=300)
     assert first.poll() == 0, "the second went first"
     assert second.returncode == 0
-    assert "Another run is using this checkout. Waiting" in errors
+    assert "Waiting until `dvc repro` in container " in errors
     assert "Running stage 'train@" not in output
     first.communicate()
 
