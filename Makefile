@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test test-benchmark test-faults check check-gpu ui bench bench-scale bench-gpu cpu gpu test-gpu-image audit lock
+.PHONY: help setup repro test test-benchmark test-faults check check-gpu reproduce ui bench bench-scale bench-gpu cpu gpu test-gpu-image audit lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -38,6 +38,10 @@ check: setup  ## ruff, pyright and hadolint
 	ruff format --check
 	pyright
 	hadolint docker/Dockerfile
+
+reproduce:  ## a run again, from its id in MLflow, with a verdict: make reproduce RUN=…
+	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
+	@python -m stages.reproduce $(RUN)
 
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 	@python -m stages.ui $(PORT)

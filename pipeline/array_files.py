@@ -14,9 +14,9 @@ from pipeline.files import write_bytes
 
 
 def write_arrays(path: Path, arrays: Weights) -> None:
-    """Write named arrays as safetensors, with a checksum of them in the header."""
+    """Write named arrays as safetensors, with a checksum of them and of the file's name in the header."""
     arrays = {key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}
-    write_bytes(path, save(arrays, metadata={"sha256": _checksum(arrays)}))
+    write_bytes(path, save(arrays, metadata={"sha256": _checksum(path.name, arrays)}))
 
 
 def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...] | None] | None = None) -> dict[str, Array]:
@@ -41,13 +41,13 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...] | None] | None 
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f"{path}: {key} holds {np.count_nonzero(~np.isfinite(array))} values not finite. {remedy}")
-    if recorded != _checksum(arrays):
+    if recorded != _checksum(path.name, arrays):
         raise UserError(f"{path} is not what was written: its checksum does not match. {remedy}")
     return arrays
 
 
-def _checksum(arrays: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256()
+def _checksum(name: str, arrays: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256(name.encode())
     for key, array in arrays.items():
         digest.update(f"{key} {array.dtype.str} {array.shape}".encode())
         digest.update(array.data)

@@ -2,6 +2,7 @@
 
 import codecs
 import difflib
+import math
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -20,9 +21,12 @@ MOST_THREADS = 1024
 
 def _number(value: Any) -> Any:
     """`1e-3`, which YAML 1.1 reads as a string for want of a dot, is the number that it looks like; 1 is 1.0."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)
-    return float(value) if type(value) is int else value
+    if type(value) is int or (isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    return value
 
 
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]

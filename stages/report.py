@@ -5,6 +5,7 @@ from pipeline.measuring import samples
 from pipeline.params import load_params
 from pipeline.showing import page
 from pipeline.showing.figures import Result
+from pipeline.showing.findings import findings, summary
 from stages import run
 
 
@@ -19,12 +20,16 @@ def main() -> None:
     bench = []
     if files.BENCH.exists():
         bench.append(samples.read(files.read_samples(files.BENCH), files.read_json(files.BENCH_PROVENANCE)))
-    report, figures = page.write(params, files.read_environment(), comparison, results, benchmark, bench=bench)
+    environment = files.read_environment()
+    report, figures = page.write(params, environment, comparison, results, benchmark, bench=bench)
+    sizes = {problem: params.sizes(problem) for problem in params.implementations.values()}
+    found = findings(benchmark, comparison, environment.device, sizes)
     for stale in files.FIGURES.glob("*.svg"):
         stale.unlink()
     for name, figure in figures.items():
         files.write_bytes(files.FIGURES / f"{name}.svg", figure.encode())
     files.write_bytes(files.REPORT, report.encode())
+    files.write_json(files.SUMMARY, summary(comparison, {name: each.timing for name, each in results.items()}, found))
     print(f"{files.REPORT} shows the results")
 
 

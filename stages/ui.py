@@ -18,9 +18,10 @@ def main(port: str = "5000") -> None:
     uri = mlflow_store.tracking_uri()
     if uri.startswith("http"):
         raise UserError(f"MLFLOW_TRACKING_URI names a server, and its UI is there: {uri}")
-    mlflow_store.prepare()
+    uri, experiment = mlflow_store.prepare()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight helper processes that nothing here uses
-    print(f"http://{HOST}:{port} (Ctrl-C stops it)", flush=True)
+    where = f"http://{HOST}:{port}/#/experiments/{experiment}/runs?{mlflow_store.TRAINING}"
+    print(f"{where} (Ctrl-C stops it)", flush=True)
     artifacts = str(mlflow_store.ROOT / "mlruns")
     command = ["mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
     os.execv(sys.executable, [sys.executable, "-m", *command, "--host", HOST, "--port", port, "--workers", "1"])

@@ -32,7 +32,7 @@ NO_RESULT = {
     "pipeline/provenance.py": "facts that are noted beside a result",
     "pipeline/files.py": "names and formats of files",
     "pipeline/array_files.py": "the format of a file",
-    "pipeline/experiment/progress.py": "what a terminal shows",
+    "pipeline/experiment/progress.py": "what a terminal and a live run show",
     "stages/__init__.py": "how a stage starts and ends",
 }
 

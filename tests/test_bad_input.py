@@ -244,6 +244,8 @@ def test_damaged_files_are_refused_or_the_same(clone: Clone, monkeypatch: pytest
         said = ""
         try:
             found = READERS[name](Path(name))
+            if READERS[name] is read_arrays:  # as a stage reads it, which knows what should be there
+                found = read_arrays(Path(name), {key: array.shape for key, array in right[name].items()})
             assert name in text or same(found, right[name]), f"seed {SEED}, file {number}: {name}"
         except UserError as error:
             said = str(error)

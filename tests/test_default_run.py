@@ -21,7 +21,8 @@ def test_every_row_passes_the_parity_gate(whole: Clone):
     assert comparison["passed"]
     assert set(comparison["implementations"]) == set(LESSONS)
     params = whole.params()
-    metrics = json.loads(whole.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    paths = [f"results/{name}/{file}.json" for name in LESSONS for file in ("evaluation", "metrics", "timing")]
+    metrics = json.loads(whole.run("dvc", "metrics", "show", "--json", *paths).stdout)[""]["data"]  # as README shows
     for name, problem in LESSONS.items():
         evaluation = metrics[f"results/{name}/evaluation.json"]["data"]
         assert {"test_loss", "test_r2", "gradient_relative_error"} <= evaluation.keys()
@@ -40,6 +41,18 @@ def test_every_row_passes_the_parity_gate(whole: Clone):
             "examples_per_second",
             "peak_memory_bytes",
         } <= metrics[f"results/{name}/timing.json"]["data"].keys()
+
+
+def test_what_experiments_are_compared_by_fits_on_a_screen(whole: Clone):
+    shown = json.loads(whole.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert list(shown) == ["summary.json"]
+    summary = shown["summary.json"]["data"]
+    columns = [key for value in summary.values() for key in (value if isinstance(value, dict) else [value])]
+    assert len(columns) <= 24
+    assert set(summary["step_microseconds"]) == set(LESSONS)
+    assert summary["claims_that_hold"] >= 3
+    experiments = whole.run("dvc", "exp", "show", "--csv", "--only-changed").stdout
+    assert "held_out_loss.two_layer" in experiments.splitlines()[0]
 
 
 def test_data_are_bitwise_the_committed_ones_and_results_within_tolerance(whole: Clone):

@@ -1,5 +1,6 @@
 """MLflow, read back through its own client: what is shown, once, in any store, reachable or not."""
 
+import json
 import os
 import signal
 import socket
@@ -60,6 +61,11 @@ def children(uri: str | Path) -> dict[str, Run]:
     return {str(run.info.run_name): run for run in found}
 
 
+def seconds(run: Run) -> float:
+    assert run.info.end_time is not None
+    return (run.info.end_time - run.info.start_time) / 1000
+
+
 def test_a_run_for_each_implementation_below_a_parent(clone: Clone):
     store = clone.path / "mlflow.db"
     (parent,) = runs(store, "tags.role = 'pipeline'")
@@ -103,6 +109,49 @@ def test_a_run_for_each_implementation_below_a_parent(clone: Clone):
         history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train_loss")
         losses = np.loadtxt(clone.path / f"results/{name}/history.csv", delimiter=",", skiprows=1)
         assert [(point.step, point.value) for point in history] == [(step, loss) for step, loss in losses]
+
+
+def test_a_run_says_when_it_ran_where_it_comes_from_and_what_came_of_it(clone: Clone):
+    store = clone.path / "mlflow.db"
+    for name, run in children(store).items():
+        timing = json.loads((clone.path / f"results/{name}/timing.json").read_text())
+        assert seconds(run) == pytest.approx(timing["wall_seconds"], abs=0.01)
+        tags = run.data.tags
+        assert tags["mlflow.source.git.commit"] == timing["commit"][:40]
+        assert tags["mlflow.source.name"] == f"stages/train.py {name}"
+        assert f"{timing['device_name']}, {timing['threads']} threads" in tags["mlflow.note.content"]
+        assert "| Parity | passed |" in tags["mlflow.note.content"]
+    (parent,) = runs(store, "tags.role = 'pipeline'")
+    assert 3 < seconds(parent) < 300
+    assert "numpy_arrays" in parent.data.tags["mlflow.note.content"]
+    assert {
+        "worst_parity.gradient",
+        "claims_that_hold",
+        "step_microseconds.torch_loop",
+        "wall_seconds",
+    } <= parent.data.metrics.keys()
+    assert parent.data.metrics["wall_seconds"] == seconds(parent)
+    client = mlflow.MlflowClient()
+    certificate = client.load_table(parent.info.experiment_id, "certificate.json", run_ids=[parent.info.run_id])
+    assert set(certificate["implementation"]) == set(TWO)
+    experiment = mlflow.MlflowClient().get_experiment_by_name("seven-ways")
+    assert experiment
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_model_that_passed_parity_is_registered_and_has_its_numbers(clone: Clone):
+    client = mlflow.MlflowClient(f"sqlite:///{clone.path / 'mlflow.db'}")
+    for name, run in children(clone.path / "mlflow.db").items():
+        version = client.get_model_version_by_alias(name, "parity-passed")
+        assert version.run_id == run.info.run_id
+        model = mlflow.pyfunc.load_model(f"models:/{name}@parity-passed")
+        folder = clone.path / "data" / TWO[name]
+        inputs = {key: np.load(path) for key in ("x", "lengths") if (path := folder / f"test_{key}.npy").exists()}
+        weights = read_arrays(clone.path / f"models/{name}/weights.safetensors")
+        np.testing.assert_allclose(model.predict(inputs), load_problem(TWO[name]).predict(weights, *inputs.values()))
+        assert run.outputs
+        logged = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+        assert {"test_loss", "test_r2"} <= {metric.key for metric in logged.metrics or []}
 
 
 def test_the_training_set_with_a_true_digest(clone: Clone):
@@ -295,6 +344,11 @@ def answers(port: int) -> bool:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
+    yield from running_server(tmp_path)
+
+
+def running_server(tmp_path: Path) -> Iterator[str]:
+    """A tracking server with a store of its own."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen(

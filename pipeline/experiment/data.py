@@ -85,10 +85,10 @@ class DataSet:
         folder = files.data_folder(problem)
         remedy = f"`dvc repro -f generate@{problem}` makes the data again."
         checksums = files.read_json(folder / "manifest.json")
-        self.keys = [key for key in ("x", "lengths", "y") if f"train_{key}.npy" in checksums]
-        arrays = (f"{split}_{key}.npy" for split in ("train", "test") for key in self.keys)
-        for name in ("initial.safetensors", *arrays):
-            path = folder / name
+        self.keys = [key for key in ("x", "lengths", "y") if (folder / f"train_{key}.npy").exists()]
+        arrays = [f"{split}_{key}.npy" for split in ("train", "test") for key in self.keys]
+        for name in ("initial.safetensors", *arrays, *checksums):
+            path = folder / Path(name).name
             if not path.is_file():
                 raise UserError(f"{path} is missing. {remedy}")
             if _sha256(path) != checksums.get(name):

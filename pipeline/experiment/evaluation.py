@@ -24,7 +24,7 @@ def evaluate(
     """
     y = np.array(data.test["y"], np.float64)
     initial, predictions = (outputs[key].astype(np.float64) for key in ("initial_predictions", "predictions"))
-    if _relative(load_problem(problem).predict(weights, *data.test_inputs()), predictions) > SAME_WEIGHTS:
+    if relative_difference(load_problem(problem).predict(weights, *data.test_inputs()), predictions) > SAME_WEIGHTS:
         raise UserError(
             "The weights on disk do not give the predictions of the training. `dvc repro -f` makes both again."
         )
@@ -38,10 +38,10 @@ def evaluate(
             if key.startswith("gradient.")
         ),
         "loss_curve_relative_difference": float(np.max(np.abs(outputs["train_loss"] / reference["train_loss"] - 1))),
-        "predictions_relative_difference": _relative(predictions, reference["predictions"]),
+        "predictions_relative_difference": relative_difference(predictions, reference["predictions"]),
     }
 
 
-def _relative(found: Array, expected: Array) -> float:
+def relative_difference(found: Array, expected: Array) -> float:
     """The largest difference, over the root mean square of what is expected."""
     return float(np.max(np.abs(found - expected)) / np.sqrt(np.mean(expected**2)))

@@ -4,7 +4,7 @@ Nothing is measured here and nothing drawn: samples in, statements out. "Faster"
 where a confidence interval allows it, and a ratio is given only of candidates that were interleaved.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,27 @@ class BreakEven(NamedTuple):
 
     def __str__(self) -> str:
         return f"after {self.steps:.0f} steps" if np.isfinite(self.steps) else "never"
+
+
+def summary(
+    comparison: Mapping[str, Any], timings: Mapping[str, Mapping[str, Any]], found: Sequence[Finding]
+) -> dict[str, Any]:
+    """The numbers by which states are compared: the worst of each kind, the step times, how many claims hold."""
+    rows = comparison["implementations"]
+    kinds = {
+        "gradient": "gradient_relative_error",
+        "loss_curve": "loss_curve_relative_difference",
+        "predictions": "predictions_relative_difference",
+    }
+    problems = dict.fromkeys(row["problem"] for row in rows.values())
+    return {
+        "held_out_loss": {
+            problem: max(row["test_loss"] for row in rows.values() if row["problem"] == problem) for problem in problems
+        },
+        "worst_parity": {kind: max(row[key] for row in rows.values()) for kind, key in kinds.items()},
+        "step_microseconds": {name: 1e6 * timing["step_seconds_median"] for name, timing in timings.items()},
+        "claims_that_hold": sum(each.verdict == HOLDS for each in found),
+    }
 
 
 def findings(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
+from pipeline.errors import UserError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -30,6 +31,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 EXPERIMENT = "seven-ways"
+TRAINING = "workflowType=machine_learning"  # the part of the UI that shows training runs
 REACH_SECONDS = 3.0  # how long a server may take to answer at all
 
 # `dvc exp run --temp` and `--queue` work in a copy of the project; DVC_ROOT names the original, where the store is.
@@ -43,11 +45,10 @@ def tracking_uri() -> str:
     return f"sqlite:///{ROOT / path}" if separator and scheme == "sqlite" else uri
 
 
-def prepare() -> str:
-    """Make the store's tables if it is a new file, one process at a time, and return its URI."""
+def prepare() -> tuple[str, str]:
+    """Make the store's tables if it is a new file, one process at a time; its URI and the experiment's id."""
     with lock():
-        open_store(tracking_uri())
-    return tracking_uri()
+        return tracking_uri(), open_store(tracking_uri())[1]
 
 
 def open_store(uri: str) -> tuple[Any, str]:
@@ -60,7 +61,15 @@ def open_store(uri: str) -> tuple[Any, str]:
     if experiment is not None:
         return client, experiment.experiment_id
     location = (ROOT / "mlruns").as_uri() if uri.startswith("sqlite:") else None
-    return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+    # This version of MLflow's UI takes the kind from the address; others take it from the tag.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
+
+
+def address(uri: str, experiment: str) -> str:
+    """Where the runs are to be seen: MLflow's own address of an experiment opens a page for language models."""
+    server = os.environ.get("MLFLOW_UI") or (uri if uri.startswith("http") else None)
+    return f"{server}/#/experiments/{experiment}/runs?{TRAINING}" if server else f"{uri}, by `make ui`"
 
 
 def send_losses(client: Any, run_id: str, losses: Iterable[tuple[int, float]]) -> None:
@@ -71,6 +80,41 @@ def send_losses(client: Any, run_id: str, losses: Iterable[tuple[int, float]]) -
     metrics = [Metric("train_loss", loss, at, step) for step, loss in losses]
     for start in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def find(client: Any, experiment: str, beginning: str) -> Any:
+    """The run whose id begins so. Raises UserError when there is none, or more than one."""
+    found, token = [], None
+    while True:
+        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        found += [run for run in page if run.info.run_id.startswith(beginning)]
+        token = page.token
+        if not token:
+            break
+    if len(found) != 1:
+        raise UserError(
+            f"{len(found) or 'No'} runs of the store have an id that begins with {beginning}. Give more of it."
+        )
+    return found[0]
+
+
+def children(client: Any, parent: Any) -> list[Any]:
+    """The finished runs below a parent, one for each implementation."""
+    query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and attributes.status = 'FINISHED'"
+    return list(client.search_runs([parent.info.experiment_id], query))
+
+
+def register(client: Any, name: str, model_id: str, run_id: str) -> None:
+    """Make a model the newest of its implementation that passed parity: models:/NAME@parity-passed."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
+    client.set_registered_model_alias(name, "parity-passed", version.version)
 
 
 def finished(client: Any, experiment: str, query: str) -> str | None:

@@ -11,14 +11,19 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline import files
 from pipeline.environment import Environment, framework_of
+from pipeline.measuring import samples
 from pipeline.params import PARAMS, Params
 from pipeline.provenance import current_run, git
 from pipeline.showing import mlflow_store as store
+from pipeline.showing import notes
+from pipeline.showing.findings import findings
+from pipeline.showing.reproduce import LARGEST_PATCH, PATCH, changes
 
 
 def show_results(params: Params) -> None:
@@ -28,14 +33,16 @@ def show_results(params: Params) -> None:
     state = _state(params, results)
     with store.lock():
         if store.shown(uri, state):
-            print(f"MLflow shows the current results: {os.environ.get('MLFLOW_UI', uri)}")
+            where = store.address(uri, store.read_receipts()[uri].get("experiment", "1"))
+            print(f"MLflow shows the current results: {where}")
             return
         with store.warning(uri):
             store.probe(uri)
-            run_ids = _send(uri, state, params, results)
-            files.write_json(store.receipts(), store.read_receipts() | {uri: {"state": state, "run_ids": run_ids}})
+            experiment, run_ids = _send(uri, state, params, results)
+            receipt = {"state": state, "run_ids": run_ids, "experiment": experiment}
+            files.write_json(store.receipts(), store.read_receipts() | {uri: receipt})
             count = len(run_ids) - 1
-            print(f"MLflow shows {count} result{'s' * (count > 1)}: {os.environ.get('MLFLOW_UI', uri)}")
+            print(f"MLflow shows {count} result{'s' * (count > 1)}: {store.address(uri, experiment)}")
 
 
 def record_failure(name: str, problem: str, params: Params, environment: Environment, error: str) -> None:
@@ -50,8 +57,8 @@ def record_failure(name: str, problem: str, params: Params, environment: Environ
         client.set_terminated(run.info.run_id, "FAILED")
 
 
-def _send(uri: str, state: str, params: Params, results: dict[str, dict[str, Any]]) -> list[str]:
-    """Create what the store lacks of this state; returns the ids of the parent run and of the implementations' runs."""
+def _send(uri: str, state: str, params: Params, results: dict[str, dict[str, Any]]) -> tuple[str, list[str]]:
+    """Create what the store lacks of this state. Returns the ids of the experiment and of its runs, parent first."""
     client, experiment = store.open_store(uri)
     mine = f"tags.checkout = '{store.checkout()}'"
     for run in client.search_runs([experiment], f"{mine} and attributes.status = 'RUNNING'"):
@@ -59,7 +66,7 @@ def _send(uri: str, state: str, params: Params, results: dict[str, dict[str, Any
         client.set_terminated(run.info.run_id, "FAILED")
     parent = store.finished(client, experiment, f"tags.state = '{state}' and tags.role = 'pipeline'")
     if parent is None:
-        parent = _send_parent(client, experiment, state, params)
+        parent = _send_parent(client, experiment, state, params, results)
     run_ids = [parent]
     for name, result in results.items():
         run_id = store.finished(
@@ -68,15 +75,35 @@ def _send(uri: str, state: str, params: Params, results: dict[str, dict[str, Any
         run_ids.append(run_id or _send_result(experiment, parent, name, params, result))
     for run in client.search_runs([experiment], f"{mine} and tags.role = 'live'"):
         client.delete_run(run.info.run_id)  # what it showed under way is there as a result
-    return run_ids
+    return experiment, run_ids
 
 
-def _send_parent(client: Any, experiment: str, state: str, params: Params) -> str:
+def _send_parent(
+    client: Any, experiment: str, state: str, params: Params, results: Mapping[str, Mapping[str, Any]]
+) -> str:
+    from mlflow.entities import Metric
+
     name = os.environ.get("DVC_EXP_NAME") or f"pipeline {state[:7]}"
-    environment = files.read_environment()
+    environment, comparison = files.read_environment(), files.read_json(files.COMPARISON)
+    sizes = {problem: params.sizes(problem) for problem in params.implementations.values()}
+    found = findings(_benchmark(), comparison, environment.device, sizes)
+    begin, end = notes.state_span([result["timing"] for result in results.values()], current_run())
     tags = _state_tags(params, environment) | {"state": state, "role": "pipeline"}
-    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-    client.log_batch(run_id, params=_params(params))
+    tags |= notes.source("dvc repro", tags["git.commit"])
+    patch = changes()
+    tags |= {"mlflow.note.content": notes.of_state(comparison, found), "reproducible": "yes"}
+    if patch is None:
+        tags["reproducible"] = "it was made outside a git repository"
+    elif len(patch) > LARGEST_PATCH:
+        tags["reproducible"] = f"what differs from its commit are {len(patch):,} bytes, and {LARGEST_PATCH:,} are kept"
+    run_id = client.create_run(experiment, start_time=begin, run_name=name, tags=tags).info.run_id
+    numbers = dict(_flat(files.read_json(files.SUMMARY))) | {"wall_seconds": (end - begin) / 1000}
+    metrics = [Metric(key, float(value), end, 0) for key, value in numbers.items()]
+    client.log_batch(run_id, metrics=metrics, params=_params(params))
+    rows = comparison["implementations"]
+    keys = [key for key in next(iter(rows.values())) if key != "breaches"]
+    certificate = {"implementation": list(rows)} | {key: [row[key] for row in rows.values()] for key in keys}
+    client.log_table(run_id, certificate, "certificate.json")
     for path in (
         PARAMS,
         files.ENVIRONMENT,
@@ -87,7 +114,11 @@ def _send_parent(client: Any, experiment: str, state: str, params: Params) -> st
     ):
         client.log_artifact(run_id, str(path))
     client.log_artifacts(run_id, str(files.FIGURES), "figures")
-    client.set_terminated(run_id)
+    if patch is not None and len(patch) <= LARGEST_PATCH:
+        with TemporaryDirectory() as folder:
+            Path(folder, PATCH).write_bytes(patch)
+            client.log_artifact(run_id, str(Path(folder, PATCH)))
+    client.set_terminated(run_id, end_time=end)
     return run_id
 
 
@@ -102,22 +133,28 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
 
     problem = params.implementations[name]
     timing, evaluation = result["timing"], result["evaluation"]
+    row = files.read_json(files.COMPARISON)["implementations"][name]
+    begin, end = notes.training_span(timing)
+    restored = timing["run_began"] != current_run()
+    case = _benchmark().at(problem, params.sizes(problem))
     tags = tags_of(name, problem, params, files.read_environment()) | {
+        "mlflow.parentRunId": parent,
+        **{f"md5.{path.stem}": store.md5(path) for path in _judged(name)},
+        "mlflow.note.content": notes.of_result(name, timing, row, case, restored),
+        **notes.source(f"stages/train.py {name}", timing["commit"].split()[0]),
         "role": "implementation",
         "device": timing["device"],
         "device_name": timing["device_name"],
         "timing.measured_at": timing["measured_at"],
         "timing.measured_on": timing["measured_on"],
         "timing.commit": timing["commit"],
-        "timing.restored": str(timing["run_began"] != current_run()).lower(),
+        "timing.restored": str(restored).lower(),
         "timing.continued_at": ", ".join(map(str, timing["continued_at"])) or "none",
     }
-    with mlflow.start_run(experiment_id=experiment, run_name=name, parent_run_id=parent, tags=tags) as run:
-        client, run_id, now = mlflow.MlflowClient(), run.info.run_id, int(datetime.now().timestamp() * 1000)
+    client = mlflow.MlflowClient()
+    run_id = client.create_run(experiment, start_time=begin, run_name=name, tags=tags).info.run_id
+    with mlflow.start_run(run_id=run_id):
         store.send_losses(client, run_id, zip(*files.read_history(name), strict=True))
-        numbers = {key: value for key, value in (timing | evaluation).items() if type(value) in (int, float)}
-        metrics = [Metric(key, float(value), now, 0) for key, value in numbers.items()]
-        client.log_batch(run_id, metrics=metrics, params=_params(params))
         arrays = _training_set(problem)
         dataset = from_numpy(
             {key: array for key, array in arrays.items() if key != "y"},
@@ -127,11 +164,11 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
             digest=store.md5(files.data_folder(problem) / "manifest.json"),
         )
         mlflow.log_input(dataset, context="training")
-        for path in sorted(files.result_file(name, "").iterdir()):
+        for path in (*sorted(files.result_file(name, "").iterdir()), files.outputs_file(name)):
             client.log_artifact(run_id, str(path))
         inputs = [TensorSpec(array.dtype, (-1, *array.shape[1:]), key) for key, array in arrays.items() if key != "y"]
         outputs = [TensorSpec(np.dtype(np.float64), (-1, *arrays["y"].shape[1:]))]
-        mlflow.pyfunc.log_model(
+        model = mlflow.pyfunc.log_model(
             name=name,
             python_model="pipeline/showing/served_model.py",
             artifacts={"weights": str(files.weights_file(name))},
@@ -141,7 +178,27 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
             signature=ModelSignature(Schema(inputs), Schema(outputs)),  # pyright: ignore[reportArgumentType]
             pip_requirements=[f"{package}=={_version(package)}" for package in ("mlflow", "numpy", "safetensors")],
         )
+        # With the model and the data set, so that their pages show the numbers too.
+        numbers = {key: value for key, value in (timing | evaluation).items() if type(value) in (int, float)}
+        if case and (multiple := case.multiple(name)):
+            numbers["times_lower_bound"] = multiple.value
+        whose = {"model_id": model.model_id, "dataset_name": problem, "dataset_digest": dataset.digest}
+        metrics = [Metric(key, float(value), end, 0, run_id=run_id, **whose) for key, value in numbers.items()]
+        client.log_batch(run_id, metrics=metrics, params=_params(params))
+    client.set_terminated(run_id, end_time=end)
+    if not row["breaches"]:
+        store.register(client, name, model.model_id, run_id)
     return run_id
+
+
+def _judged(name: str) -> list[Path]:
+    """What is bitwise reproducible of an implementation's results."""
+    results = [files.result_file(name, file) for file in ("history.csv", "metrics.json", "evaluation.json")]
+    return [files.weights_file(name), *results]
+
+
+def _benchmark() -> samples.Benchmark:
+    return samples.read(files.read_samples(), files.read_json(files.BENCHMARK_PROVENANCE))
 
 
 def _result(name: str, problem: str) -> dict[str, Any]:
@@ -196,14 +253,15 @@ def _state_tags(params: Params, environment: Environment) -> dict[str, str]:
 def _params(params: Params) -> list[Any]:
     from mlflow.entities import Param
 
-    def flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in section.items():
-            if isinstance(value, Mapping):
-                yield from flat(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
+    return [Param(key, str(value)) for key, value in _flat(params.model_dump())]
 
-    return [Param(key, str(value)) for key, value in flat(params.model_dump(), "")]
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _training_set(problem: str) -> dict[str, Any]:

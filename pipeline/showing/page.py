@@ -107,9 +107,11 @@ def _instead(case: Case, names: list[str]) -> dict[str, Any] | None:
 
 
 def _same_idea(name: str, peer: str) -> bool:
-    """A module with an optimiser is set beside autograd, Keras beside the graph, a loop over examples beside a loop."""
+    """A module with an optimiser is set beside autograd, JAX beside NumPy, Keras beside the graph, a loop over examples
+    beside a loop."""
     ideas = {
         "torch_module": "torch_autograd",
+        "numpy_jax": "numpy_arrays",
         "tensorflow_keras": "tensorflow_graph",
         "torch_examples": "torch_loop",
         "tensorflow_examples": "tensorflow_scan",
