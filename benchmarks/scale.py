@@ -143,7 +143,7 @@ def _checkout(problem: str, examples: int, folder: Path) -> Iterator[Path]:
             "Name a --folder with more, or fewer --examples."
         )
     with tempfile.TemporaryDirectory(dir=folder, prefix="scale-") as name:
-        for package in ("pipeline", "stages", "benchmarks"):
+        for package in ("pipeline", "stages", "benchmarks", "dvc.yaml"):
             Path(name, package).symlink_to(Path(package).resolve())
         yield Path(name)
 

@@ -32,8 +32,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from pipeline.environment import Environment
 from pipeline.errors import UserError
 
@@ -118,6 +116,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_environment() -> Environment:
+    from pydantic import TypeAdapter, ValidationError  # a benchmark on a bare GPU machine does without
+
     try:
         return TypeAdapter(Environment).validate_json(json.dumps(read_json(ENVIRONMENT)), strict=True)
     except ValidationError as error:

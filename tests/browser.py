@@ -55,7 +55,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
 def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, bytes]:
     """The text of the runs page and a picture of it, when all of `expected` stand there."""
     with chromium() as browser:
-        browser.get(f"{server}/#/experiments/{experiment}/runs")
+        browser.get(f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning")
         time.sleep(3)
         # What a user would click: the columns, the parent's rows opened, the assistant's panel shut.
         key = f'MLflowLocalStorage-1.1-ExperimentPage-["{experiment}"]-ReactComponentState'

@@ -132,7 +132,17 @@ TINY = {
 
 def outside_variables() -> dict[str, str]:
     """This process's environment without what a stage or a tracking server around it would have put there."""
-    inherited = ("DVC_ROOT", "DVC_STAGE", "DVC_EXP", "MLFLOW_TRACKING", "MLFLOW_UI", "PIPELINE_")
+    inherited = (
+        "DVC_ROOT",
+        "DVC_STAGE",
+        "DVC_EXP",
+        "MLFLOW_TRACKING",
+        "MLFLOW_UI",
+        "PIPELINE_",
+        "MAKE",
+        "MFLAGS",
+        "ARGS",
+    )
     return {key: value for key, value in os.environ.items() if not key.startswith(inherited)}
 
 

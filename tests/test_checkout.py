@@ -16,6 +16,8 @@ from conftest import DVC, Clone, outside_variables
 
 from pipeline import checkout
 
+pytestmark = pytest.mark.faults
+
 NUMPY = "numpy_arrays"
 ALIKE = ("data/**/*.*", "reference/*", "models/**/*.*", "results/*/[hme]*.*", "results/curves/*", "parity/*")
 LONG = 100_000_000  # steps that nobody waits for
@@ -106,7 +108,6 @@ def test_the_later_of_two_runs_waits_and_says_for_whom(clone: Clone, started: Ca
     assert clone.stages_run("dvc", "repro") == []
 
 
-@pytest.mark.faults
 def test_an_experiment_waits_and_a_run_waits_for_an_experiment(clone: Clone, started: Callable):
     before = clone.digests(*ALIKE)
     first = started("dvc", "repro", "-f")
@@ -125,7 +126,6 @@ def test_an_experiment_waits_and_a_run_waits_for_an_experiment(clone: Clone, sta
     assert clone.digests(*ALIKE) == before
 
 
-@pytest.mark.faults
 def test_queued_and_temporary_experiments_run_beside_each_other(clone: Clone, started: Callable):
     for rate in ("0.02", "0.03"):
         clone.run("dvc", "exp", "run", "--queue", "-n", f"queued-{rate[2:]}", "-S", f"train.learning_rate={rate}")

@@ -287,6 +287,25 @@ def test_a_full_disk(make_clone: Callable[..., Clone], full: str):
 
 
 @ROOT
+def test_a_store_that_cannot_be_written(clone: Clone, tmp_path: Path):
+    clone.run("dvc", "repro")
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.copy(clone.path / "mlflow.db", store)
+    receipts = clone.path / "mlruns/receipts.json"
+    receipts.unlink()
+    with mounted("--bind", store, store):
+        subprocess.run(["mount", "-o", "remount,ro,bind", store], check=True)
+        clone.write_params(clone.params() | {"seed": 5})
+        done = clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"})
+        assert "WARNING: MLflow at sqlite" in done.stderr
+        assert "readonly" in done.stderr
+    done = clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"})
+    assert "MLflow shows 2 results" in done.stdout
+    clone.write_params(clone.params() | {"seed": 0})
+
+
+@ROOT
 @pytest.mark.parametrize("folder", ["results", "models", "data"])
 def test_what_cannot_be_written(make_clone: Callable[..., Clone], folder: str):
     clone = make_clone(NUMPY)

@@ -16,7 +16,10 @@ from test_tracking import running_server
 
 from pipeline.array_files import read_arrays, write_arrays
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred")
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred"),
+]
 
 NUMPY = "numpy_arrays"
 TRACKED = ("params.yaml", "dvc.lock", "models/**/*.*", "results/**/*.*", "data/**/*.*", ".dvc/config")

@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -168,16 +170,17 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
             client.log_artifact(run_id, str(path))
         inputs = [TensorSpec(array.dtype, (-1, *array.shape[1:]), key) for key, array in arrays.items() if key != "y"]
         outputs = [TensorSpec(np.dtype(np.float64), (-1, *arrays["y"].shape[1:]))]
-        model = mlflow.pyfunc.log_model(
-            name=name,
-            python_model="pipeline/showing/served_model.py",
-            artifacts={"weights": str(files.weights_file(name))},
-            model_config={"problem": problem},
-            code_paths=["pipeline"],
-            input_example={key: np.array(array[:2]) for key, array in arrays.items() if key != "y"},
-            signature=ModelSignature(Schema(inputs), Schema(outputs)),  # pyright: ignore[reportArgumentType]
-            pip_requirements=[f"{package}=={_version(package)}" for package in ("mlflow", "numpy", "safetensors")],
-        )
+        with _code() as code:
+            model = mlflow.pyfunc.log_model(
+                name=name,
+                python_model="pipeline/showing/served_model.py",
+                artifacts={"weights": str(files.weights_file(name))},
+                model_config={"problem": problem},
+                code_paths=[code],
+                input_example={key: np.array(array[:2]) for key, array in arrays.items() if key != "y"},
+                signature=ModelSignature(Schema(inputs), Schema(outputs)),  # pyright: ignore[reportArgumentType]
+                pip_requirements=[f"{package}=={_version(package)}" for package in ("mlflow", "numpy", "safetensors")],
+            )
         # With the model and the data set, so that their pages show the numbers too.
         numbers = {key: value for key, value in (timing | evaluation).items() if type(value) in (int, float)}
         if case and (multiple := case.multiple(name)):
@@ -189,6 +192,19 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
     if not row["breaches"]:
         store.register(client, name, model.model_id, run_id)
     return run_id
+
+
+@contextmanager
+def _code() -> Iterator[str]:
+    """A copy of the folder pipeline/ without what git ignores: that may be anything, and is nobody else's."""
+    listed = git("ls-files", "--cached", "--others", "--exclude-standard", "pipeline")
+    paths = Path("pipeline").rglob("*.py") if listed in ("", "unknown") else map(Path, listed.splitlines())
+    with TemporaryDirectory() as folder:
+        for path in paths:
+            if path.is_file():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, folder / path)
+        yield str(Path(folder, "pipeline"))
 
 
 def _judged(name: str) -> list[Path]:
