@@ -50,7 +50,7 @@ def inside(clone: Clone) -> dict[int, str]:
     return found
 
 
-def await_none(clone: Clone, seconds: float = 20) -> None:
+def await_none(clone: Clone, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while left := inside(clone):
         assert time.monotonic() < deadline, f"still there after {seconds} s: {left}"
@@ -78,7 +78,7 @@ def locked(clone: Clone) -> dict[str, dict[str, str]]:
 
 
 def not_timed(path: str) -> bool:
-    return not path.endswith("timing.json") and not path.startswith(("report", "results/benchmark"))
+    return not path.endswith("timing.json") and not path.startswith(("report", "summary", "results/benchmark"))
 
 
 def check(clone: Clone, before: dict[str, bytes], files: set[str], lock: dict[str, dict[str, str]], why: str) -> None:
