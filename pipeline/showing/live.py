@@ -21,7 +21,7 @@ SECONDS = 2.0  # between two batches
 def main(name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the training, and its end is seen below
     end_with_parent(signal.SIGTERM)
-    os.nice(19)
+    os.nice(5)  # the training goes first, but on a busy machine this must get on too
     params, uri = load_params(), store.tracking_uri()
     with store.warning(uri):
         store.probe(uri)
