@@ -169,7 +169,7 @@ def _faults(lock: Any) -> Iterator[str]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, whole or not at all; here too, since this file is run before anything else can be imported."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(content)
     part.replace(path)

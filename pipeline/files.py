@@ -4,7 +4,7 @@
     data/PROBLEM/                       the random data and the initial weights (pipeline/experiment/data.py)
     reference/PROBLEM.safetensors       the float64 reference run
     models/NAME/weights.safetensors     weights after training
-    models/NAME/outputs.safetensors     predictions before and after training, and the gradient at the initial weights
+    models/NAME/outputs.safetensors     what is judged: losses, predictions before and after training, first gradient
     results/NAME/history.csv            step, train_loss
     results/NAME/metrics.json           train_loss, steps
     results/NAME/timing.json            what the training took, and on what

@@ -19,9 +19,9 @@ from pathlib import Path
 if find_spec("pydantic") is None:
     sys.exit(f"{sys.executable} does not have the pipeline's packages. Run `make setup`, then `. .venv/bin/activate`.")
 
-from pipeline.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK, acquire, holder, write_holder, write_text
+from pipeline.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK, acquire, holder, write_holder
 from pipeline.errors import UserError
-from pipeline.files import remove_parts
+from pipeline.files import remove_parts, write_bytes
 from pipeline.processes import end_with_parent
 
 # They wait until `run` can clean up after them, also while a stage imports NumPy: its outputs are gone by then.
@@ -86,5 +86,5 @@ def _checkout_to_itself(alone: bool) -> Iterator[None]:
         write_holder(stage_lock, f"stage {os.environ.get('DVC_STAGE', Path(sys.argv[0]).stem)}")
         remove_parts()
         if "DVC_STAGE" in os.environ and LOCKFILE.is_file():  # DVC is waiting for this stage, so it is whole
-            write_text(LAST_GOOD, LOCKFILE.read_text())
+            write_bytes(LAST_GOOD, LOCKFILE.read_bytes())
         yield

@@ -21,9 +21,9 @@ def main() -> None:
     if files.BENCH.exists():
         bench.append(samples.read(files.read_samples(files.BENCH), files.read_json(files.BENCH_PROVENANCE)))
     environment = files.read_environment()
-    report, figures = page.write(params, environment, comparison, results, benchmark, bench=bench)
     sizes = {problem: params.sizes(problem) for problem in params.implementations.values()}
     found = findings(benchmark, comparison, environment.device, sizes)
+    report, figures = page.write(params, environment, comparison, results, benchmark, found=found, bench=bench)
     for stale in files.FIGURES.glob("*.svg"):
         stale.unlink()
     for name, figure in figures.items():

@@ -157,6 +157,15 @@ def test_no_params_at_all(changed: Clone):
     assert results(changed) == before
 
 
+def test_too_little_memory_is_said(changed: Clone):
+    """Where the estimate of beforehand does not see a limit, as one of the shell's."""
+    before = results(changed)
+    changed.edit("params.yaml", "hidden: 8", "hidden: 8000000")
+    done = changed.run("bash", "-c", "ulimit -v 2000000; python -m stages.generate two_layer", succeeds=False)
+    assert "ERROR: there is not enough memory: Unable to allocate" in done.stderr
+    assert results(changed) == before
+
+
 def test_a_loss_that_diverges(changed: Clone):
     before = results(changed)
     changed.edit("params.yaml", "learning_rate: 0.05", "learning_rate: 1.0e+30")

@@ -256,6 +256,20 @@ def test_a_stage_that_dies_is_a_failed_run(clone: Clone, tmp_path: Path):
     assert "the loss is" in run.data.tags["error"]
 
 
+def test_what_a_killed_report_of_a_failure_left_is_ended_by_the_next(clone: Clone, tmp_path: Path):
+    store, params = tmp_path / "left.db", clone.params()
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    clone.run(*TRACK, env=environment)
+    clone.write_params(params | {"train": params["train"] | {"learning_rate": 1e30}})
+    clone.run(sys.executable, "-m", "stages.train", "numpy_arrays", succeeds=False, env=environment)
+    clone.write_params(params)
+    (failed,) = runs(store, "tags.role = 'failure'")
+    mlflow.MlflowClient().update_run(failed.info.run_id, "RUNNING")  # as if it had been killed before it ended it
+    clone.run(*TRACK, env=environment)
+    assert not [run for run in runs(store) if run.info.status == "RUNNING"]
+    assert children(store).keys() == TWO.keys()
+
+
 def test_a_terminated_stage_is_a_failed_run(clone: Clone, tmp_path: Path):
     store = tmp_path / "terminated.db"
     params = clone.params()

@@ -12,7 +12,7 @@ from conftest import HOST, LESSONS, REPOSITORY, TINY
 
 from pipeline.contract import Weights, load_implementation
 from pipeline.errors import UserError
-from pipeline.experiment import data, history, training
+from pipeline.experiment import data, history, progress, training
 from pipeline.experiment.certificate import certificate, table
 from pipeline.experiment.evaluation import evaluate
 from pipeline.experiment.outputs import outputs
@@ -112,6 +112,22 @@ def test_a_training_of_any_length_hears_of_its_progress_in_calls_of_bounded_size
         on_progress=lambda step, _: steps.append(step),
     )
     assert max(np.diff(steps)) == training.CALL_STEPS
+
+
+def test_progress_in_a_log_is_a_line_every_few_seconds_and_then_less_often(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    seconds = [0.0]
+    monkeypatch.setattr(progress, "now", lambda: seconds[0])
+    with progress.Progress(NUMPY, 100_000) as shown:
+        for step in range(0, 100_001, 100):  # 100 steps a second
+            seconds[0] = step / 100
+            shown.show(step, 0.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "numpy_arrays: step 500 of 100,000, loss 0.5, 100 steps/s, 17 min left"
+    assert lines[-1] == "numpy_arrays: step 100,000 of 100,000, loss 0.5, 100 steps/s"
+    assert lines[1].startswith("numpy_arrays: step 1,000 of")
+    assert 20 < len(lines) < 45
 
 
 def test_weights_that_are_not_the_trainings_are_refused(dataset: data.DataSet):

@@ -68,7 +68,6 @@ def _memory(params: Params) -> Iterator[Demand]:
             yield Demand(what, section, widths, sizes, partial(_weights, module))
         keys = ("test_examples", *layers)
         yield Demand("the test set in float64", f"data.{problem}", keys, data, partial(_test_set, module))
-
         yield Demand("a batch in float64", f"train.{problem}", ("batch_size",), training, partial(_batch, module))
         for section, sizes in cases:
             yield Demand("a batch in float64", section, ("batch_size", *layers), sizes, partial(_batch, module))

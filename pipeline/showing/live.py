@@ -27,6 +27,7 @@ def main(name: str) -> None:
         store.probe(uri)
         with store.lock():
             client, experiment = store.open_store(uri)
+            store.forget(uri)
         tags = tags_of(name, params.problem_of(name), params, files.read_environment()) | {"role": "live"}
         run_id = client.create_run(experiment, run_name=f"{name} (under way)", tags=tags).info.run_id
         open_end = True

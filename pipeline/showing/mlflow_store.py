@@ -190,6 +190,12 @@ def read_receipts() -> dict[str, Any]:
     return files.read_json(receipts()) if receipts().exists() else {}
 
 
+def forget(uri: str) -> None:
+    """Have the next `track` look at the store itself: a run that is about to be made may be left running by a kill."""
+    kept = {key: receipt for key, receipt in read_receipts().items() if key != uri}
+    files.write_json(receipts(), kept)
+
+
 def checkout() -> str:
     """A name for this checkout that stays the same from one container to the next."""
     path = ROOT / "mlruns" / ".checkout"

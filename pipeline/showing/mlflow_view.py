@@ -53,6 +53,7 @@ def record_failure(name: str, problem: str, params: Params, environment: Environ
     with store.lock(), store.warning(uri):
         store.probe(uri)
         client, experiment = store.open_store(uri)
+        store.forget(uri)
         tags = tags_of(name, problem, params, environment) | {"role": "failure", "error": error[:5000]}
         run = client.create_run(experiment, run_name=name, tags=tags)
         client.log_batch(run.info.run_id, params=_params(params))
@@ -67,28 +68,35 @@ def _send(uri: str, state: str, params: Params, results: dict[str, dict[str, Any
         # The lock is ours, so whoever was sending these is dead.
         client.set_terminated(run.info.run_id, "FAILED")
     parent = store.finished(client, experiment, f"tags.state = '{state}' and tags.role = 'pipeline'")
+    benchmark = samples.read(files.read_samples(), files.read_json(files.BENCHMARK_PROVENANCE))
     if parent is None:
-        parent = _send_parent(client, experiment, state, params, results)
+        parent = _send_parent(client, experiment, state, params, results, benchmark=benchmark)
     run_ids = [parent]
     for name, result in results.items():
         run_id = store.finished(
             client, experiment, f"tags.`mlflow.parentRunId` = '{parent}' and tags.implementation = '{name}'"
         )
-        run_ids.append(run_id or _send_result(experiment, parent, name, params, result))
+        run_ids.append(run_id or _send_result(experiment, parent, name, params, result, benchmark=benchmark))
     for run in client.search_runs([experiment], f"{mine} and tags.role = 'live'"):
         client.delete_run(run.info.run_id)  # what it showed under way is there as a result
     return experiment, run_ids
 
 
 def _send_parent(
-    client: Any, experiment: str, state: str, params: Params, results: Mapping[str, Mapping[str, Any]]
+    client: Any,
+    experiment: str,
+    state: str,
+    params: Params,
+    results: Mapping[str, Mapping[str, Any]],
+    *,
+    benchmark: samples.Benchmark,
 ) -> str:
     from mlflow.entities import Metric
 
     name = os.environ.get("DVC_EXP_NAME") or f"pipeline {state[:7]}"
     environment, comparison = files.read_environment(), files.read_json(files.COMPARISON)
     sizes = {problem: params.sizes(problem) for problem in params.implementations.values()}
-    found = findings(_benchmark(), comparison, environment.device, sizes)
+    found = findings(benchmark, comparison, environment.device, sizes)
     begin, end = notes.state_span([result["timing"] for result in results.values()], current_run())
     tags = _state_tags(params, environment) | {"state": state, "role": "pipeline"}
     tags |= notes.source("dvc repro", tags["git.commit"])
@@ -124,7 +132,9 @@ def _send_parent(
     return run_id
 
 
-def _send_result(experiment: str, parent: str, name: str, params: Params, result: dict[str, Any]) -> str:
+def _send_result(
+    experiment: str, parent: str, name: str, params: Params, result: dict[str, Any], *, benchmark: samples.Benchmark
+) -> str:
     import mlflow
     import numpy as np
     from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -138,7 +148,7 @@ def _send_result(experiment: str, parent: str, name: str, params: Params, result
     row = files.read_json(files.COMPARISON)["implementations"][name]
     begin, end = notes.training_span(timing)
     restored = timing["run_began"] != current_run()
-    case = _benchmark().at(problem, params.sizes(problem))
+    case = benchmark.at(problem, params.sizes(problem))
     tags = tags_of(name, problem, params, files.read_environment()) | {
         "mlflow.parentRunId": parent,
         **{f"md5.{path.stem}": store.md5(path) for path in _judged(name)},
@@ -211,10 +221,6 @@ def _judged(name: str) -> list[Path]:
     """What is bitwise reproducible of an implementation's results."""
     results = [files.result_file(name, file) for file in ("history.csv", "metrics.json", "evaluation.json")]
     return [files.weights_file(name), *results]
-
-
-def _benchmark() -> samples.Benchmark:
-    return samples.read(files.read_samples(), files.read_json(files.BENCHMARK_PROVENANCE))
 
 
 def _result(name: str, problem: str) -> dict[str, Any]:

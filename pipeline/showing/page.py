@@ -17,7 +17,7 @@ from pipeline.measuring.samples import LOWER_BOUND, Benchmark, Case
 from pipeline.params import Params
 from pipeline.showing import figures
 from pipeline.showing.figures import Result, Results
-from pipeline.showing.findings import break_even, findings, loops
+from pipeline.showing.findings import Finding, break_even, loops
 
 
 def write(
@@ -27,6 +27,7 @@ def write(
     results: Results,
     benchmark: Benchmark,
     *,
+    found: list[Finding],
     bench: list[Benchmark],
 ) -> tuple[str, dict[str, str]]:
     """The page, as HTML, and its figures as SVG files by name. `bench` is what `make bench` measured, if it was run."""
@@ -42,7 +43,7 @@ def write(
         environment=environment,
         comparison=comparison,
         benchmarked={**benchmark.provenance, "when": _when(benchmark.provenance), "doubt": benchmark.doubt},
-        findings=findings(benchmark, comparison, environment.device, sizes),
+        findings=found,
         rows=[
             _row(name, result, comparison, benchmark.at(result.problem, sizes[result.problem]), latest)
             for name, result in results.items()
