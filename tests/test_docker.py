@@ -6,6 +6,7 @@ import pty
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -143,6 +144,20 @@ def test_a_second_run_has_nothing_to_do(containers: Containers):
     ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
     assert set(ran) == {"environment", "track"}
     assert f"MLflow shows the current results: http://127.0.0.1:{containers.port}" in done.stdout
+
+
+@needs_engine
+def test_a_containers_run_again_in_a_container_and_on_the_host(containers: Containers, tmp_path: Path):
+    run_id = containers.runs()["numpy_arrays"].info.run_id
+    assert "bitwise identical" in containers.run("make", "reproduce", f"RUN={run_id}").stdout
+    (tmp_path / "gitconfig").write_text("[safe]\ndirectory = *\n")  # the checkout is another user's
+    trusting = {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig")}
+    containers.clone.run("git", "clone", "-q", str(containers.clone.path), str(tmp_path / "host"), env=trusting)
+    done = Clone(tmp_path / "host").run(
+        *[sys.executable, "-m", "stages.reproduce", run_id[:12]],
+        env={"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{containers.port}"},
+    )
+    assert "bitwise identical" in done.stdout
 
 
 @needs_engine

@@ -159,7 +159,7 @@ def _hardware(params: Params, then: Mapping[str, Any], checkout: Path) -> list[s
 
 
 def _repro(checkout: Path, targets: list[str]) -> None:
-    inherited = ("DVC_", "MLFLOW_", "PIPELINE_LOCK")
+    inherited = ("DVC_ROOT", "DVC_STAGE", "DVC_EXP", "MLFLOW_", "PIPELINE_LOCK")  # other runs', and another store's
     environment = {key: value for key, value in os.environ.items() if not key.startswith(inherited)}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "dvc", "repro", *targets],
