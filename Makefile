@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test test-benchmark test-faults check check-gpu reproduce ui bench bench-scale bench-gpu cpu gpu test-gpu-image audit lock
+.PHONY: help setup repro test test-benchmark test-faults check check-gpu reproduce export verify-export ui bench bench-scale bench-gpu cpu gpu test-gpu-image audit lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -43,6 +43,13 @@ reproduce:  ## a run again, from its id in MLflow, with a verdict: make reproduc
 	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
 	@python -m stages.reproduce $(RUN)
 
+export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/: make export RUN=…
+	@requirements/export.sh
+	@python -m stages.export run $(RUN)
+
+verify-export: setup  ## whether every file of what was exported is as it was: EXPORT=FOLDER, or all in exported/
+	@python -m stages.export verify $(EXPORT)
+
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
 	@python -m stages.ui $(PORT)
 
@@ -72,6 +79,6 @@ audit: setup  ## what is known against the locked packages, and an SBOM of each 
 	@requirements/audit.sh
 
 lock:  ## resolve requirements/*.in anew (needs uv)
-	cd requirements && for set in build cpu dev peers audit mlflow torch-cuda tensorflow-cuda; do \
+	cd requirements && for set in build cpu dev peers audit export mlflow torch-cuda tensorflow-cuda; do \
 	  uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --allow-unsafe --no-emit-package triton $$set.in -o $$set.txt || exit 1; done

@@ -9,7 +9,7 @@ if [[ ! -x .venv-audit/bin/cyclonedx-py ]]; then
 fi
 mkdir -p sbom
 status=0
-for set in build torch-cpu cpu dev peers mlflow torch-cuda tensorflow-cuda audit; do
+for set in build torch-cpu cpu dev peers mlflow torch-cuda tensorflow-cuda audit export; do
   .venv-audit/bin/cyclonedx-py requirements "requirements/$set.txt" --output-reproducible --short-PURLs -o "sbom/$set.json" || status=1
   echo "$set: $(grep -c '==' "requirements/$set.txt") packages, sbom/$set.json"
   # Each line of a set has its hash, so nothing is downloaded or built to find out what it is. PyPI knows torch without +cpu.

@@ -3,7 +3,6 @@
 python tests/browser.py URL FILE.png takes a picture for docs/: of a server's runs page, or of a report by its file URL.
 """
 
-import json
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+from pipeline.showing.mlflow_store import TRAINING
+
 FLAGS = [
     "headless",
     "no-sandbox",
@@ -25,11 +26,8 @@ FLAGS = [
     "disable-background-networking",
     "disable-component-update",
     "disable-sync",
-    "window-size=1500,740",
+    "window-size=1600,740",
 ]
-COLUMNS = ["tags.`device_name`", "metrics.`step_seconds_median`", "metrics.`test_loss`", "metrics.`test_r2`"]
-COLUMNS += ["metrics.`gradient_relative_error`", "metrics.`predictions_relative_difference`"]
-
 CLOSED = "[col-id*='Run Name'] button:has(path[d^='M7.25 7.25V4.5'])"  # the plus before a parent run
 
 
@@ -55,15 +53,10 @@ def chromium() -> Iterator[webdriver.Chrome]:
 def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, bytes]:
     """The text of the runs page and a picture of it, when all of `expected` stand there."""
     with chromium() as browser:
-        browser.get(f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning")
-        time.sleep(3)
-        # What a user would click: the columns, the parent's rows opened, the assistant's panel shut.
-        key = f'MLflowLocalStorage-1.1-ExperimentPage-["{experiment}"]-ReactComponentState'
-        state = json.loads(browser.execute_script("return localStorage.getItem(arguments[0])", key) or "{}")
-        state |= {"selectedColumns": COLUMNS}
-        browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, json.dumps(state))
+        browser.get(server)
+        # What a user would click: the assistant's panel shut, and below, the parent's rows opened.
         browser.execute_script("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
-        browser.refresh()
+        browser.get(f"{server}/#/experiments/{experiment}/runs?{TRAINING}")
         deadline, text = time.monotonic() + 40, ""
         while not all(name in text for name in expected):
             if time.monotonic() > deadline:

@@ -176,8 +176,8 @@ def test_kills_of_containers(clone: Clone):
     draw = random.Random(SEED)
     clone.run("dvc", "repro")
     before, files, lock = clone.digests(*ALIKE), names(clone), locked(clone)
-    in_time = 0
-    for number in range(max(1, KILLS // 5)):
+    in_time, kills = 0, max(1, KILLS // 5)
+    for number in range(kills):
         name = f"faults-{os.getpid()}-{number}"
         with container(clone, name) as process:
             delay = draw.uniform(0, 25)
@@ -186,7 +186,7 @@ def test_kills_of_containers(clone: Clone):
             in_time += process.poll() is None
             subprocess.run(["docker", "kill", name], capture_output=True, check=False)
         check(clone, before, files, lock, f"seed {SEED}, container {number + 1} after {delay:.2f} s")
-    print(f"seed {SEED}: {number + 1} containers killed, {in_time} of them in time")
+    print(f"seed {SEED}: {kills} containers killed, {in_time} of them in time")
 
 
 # The same faults, planted where they were found.

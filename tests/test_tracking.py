@@ -94,14 +94,17 @@ def test_a_run_for_each_implementation_below_a_parent(clone: Clone):
         assert tags["git.dirty"] == "true"  # params.yaml is changed
         assert tags["dvc.stage"] == f"train@{name}"
         assert tags["timing.restored"] == "false"
+        assert tags["parity"] == "passed"
         assert {"md5.data", "md5.environment", "md5.params", "timing.measured_at"} <= tags.keys()
         md5 = subprocess.run(["md5sum", clone.path / "params.yaml"], capture_output=True, text=True, check=True).stdout
         assert tags["md5.params"] == md5.split()[0]
         assert {
-            "test_loss",
-            "test_r2",
+            "held_out_loss",
+            "r2",
             "gradient_relative_error",
-            "step_seconds_median",
+            "step_microseconds",
+            "times_lower_bound",
+            "times_lower_bound_from",
             *(f"{line}_seconds" for line in TIME_BREAKDOWN),
         } <= metrics.keys()
         assert params["train.learning_rate"] == "0.05"
@@ -151,7 +154,7 @@ def test_a_model_that_passed_parity_is_registered_and_has_its_numbers(clone: Clo
         np.testing.assert_allclose(model.predict(inputs), load_problem(TWO[name]).predict(weights, *inputs.values()))
         assert run.outputs
         logged = client.get_logged_model(run.outputs.model_outputs[0].model_id)
-        assert {"test_loss", "test_r2"} <= {metric.key for metric in logged.metrics or []}
+        assert {"held_out_loss", "r2"} <= {metric.key for metric in logged.metrics or []}
 
 
 def test_the_training_set_with_a_true_digest(clone: Clone):

@@ -31,7 +31,24 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 EXPERIMENT = "seven-ways"
-TRAINING = "workflowType=machine_learning"  # the part of the UI that shows training runs
+# The part of the UI that shows training runs, and the columns of its page: the address names a tag of the experiment.
+TRAINING = "workflowType=machine_learning&viewStateShareKey=columns"
+COLUMNS = {
+    "attributes.`Duration`": 90,
+    "tags.`parity`": 90,
+    "metrics.`held_out_loss`": 120,
+    "metrics.`r2`": 90,
+    "metrics.`step_microseconds`": 150,
+    "metrics.`times_lower_bound`": 150,
+    "tags.`device_name`": 150,
+}
+VIEW = {
+    "mlflow.sharedViewState.columns": json.dumps(
+        {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "columnWidths": COLUMNS}
+    ),
+    # This version of MLflow's UI takes the kind from the address; others take it from the tag.
+    "mlflow.experimentKind": "custom_model_development",
+}
 REACH_SECONDS = 3.0  # how long a server may take to answer at all
 
 # `dvc exp run --temp` and `--queue` work in a copy of the project; DVC_ROOT names the original, where the store is.
@@ -59,11 +76,12 @@ def open_store(uri: str) -> tuple[Any, str]:
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
+        for key, value in VIEW.items():
+            if experiment.tags.get(key) != value:
+                client.set_experiment_tag(experiment.experiment_id, key, value)
         return client, experiment.experiment_id
     location = (ROOT / "mlruns").as_uri() if uri.startswith("sqlite:") else None
-    # This version of MLflow's UI takes the kind from the address; others take it from the tag.
-    tags = {"mlflow.experimentKind": "custom_model_development"}
-    return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
+    return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=VIEW)
 
 
 def address(uri: str, experiment: str) -> str:
@@ -82,8 +100,14 @@ def send_losses(client: Any, run_id: str, losses: Iterable[tuple[int, float]]) -
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
-def find(client: Any, experiment: str, beginning: str) -> Any:
-    """The run whose id begins so. Raises UserError when there is none, or more than one."""
+def find(beginning: str) -> tuple[Any, str, Any, Any]:
+    """A client, the experiment's id, the run whose id begins so, and the run of the state that it belongs to.
+
+    Raises UserError when there is none, or more than one.
+    """
+    uri = tracking_uri()
+    probe(uri)
+    client, experiment = open_store(uri)
     found, token = [], None
     while True:
         page = client.search_runs([experiment], max_results=1000, page_token=token)
@@ -95,7 +119,8 @@ def find(client: Any, experiment: str, beginning: str) -> Any:
         raise UserError(
             f"{len(found) or 'No'} runs of the store have an id that begins with {beginning}. Give more of it."
         )
-    return found[0]
+    (run,) = found
+    return client, experiment, run, client.get_run(run.data.tags.get("mlflow.parentRunId", run.info.run_id))
 
 
 def children(client: Any, parent: Any) -> list[Any]:
@@ -134,8 +159,8 @@ def shown(uri: str, state: str) -> bool:
     try:
         if uri.startswith("sqlite:"):
             with sqlite3.connect(f"file:{uri.removeprefix('sqlite:///')}?mode=ro", uri=True) as store:
-                active = store.execute("SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'")
-                return {run_id for (run_id,) in active}.issuperset(receipt["run_ids"])
+                query = "SELECT count(*) FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+                return all(store.execute(query, [run_id]).fetchone()[0] for run_id in receipt["run_ids"])
         if uri.startswith(("http://", "https://")):
             return all(_active(f"{uri}/api/2.0/mlflow/runs/get?run_id={run_id}") for run_id in receipt["run_ids"])
     except (sqlite3.Error, OSError):

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline import files
+from pipeline.checkout import LOCKFILE
 from pipeline.environment import Environment, framework_of
 from pipeline.measuring import samples
 from pipeline.params import PARAMS, Params
@@ -117,6 +118,7 @@ def _send_parent(
     for path in (
         PARAMS,
         files.ENVIRONMENT,
+        LOCKFILE,
         files.COMPARISON,
         files.BENCHMARK,
         files.BENCHMARK_PROVENANCE,
@@ -155,6 +157,7 @@ def _send_result(
         "mlflow.note.content": notes.of_result(name, timing, row, case, restored),
         **notes.source(f"stages/train.py {name}", timing["commit"].split()[0]),
         "role": "implementation",
+        "parity": f"breached: {', '.join(row['breaches'])}" if row["breaches"] else "passed",
         "device": timing["device"],
         "device_name": timing["device_name"],
         "timing.measured_at": timing["measured_at"],
@@ -166,7 +169,6 @@ def _send_result(
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment, start_time=begin, run_name=name, tags=tags).info.run_id
     with mlflow.start_run(run_id=run_id):
-        store.send_losses(client, run_id, zip(*files.read_history(name), strict=True))
         arrays = _training_set(problem)
         dataset = from_numpy(
             {key: array for key, array in arrays.items() if key != "y"},
@@ -180,7 +182,7 @@ def _send_result(
             client.log_artifact(run_id, str(path))
         inputs = [TensorSpec(array.dtype, (-1, *array.shape[1:]), key) for key, array in arrays.items() if key != "y"]
         outputs = [TensorSpec(np.dtype(np.float64), (-1, *arrays["y"].shape[1:]))]
-        with _code() as code:
+        with _code(problem) as code:
             model = mlflow.pyfunc.log_model(
                 name=name,
                 python_model="pipeline/showing/served_model.py",
@@ -191,10 +193,10 @@ def _send_result(
                 signature=ModelSignature(Schema(inputs), Schema(outputs)),  # pyright: ignore[reportArgumentType]
                 pip_requirements=[f"{package}=={_version(package)}" for package in ("mlflow", "numpy", "safetensors")],
             )
+        # After the model, which MLflow would read all of them back for.
+        store.send_losses(client, run_id, zip(*files.read_history(name), strict=True))
         # With the model and the data set, so that their pages show the numbers too.
-        numbers = {key: value for key, value in (timing | evaluation).items() if type(value) in (int, float)}
-        if case and (multiple := case.multiple(name)):
-            numbers["times_lower_bound"] = multiple.value
+        numbers = notes.numbers(timing | evaluation, case.multiple(name) if case and name in case.seconds else None)
         whose = {"model_id": model.model_id, "dataset_name": problem, "dataset_digest": dataset.digest}
         metrics = [Metric(key, float(value), end, 0, run_id=run_id, **whose) for key, value in numbers.items()]
         client.log_batch(run_id, metrics=metrics, params=_params(params))
@@ -205,15 +207,13 @@ def _send_result(
 
 
 @contextmanager
-def _code() -> Iterator[str]:
-    """A copy of the folder pipeline/ without what git ignores: that may be anything, and is nobody else's."""
-    listed = git("ls-files", "--cached", "--others", "--exclude-standard", "pipeline")
-    paths = Path("pipeline").rglob("*.py") if listed in ("", "unknown") else map(Path, listed.splitlines())
+def _code(problem: str) -> Iterator[str]:
+    """A copy of what of pipeline/ it takes to predict."""
     with TemporaryDirectory() as folder:
-        for path in paths:
-            if path.is_file():
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, folder / path)
+        for file in ("__init__.py", "contract.py", "problems/__init__.py", f"problems/{problem}.py"):
+            path = Path(folder, "pipeline", file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path("pipeline", file), path)
         yield str(Path(folder, "pipeline"))
 
 

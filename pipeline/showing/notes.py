@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pipeline.experiment.certificate import table
+from pipeline.measuring.intervals import Estimate
 from pipeline.measuring.samples import Case
 from pipeline.showing.findings import Finding
 
@@ -28,6 +29,17 @@ def state_span(timings: Sequence[Mapping[str, Any]], run_began: str | None) -> t
 def source(name: str, commit: str) -> dict[str, str]:
     """The tags that MLflow shows as Source and Version."""
     return {"mlflow.source.name": name, "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": commit}
+
+
+def numbers(measured: Mapping[str, Any], multiple: Estimate | None) -> dict[str, float]:
+    """The metrics of an implementation's run: those that are compared most under the names that the report has."""
+    names = {"test_loss": "held_out_loss", "test_r2": "r2", "step_seconds_median": "step_microseconds"}
+    found = {names.get(key, key): value for key, value in measured.items() if type(value) in (int, float)}
+    found["step_microseconds"] = round(1e6 * found["step_microseconds"], 2)
+    if multiple:
+        keys = ("times_lower_bound", "times_lower_bound_from", "times_lower_bound_to")
+        found |= {key: round(number, 3) for key, number in zip(keys, multiple, strict=True)}
+    return found
 
 
 def of_result(name: str, timing: Mapping[str, Any], row: Mapping[str, Any], case: Case | None, restored: bool) -> str:

@@ -11,8 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager
+from collections.abc import Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,13 +73,9 @@ def changes() -> bytes | None:
 
 def reproduce(beginning: str) -> Verdict:
     """Run again what the run of this id, or its unique beginning, ran."""
-    uri = store.tracking_uri()
-    store.probe(uri)
-    client, experiment = store.open_store(uri)
-    run = store.find(client, experiment, beginning)
-    parent = client.get_run(run.data.tags.get("mlflow.parentRunId", run.info.run_id))
+    client, experiment, run, parent = store.find(beginning)
     try:
-        with _folder(run.info.run_id) as folder:
+        with files.scratch(FOLDER / run.info.run_id) as folder:
             verdict = _again(client, run, parent, folder)
     except CannotError as error:
         verdict = Verdict(run.info.run_id, CANNOT, str(error), [])
@@ -99,30 +95,29 @@ def table(verdict: Verdict) -> str:
     return "\n".join([*(lines if verdict.rows else []), "", f"{verdict.verdict}: {verdict.reason}"])
 
 
-@contextmanager
-def _folder(run_id: str) -> Iterator[Path]:
-    folder = FOLDER / run_id
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def check_out(client: Any, parent: Any, folder: Path) -> Path:
+    """The code that a state was made with, its commit and what differed from that, in a clone below `folder`.
 
-
-def _again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
+    Raises CannotError on what is missing.
+    """
     tags = parent.data.tags
     if tags.get("reproducible", "yes") != "yes":
         raise CannotError(tags["reproducible"])
     commit = tags["git.commit"]
     if subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True, check=False).returncode:
         raise CannotError(f"the commit {commit} is not in this clone. Fetch it: git fetch origin {commit}")
-    then, checkout = folder / "then", folder / "checkout"
-    _download(client, parent.info.run_id, [PATCH, "environment.json"], then)
+    checkout = folder / "checkout"
+    download(client, parent.info.run_id, [PATCH], folder)
     _git("clone", "--quiet", "--shared", "--no-checkout", ".", str(checkout))
     _git("-C", str(checkout), "checkout", "--quiet", commit)
-    if (then / PATCH).stat().st_size:
-        _git("-C", str(checkout), "apply", "--binary", str((then / PATCH).resolve()))
+    if (folder / PATCH).stat().st_size:
+        _git("-C", str(checkout), "apply", "--binary", str((folder / PATCH).resolve()))
+    return checkout
+
+
+def _again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
+    then, checkout = folder / "then", check_out(client, parent, folder)
+    download(client, parent.info.run_id, ["environment.json"], then)
     environment = files.read_json(then / "environment.json")
     with chdir(checkout):  # whose lessons they name
         params = load_params()
@@ -175,7 +170,7 @@ def _repro(checkout: Path, targets: list[str]) -> None:
 def _compare(client: Any, child: Any, params: Params, then: Path, checkout: Path) -> tuple[list[Row], float]:
     """A row for everything that is compared, and the largest difference, in units of what parity tolerates."""
     name, problem = child.data.tags["implementation"], child.data.tags["problem"]
-    _download(client, child.info.run_id, ["outputs.safetensors", "timing.json"], then)
+    download(client, child.info.run_id, ["outputs.safetensors", "timing.json"], then)
     rows = []
     for what, path in {
         "data": files.data_folder(problem) / "manifest.json",
@@ -204,7 +199,8 @@ def _compare(client: Any, child: Any, params: Params, then: Path, checkout: Path
     return rows, max(curve / tolerances.loss_curve, predictions / tolerances.predictions)
 
 
-def _download(client: Any, run_id: str, paths: list[str], folder: Path) -> None:
+def download(client: Any, run_id: str, paths: list[str], folder: Path) -> None:
+    """Artifacts of a run. Raises CannotError when one is gone."""
     folder.mkdir(parents=True, exist_ok=True)
     there = {each.path for each in client.list_artifacts(run_id)}
     for path in paths:
