@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test test-benchmark test-faults check check-gpu reproduce export verify-export ui bench bench-scale bench-gpu cpu gpu test-gpu-image audit lock
+.PHONY: help setup repro test test-benchmark test-faults check check-gpu reproduce export verify-export ui bench bench-scale bench-gpu cpu gpu test-gpu-image audit check-platforms lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -78,7 +78,12 @@ test-gpu-image:  ## build the gpu image and try it where there is no GPU (12 GB)
 audit: setup  ## what is known against the locked packages, and an SBOM of each set in sbom/ (asks PyPI)
 	@requirements/audit.sh
 
-lock:  ## resolve requirements/*.in anew (needs uv)
-	cd requirements && for set in build cpu dev peers audit export mlflow torch-cuda tensorflow-cuda; do \
-	  uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
-	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --allow-unsafe --no-emit-package triton $$set.in -o $$set.txt || exit 1; done
+check-platforms:  ## whether the locked packages are there for Linux and macOS on 64-bit ARM
+	@requirements/platforms.sh
+
+lock:  ## resolve requirements/*.in anew
+	uv=$$(requirements/uv.sh) && cd requirements && compile() { \
+	  "$$uv" pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	    --python-version 3.11 --allow-unsafe --no-emit-package triton "$$1.in" -o "$$1.txt" $$2; } && \
+	for set in uv build cpu dev peers audit export mlflow; do compile $$set --universal || exit 1; done && \
+	for set in torch-cuda tensorflow-cuda; do compile $$set "--python-platform x86_64-manylinux_2_28" || exit 1; done

@@ -23,11 +23,14 @@ else
     is_311 "$candidate" && { PYTHON=$candidate; break; }
   done
 fi
-if [[ -z ${PYTHON:-} ]] && command -v uv >/dev/null; then
-  PYTHON=$(uv python find --no-project 3.11 2>/dev/null || { uv python install -q 3.11 && uv python find --no-project 3.11; }) || PYTHON=
+if [[ -z ${PYTHON:-} ]]; then
+  # Another Python is no reason to turn anybody away: uv, itself from PyPI with a hash, brings a 3.11 into .venv-uv.
+  say "no Python 3.11 found (looked for python3.11, python3 and python): uv gets one"
+  export UV_PYTHON_INSTALL_DIR=$PWD/.venv-uv/python UV_NO_CONFIG=1
+  PYTHON=$(uv=$(requirements/uv.sh) && "$uv" python install -q --no-bin 3.11 && "$uv" python find --no-project --managed-python 3.11) || PYTHON=
 fi
 if [[ -z ${PYTHON:-} ]]; then
-  say "no Python 3.11 found (looked for python3.11, python3, python and uv). Install one, or name it: make setup PYTHON=/path/to/python3.11. $instead"
+  say "that failed, as is said above. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11. $instead"
   exit 1
 fi
 

@@ -19,7 +19,7 @@ from threading import Thread
 import mlflow
 import numpy as np
 import pytest
-from conftest import Clone
+from conftest import Clone, outside_variables
 from mlflow.entities import Run
 
 from pipeline.array_files import read_arrays
@@ -155,6 +155,28 @@ def test_a_model_that_passed_parity_is_registered_and_has_its_numbers(clone: Clo
         assert run.outputs
         logged = client.get_logged_model(run.outputs.model_outputs[0].model_id)
         assert {"held_out_loss", "r2"} <= {metric.key for metric in logged.metrics or []}
+
+
+@pytest.mark.faults
+def test_a_clean_environment_with_the_recorded_requirements_predicts(clone: Clone, tmp_path: Path):
+    mlflow.set_tracking_uri(f"sqlite:///{clone.path / 'mlflow.db'}")
+    requirements = mlflow.pyfunc.get_model_dependencies("models:/torch_loop@parity-passed")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", requirements], check=True)
+    predict = """
+import sys, mlflow, numpy as np
+model = mlflow.pyfunc.load_model("models:/torch_loop@parity-passed")
+folder = sys.argv[1]
+np.save(sys.argv[2], model.predict({key: np.load(f"{folder}/test_{key}.npy") for key in ("x", "lengths")}))
+"""
+    found = tmp_path / "predictions.npy"
+    environment = outside_variables() | {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    command = [python, "-I", "-c", predict, clone.path / "data/recurrent", found]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    weights = read_arrays(clone.path / "models/torch_loop/weights.safetensors")
+    inputs = [np.load(clone.path / f"data/recurrent/test_{key}.npy") for key in ("x", "lengths")]
+    np.testing.assert_allclose(np.load(found), load_problem("recurrent").predict(weights, *inputs))
 
 
 def test_the_training_set_with_a_true_digest(clone: Clone):
