@@ -26,7 +26,7 @@ FLAGS = [
     "disable-background-networking",
     "disable-component-update",
     "disable-sync",
-    "window-size=1600,740",
+    "window-size=1600,900",
 ]
 CLOSED = "[col-id*='Run Name'] button:has(path[d^='M7.25 7.25V4.5'])"  # the plus before a parent run
 
@@ -55,8 +55,10 @@ def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, 
     with chromium() as browser:
         browser.get(server)
         # What a user would click: the assistant's panel shut, and below, the parent's rows opened.
+        browser.execute_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
         browser.execute_script("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
         browser.get(f"{server}/#/experiments/{experiment}/runs?{TRAINING}")
+        browser.refresh()  # what differs after the # alone loads nothing
         deadline, text = time.monotonic() + 40, ""
         while not all(name in text for name in expected):
             if time.monotonic() > deadline:
@@ -65,6 +67,7 @@ def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, 
                 parent.click()
             time.sleep(0.5)
             text = browser.find_element(By.TAG_NAME, "body").text
+        browser.execute_script("document.querySelector('.ag-body-viewport').scrollTop = 0")
         time.sleep(1)
         return text, browser.get_screenshot_as_png()
 

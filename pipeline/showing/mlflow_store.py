@@ -140,6 +140,9 @@ def register(client: Any, name: str, model_id: str, run_id: str) -> None:
             raise
     version = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
     client.set_registered_model_alias(name, "parity-passed", version.version)
+    # What the model's own page takes it from, and MLflow sets in its fluent interface alone.
+    tag = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": tag})
 
 
 def finished(client: Any, experiment: str, query: str) -> str | None:

@@ -1,0 +1,158 @@
+"""README's commands, in its order, in a fresh clone, as a new user would run them: one that was renamed fails here."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from conftest import REPOSITORY, Clone, outside_variables
+
+from pipeline.experiment.certificate import table
+
+README = (REPOSITORY / "README.md").read_text()
+# What takes many minutes, a GPU or an advisory service, and is run elsewhere: only whether there is such a command.
+LONG = {
+    "make bench",
+    "make bench-scale",
+    "make bench-gpu",
+    "make test",
+    "make test-benchmark",
+    "make test-faults",
+    "make check",
+    "make check-gpu",
+    "make audit",
+    "make check-platforms",
+}
+ENVIRONMENT = Path(sys.prefix)
+
+
+def blocks(language: str) -> list[list[str]]:
+    return [block.splitlines() for block in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)]
+
+
+def commands() -> list[str]:
+    return [line.split("  #")[0].split("\t#")[0].strip() for block in blocks("sh") for line in block]
+
+
+def test_the_certificate_is_that_of_the_committed_results():
+    comparison = json.loads((REPOSITORY / "docs/results/comparison.json").read_text())
+    assert [line.rstrip() for line in blocks("text")[0]] == [line.rstrip() for line in table(comparison).splitlines()]
+
+
+def test_every_file_that_it_names_is_there():
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
+    assert links
+    assert not [link for link in links if not link.startswith("https:") and not (REPOSITORY / link).exists()]
+
+
+@pytest.fixture(scope="module")
+def clone(make_clone: Callable[..., Clone]) -> Clone:
+    """A fresh clone with small params, whose .venv and .venv-export are those that are here already."""
+    clone = make_clone("numpy_arrays", "torch_loop")
+    subprocess.run([REPOSITORY / "requirements/export.sh"], check=True)
+    for name, target in {".venv": ENVIRONMENT, ".venv-export": REPOSITORY / ".venv-export"}.items():
+        (clone.path / name).symlink_to(target)
+    with (clone.path / ".git/info/exclude").open("a") as file:
+        file.write("/.venv\n/.venv-export\n")
+    clone.run("git", "config", "user.name", "test")
+    clone.run("git", "config", "user.email", "test@localhost")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def shell(clone: Clone) -> Callable[[str], str]:
+    """Runs a line as it stands, and returns what it prints."""
+    outside = outside_variables() | {
+        "EDITOR": "true",
+        "PORT": "5077",
+        "PATH": f"{ENVIRONMENT}/bin:{os.environ['PATH']}",
+    }
+
+    def run(line: str) -> str:
+        command = ["bash", "-c", line]
+        done = subprocess.run(
+            command, cwd=clone.path, env=outside, capture_output=True, text=True, check=False, timeout=600
+        )
+        assert done.returncode == 0, f"{line}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+def newest(clone: Clone) -> str:
+    mlflow.set_tracking_uri(f"sqlite:///{clone.path / 'mlflow.db'}")
+    runs = mlflow.search_runs(experiment_names=["seven-ways"], filter_string="tags.role = 'pipeline'")
+    return runs["run_id"].iloc[0]
+
+
+def start(clone: Clone, line: str) -> None:
+    """A server, until it answers: the address that it prints is where it is."""
+    environment = outside_variables() | {"PORT": "5077"}
+    with subprocess.Popen(
+        ["bash", "-c", line], cwd=clone.path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout
+            address = process.stdout.readline().split()[0]
+            server = address.split("/#/")[0]
+            for _ in range(60):
+                try:
+                    assert urllib.request.urlopen(f"{server}/health", timeout=1).status == 200
+                    break
+                except OSError:
+                    time.sleep(1)
+            else:
+                raise TimeoutError(f"nothing answers at {server}")
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+
+
+def is_a_target(line: str) -> bool:
+    command = ["make", "-n", *line.split()[1:]]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 0
+
+
+def check_container(line: str) -> None:
+    """Containers are run by test_docker.py: whether the service and what it is to run are there."""
+    services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
+    words = [word for word in line.split()[2:] if not word.startswith("-")]
+    assert words[0] in ("run", "up")
+    assert words[1] in services, f"{line}: compose.yaml has no service {words[1]}"
+    if words[2:3] == ["make"]:
+        assert is_a_target(" ".join(words[2:])), line
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred")
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not (ENVIRONMENT / "requirements.sha256").exists(), reason="there is no .venv, as in a container")
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_its_commands(clone: Clone, shell: Callable[[str], str]):
+    said = {}
+    for line in commands():
+        if line.startswith("docker compose"):
+            check_container(line)
+        elif line in LONG:
+            assert is_a_target(line), f"there is no `{line}`"
+        elif line == "make ui":
+            start(clone, line)
+        else:
+            said[line] = shell(line.replace("ID", newest(clone)) if "ID" in line else line)
+    assert "numpy_arrays" in said["make repro"]
+    assert "torch_loop" in said["make repro"]
+    diff = said["dvc exp diff HEAD half"]
+    for line in blocks("text")[1]:
+        for word in line.split()[:2]:
+            assert word in (*diff.split(), "…"), f"`dvc exp diff HEAD half` no longer prints {word}: {diff}"
+    assert "bitwise identical" in said["make reproduce RUN=ID"]
+    assert "is as it was exported" in said["make verify-export"]
