@@ -5,7 +5,9 @@
 PORT ?= 5000
 # A remote's address may carry a password, which is nothing for an image's label.
 labels = SOURCE=$$(git config remote.origin.url | sed 's|//[^/@]*@|//|') REVISION=$$(git rev-parse HEAD)
+ifndef IMAGE_DIGEST  # an image has its own; the checkout's is the host's
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+endif
 export MLFLOW_DISABLE_TELEMETRY := true
 
 help:  ## this list

@@ -46,6 +46,11 @@ class Containers:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.env = {"COMPOSE_PROJECT_NAME": PROJECT, "MLFLOW_PORT": str(self.port)}
+        # As on most users' machines: the host's environment is there too, and its Python does not run in an image.
+        host = clone.path / ".venv/bin/python"
+        host.parent.mkdir(parents=True)
+        host.write_text("#!/bin/false\n")
+        host.chmod(0o755)
         subprocess.run(["chown", "-R", f"{UID}:{UID}", clone.path], check=True)
 
     def run(

@@ -116,6 +116,9 @@ def test_what_cannot_be_reproduced(clone: Clone, server: str, tmp_path: Path):
         sys.executable, "-m", "stages.reproduce", "zzz", succeeds=False, env={"MLFLOW_TRACKING_URI": server}
     )
     assert done.stderr == "ERROR: No runs of the store have an id that begins with zzz. Give more of it.\n"
+    nobody = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = clone.run(sys.executable, "-m", "stages.reproduce", "zzz", succeeds=False, env=nobody)
+    assert "MLflow at http://127.0.0.1:9 cannot be read" in done.stderr
     client = mlflow.MlflowClient(server)
     parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]
     client.set_tag(parent, "reproducible", "what differs from its commit are 9,000,000 bytes")

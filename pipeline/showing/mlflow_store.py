@@ -103,11 +103,16 @@ def send_losses(client: Any, run_id: str, losses: Iterable[tuple[int, float]]) -
 def find(beginning: str) -> tuple[Any, str, Any, Any]:
     """A client, the experiment's id, the run whose id begins so, and the run of the state that it belongs to.
 
-    Raises UserError when there is none, or more than one.
+    Raises UserError when there is none, or more than one, or the store cannot be reached.
     """
+    from mlflow.exceptions import MlflowException
+
     uri = tracking_uri()
-    probe(uri)
-    client, experiment = open_store(uri)
+    try:
+        probe(uri)
+        client, experiment = open_store(uri)
+    except (OSError, MlflowException) as error:
+        raise UserError(f"MLflow at {uri} cannot be read ({error}). Start it, or set MLFLOW_TRACKING_URI.") from None
     found, token = [], None
     while True:
         page = client.search_runs([experiment], max_results=1000, page_token=token)
