@@ -31,6 +31,9 @@ from pipeline.showing.reproduce import LARGEST_PATCH, PATCH, changes
 
 def show_results(params: Params) -> None:
     """Make the store show the current result of every implementation."""
+    if "PIPELINE_SWEEP" in os.environ:
+        print("MLflow is told by the sweep, when this has come home")
+        return
     uri = store.tracking_uri()
     results = {name: _result(name, problem) for name, problem in params.implementations.items()}
     state = _state(params, results)
@@ -50,6 +53,8 @@ def show_results(params: Params) -> None:
 
 def record_failure(name: str, problem: str, params: Params, environment: Environment, error: str) -> None:
     """Show a training that failed or was interrupted as a run marked failed."""
+    if "PIPELINE_SWEEP" in os.environ:
+        return  # the sweep does
     uri = store.tracking_uri()
     with store.lock(), store.warning(uri):
         store.probe(uri)
@@ -58,6 +63,18 @@ def record_failure(name: str, problem: str, params: Params, environment: Environ
         tags = tags_of(name, problem, params, environment) | {"role": "failure", "error": error[:5000]}
         run = client.create_run(experiment, run_name=name, tags=tags)
         client.log_batch(run.info.run_id, params=_params(params))
+        client.set_terminated(run.info.run_id, "FAILED")
+
+
+def record_failed_experiment(name: str, error: str) -> None:
+    """Show an experiment of a sweep that failed as a run marked failed."""
+    uri = store.tracking_uri()
+    with store.lock(), store.warning(uri):
+        store.probe(uri)
+        client, experiment = store.open_store(uri)
+        store.forget(uri)
+        tags = {"role": "failure", "error": error[:5000], "dvc.experiment": name, "checkout": store.checkout()}
+        run = client.create_run(experiment, run_name=name, tags=tags)
         client.set_terminated(run.info.run_id, "FAILED")
 
 
