@@ -53,11 +53,7 @@ export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/
 	@requirements/export.sh
 	@python -m stages.export run $(RUN)
 
-verify-sweep:  ## the queued experiments side by side, here or on the cluster RAY_ADDRESS names; SHARE=N: N CPUs each
-	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
-	@python -m stages.sweep $(SHARE)
-
-export: setup  ## whether every file of what was exported is as it was: EXPORT=FOLDER, or all in exported/
+verify-export: setup  ## whether every file of what was exported is as it was: EXPORT=FOLDER, or all in exported/
 	@python -m stages.export verify $(EXPORT)
 
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)

@@ -111,7 +111,7 @@ class Parity(Section):
 
 
 class Benchmark(Section):
-    processes: Annotated[int, Field(ge=2, le=1000)]
+    processes: Literal[0] | Annotated[int, Field(ge=2, le=1000)]
     rounds: Annotated[int, Field(ge=1, le=1000)]
     turn_seconds: Annotated[PositiveFloat, Field(le=3600)]
     two_layer: Annotated[list[TwoLayerCase], Field(min_length=1)]

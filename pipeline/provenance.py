@@ -1,6 +1,7 @@
 """What a measurement was taken on, when, from which commit, and what else the machine was doing: the one place that
 says so, for a training's timing as for a benchmark."""
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -29,7 +30,8 @@ def provenance(environment: Environment, device: str, device_name: str) -> dict[
         "versions": environment.versions,
         "variables": _blas_variables(),
         "measured_at": now,
-        "measured_on": platform.node(),
+        # In a sweep with SHARE others ran beside it.
+        "measured_on": platform.node() + ", shared" * (os.environ.get("PIPELINE_SWEEP") == "shared"),
         "run_began": current_run() or now,
         "commit": git("rev-parse", "HEAD") + ("" if changed in ("", "unknown") else " with changes"),
     }

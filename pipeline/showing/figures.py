@@ -89,7 +89,7 @@ def _figures(
     figures = {f"loss_{problem}": _loss(_of(results, problem)) for problem in training_sizes}
     figures["time_breakdown"] = _time_breakdown(results)
     two_layer, cases = _of(results, "two_layer"), benchmark.of("two_layer")
-    if two_layer:
+    if two_layer and cases:
         figures["step_time"] = _step_times(two_layer, cases)
         if speed_ups := _speed_ups(two_layer, cases):
             figures["speed_up"] = speed_ups
@@ -99,8 +99,8 @@ def _figures(
         if (case := benchmark.at(result.problem, training_sizes[result.problem])) and break_even(case, name)
     }:
         figures["break_even"] = _break_even(graphs)
-    if recurrent := _of(results, "recurrent"):
-        figures["loops"] = _loops(recurrent, benchmark.of("recurrent"))
+    if (recurrent := _of(results, "recurrent")) and (cases := benchmark.of("recurrent")):
+        figures["loops"] = _loops(recurrent, cases)
     return figures
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 # One for all experiments of a node: what several share, such as the data, is made once.
 NODE = Path(tempfile.gettempdir(), f"seven-ways-sweep-{os.getuid()}")
-INHERITED = ("DVC_", "MLFLOW_", "PIPELINE_", "OMP_", "CUDA_DEVICE_ORDER")
+INHERITED = ("DVC_ROOT", "DVC_STAGE", "DVC_EXP", "MLFLOW_", "PIPELINE_", "OMP_")
 LIBC_PR_SET_PDEATHSIG = 1
 
 
@@ -58,10 +58,12 @@ def run(task: Task, bundle: bytes, say: Callable[[str], Any]) -> Outcome:
     NODE.mkdir(exist_ok=True)
     with _clone(task, bundle) as clone, _cpus(task.cpus):
         environment = {key: value for key, value in os.environ.items() if not key.startswith(INHERITED)}
-        environment |= {"PIPELINE_SWEEP": node, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment |= {"PIPELINE_SWEEP": "shared" if task.cpus else "alone", "MLFLOW_DISABLE_TELEMETRY": "true"}
         if not task.gpu:
             environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves every GPU to a task that asked for none
-        log = _dvc(clone, task.name, environment, lambda line: say(f"{task.name}: {line} on {node}"))
+        # Beside others nothing can be timed, so there is no benchmark then.
+        command = ["exp", "run", "--name", task.name, *(["-S", "benchmark.processes=0"] if task.cpus else [])]
+        log = _dvc(clone, command, environment, lambda line: say(f"{task.name}, {node}: {line}"))
         ref = f"refs/exps/{task.baseline[:2]}/{task.baseline[2:]}/{task.name}"
         if not _git(clone, "for-each-ref", ref):
             return Outcome(task.name, False, node, time.monotonic() - start, log)
@@ -71,12 +73,11 @@ def run(task: Task, bundle: bytes, say: Callable[[str], Any]) -> Outcome:
         return Outcome(task.name, True, node, time.monotonic() - start, log, files[0], objects, files[1])
 
 
-def _dvc(clone: Path, name: str, environment: dict[str, str], say: Callable[[str], Any]) -> str:
-    """Run the experiment, say which stage it is at, and return all that it printed."""
-    command = [Path(sys.prefix, "bin/dvc"), "exp", "run", "--name", name]
+def _dvc(clone: Path, command: list[str], environment: dict[str, str], say: Callable[[str], Any]) -> str:
+    """Run the experiment, say which stage it is at and how the losses are, and return all that it printed."""
     lines = []
     with subprocess.Popen(
-        command,
+        [Path(sys.prefix, "bin/dvc"), *command],
         cwd=clone,
         env=environment | {"PATH": f"{sys.prefix}/bin:{environment['PATH']}"},
         stdout=subprocess.PIPE,
@@ -89,6 +90,8 @@ def _dvc(clone: Path, name: str, environment: dict[str, str], say: Callable[[str
             lines.append(line)
             if line.startswith("Running stage '"):
                 say(line.split("'")[1])
+            elif ": step " in line:
+                say(line.strip())
     return "".join(lines)
 
 

@@ -32,9 +32,10 @@ def sweep(cpus: int) -> bool:
         return deliver()
     start, failed, done = time.monotonic(), 0, 0
     with _cluster(cpus) as ray:
-        pending = _submit(ray, experiments, cpus)
+        board = _board(ray)
+        pending = _submit(ray, experiments, cpus, board)
         try:
-            for experiment, outcome in _outcomes(ray, pending):
+            for experiment, outcome in _outcomes(ray, pending, board):
                 done += 1
                 arrived = _take_in(experiment, outcome)
                 failed += not arrived
@@ -77,30 +78,46 @@ def _fail(experiment: Queued, sentence: str, where: str) -> bool:
     return False
 
 
-def _submit(ray: Any, experiments: list[Queued], cpus: int) -> dict[Any, Queued]:
+def _submit(ray: Any, experiments: list[Queued], cpus: int, board: Any) -> dict[Any, Queued]:
     LOGS.mkdir(parents=True, exist_ok=True)
     gpu = ray.cluster_resources().get("GPU", 0) >= 1
     takes = {"num_cpus": cpus} if cpus else {"num_cpus": 0, "resources": {WHOLE: 1}}
     task = ray.remote(**takes, num_gpus=int(gpu), max_retries=3)(node.run)
     bundle, there = ray.put(queue.bundle(experiments)), arrival.objects_here()
-    say = _board(ray)
+    say = board.say.remote
     return {task.remote(node.Task(*each, there, cpus, gpu), bundle, say): each for each in experiments}
 
 
 def _board(ray: Any) -> Any:
-    """What a task says to the terminal here: a function that can be sent along."""
+    """Where tasks say how far they are, until it is read here."""
 
     class Board:
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
         def say(self, line: str) -> None:
-            print(line, flush=True)
+            self.lines.append(line)
 
-    return ray.remote(num_cpus=0)(Board).remote().say.remote
+        def take(self) -> list[str]:
+            lines, self.lines = self.lines, []
+            return lines
+
+    # Here, where the sweep itself is, whatever becomes of other nodes.
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
 
 
-def _outcomes(ray: Any, pending: dict[Any, Queued]) -> Iterator[tuple[Queued, node.Outcome | Exception]]:
+def _outcomes(ray: Any, pending: dict[Any, Queued], board: Any) -> Iterator[tuple[Queued, node.Outcome | Exception]]:
     """Each as it ends; one at a time is held here."""
     while pending:
-        (ended,), _ = ray.wait(list(pending), num_returns=1)
+        ended, _ = ray.wait(list(pending), num_returns=1, timeout=1)
+        for line in ray.get(board.take.remote()):
+            print(line, flush=True)
+        if not ended:
+            continue
+        (ended,) = ended
         experiment = pending.pop(ended)
         try:
             yield experiment, node.Outcome(*ray.get(ended))
@@ -112,13 +129,23 @@ def _outcomes(ray: Any, pending: dict[Any, Queued]) -> Iterator[tuple[Queued, no
 def _cluster(cpus: int) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
+    import ray.util.scheduling_strategies
     from ray import cloudpickle
 
     address = os.environ.get("RAY_ADDRESS")
     options = {} if address else {"num_cpus": len(os.sched_getaffinity(0)), "resources": {WHOLE: 1}}
+    options |= {} if address else {"include_dashboard": False}
+    joined = False
     try:
-        ray.init(address or "local", include_dashboard=None if address else False, configure_logging=False, **options)
-    except (ConnectionError, ValueError) as error:
+        try:
+            ray.init(address or "local", configure_logging=False, **options)
+        except (
+            ConnectionError,
+            RuntimeError,
+        ):  # no node of the cluster is on this machine: it becomes one, which runs nothing
+            joined = _join(address)
+            ray.init(address, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address} ({error}).") from None
     try:
         cloudpickle.register_pickle_by_value(node)  # a node needs no checkout
@@ -130,6 +157,13 @@ def _cluster(cpus: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        if joined:
+            subprocess.run([Path(sys.prefix, "bin/ray"), "stop"], check=False, capture_output=True)
+
+
+def _join(address: str | None) -> bool:
+    command = [Path(sys.prefix, "bin/ray"), "start", "--address", str(address), "--num-cpus", "0"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def deliver() -> bool:

@@ -1,0 +1,219 @@
+"""A sweep, with real processes: what is queued comes home once, whatever is killed, as a serial run would leave it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import Clone, outside_variables
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred"),
+]
+
+NUMPY = "numpy_arrays"
+BIN = Path(sys.executable).parent
+WEIGHTS = f"models/{NUMPY}/weights.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a node keeps for later experiments is in its temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="sw") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
+
+
+@pytest.fixture
+def clone(make_clone: Callable[..., Clone]) -> Clone:
+    """One implementation and no benchmark, committed; queue() adds experiments."""
+    clone = make_clone(NUMPY)
+    params = clone.params()
+    clone.write_params(params | {"benchmark": params["benchmark"] | {"processes": 0}})
+    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "small")
+    return clone
+
+
+def queue(clone: Clone, *overrides: str, name: str = "") -> None:
+    named = ["-n", name] if name else []
+    clone.run("dvc", "exp", "run", "--queue", *named, *(word for each in overrides for word in ("-S", each)))
+
+
+def start(clone: Clone, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.sweep"],
+        cwd=clone.path,
+        env=outside_variables() | {"PATH": f"{BIN}:{os.environ['PATH']}"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def said_until(process: subprocess.Popen[str], pattern: str) -> str:
+    """What it prints up to a line that matches."""
+    said = ""
+    for line in process.stdout or ():
+        said += line
+        if re.search(pattern, line):
+            return said
+    raise AssertionError(f"it ended without saying {pattern}:\n{said}")
+
+
+def experiments(clone: Clone) -> dict[str, str]:
+    """The revision of each experiment by name."""
+    refs = clone.run("git", "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps").stdout
+    return {
+        name: revision for name, _, revision in (line.partition(" ") for line in refs.splitlines()) if "/" not in name
+    }
+
+
+def shown(clone: Clone) -> list[str]:
+    mlflow.set_tracking_uri(f"sqlite:///{clone.path / 'mlflow.db'}")
+    runs = mlflow.search_runs(experiment_names=["seven-ways"], filter_string="tags.role = 'pipeline'")
+    return sorted(runs["tags.mlflow.runName"])
+
+
+def queued(clone: Clone) -> str:
+    return clone.run("dvc", "queue", "status").stdout
+
+
+@contextmanager
+def cluster(*nodes: str) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """Ray nodes as processes of this machine, each with resources of its own; the first is the head."""
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    # A dead node is noticed after seconds.
+    environment |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
+    address, processes = "127.0.0.1:6389", []
+    try:
+        for number, resources in enumerate(nodes):
+            place = ["--address", address] if number else ["--head", "--port", "6389", "--include-dashboard", "false"]
+            command = [BIN / "ray", "start", *place, "--block", "--num-cpus", "1", "--resources", resources]
+            command += ["--disable-usage-stats"] if not number else []
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
+            time.sleep(6)
+        yield address, processes
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in processes:
+            process.wait()
+
+
+def test_what_is_queued_comes_home_as_it_would_serially(clone: Clone):
+    """On this machine without a cluster; one diverges, and is said to have failed."""
+    queue(clone, "train.learning_rate=0.05,0.02")
+    queue(clone, "train.learning_rate=1e9", name="diverging")
+    done = clone.run(sys.executable, "-m", "stages.sweep", succeeds=None)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"diverging: FAILED on \S+: .* the loss is inf at step", done.stdout), done.stdout
+    found = experiments(clone)
+    assert len(found) == 2
+    assert "No experiment tasks in the queue" in queued(clone)
+    assert shown(clone) == sorted(found)
+    failures = mlflow.search_runs(experiment_names=["seven-ways"], filter_string="tags.role = 'failure'")
+    assert list(failures["status"]) == ["FAILED"]
+    table = clone.run("dvc", "exp", "show", "--csv").stdout
+    for name, revision in found.items():
+        assert re.search(rf"{name},.*\d\.\d+", table), table
+        clone.run("git", "stash", "-q")
+        clone.run("dvc", "exp", "apply", name)
+        swept = (clone.path / WEIGHTS).read_bytes()
+        clone.run("dvc", "repro", "-f", f"train@{NUMPY}")
+        assert (clone.path / WEIGHTS).read_bytes() == swept, revision
+        clone.run("git", "checkout", "-q", ".")
+    assert "Nothing is queued" in clone.run(sys.executable, "-m", "stages.sweep").stdout
+
+
+def test_shares_of_a_node_have_a_cpu_each_and_no_benchmark(clone: Clone):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one CPU")
+    queue(clone, "seed=1,2")
+    said = clone.run(sys.executable, "-m", "stages.sweep", "1").stdout
+    first = said.index(": done on ")
+    assert len(set(re.findall(r"^(\S+), \S+: train@", said[:first], re.MULTILINE))) == 2, (
+        "they did not run side by side"
+    )
+    clone.run("dvc", "exp", "apply", next(iter(experiments(clone))))
+    timing = clone.path / f"results/{NUMPY}/timing.json"
+    assert '"threads": 1' in timing.read_text()
+    assert ', shared"' in timing.read_text()
+
+
+def test_a_killed_node_loses_nothing(clone: Clone):
+    queue(clone, "seed=1,2", f"train.two_layer.steps={10**5}", "train.learning_rate=0.001")
+    with cluster('{"node": 1}', '{"node": 1}') as (address, nodes):
+        sweep = start(clone, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
+        said = said_until(sweep, f"train@{NUMPY}") + said_until(sweep, f"train@{NUMPY}")
+        os.killpg(nodes[1].pid, signal.SIGKILL)
+        said += sweep.communicate(timeout=400)[0]
+    assert sweep.returncode == 0, said
+    assert len(experiments(clone)) == 2, said
+    assert len(shown(clone)) == 2
+    assert said.count(": done on ") == 2
+
+
+def test_a_killed_sweep_goes_on_with_the_rest(clone: Clone):
+    queue(clone, "seed=1,2,3")
+    sweep = start(clone)
+    said_until(sweep, "1 of 3 done")
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.communicate()
+    assert 1 <= len(experiments(clone)) < 3
+    clone.run(sys.executable, "-m", "stages.sweep")
+    assert len(experiments(clone)) == 3
+    assert len(shown(clone)) == 3
+
+
+def test_an_unreachable_server_is_told_afterwards(clone: Clone):
+    queue(clone, "seed=1,2")
+    nobody = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = clone.run(sys.executable, "-m", "stages.sweep", env=nobody)
+    assert "WARNING: MLflow at http://127.0.0.1:9" in done.stderr
+    assert len(experiments(clone)) == 2
+    clone.run(sys.executable, "-m", "stages.sweep")
+    clone.run(sys.executable, "-m", "stages.sweep")
+    assert shown(clone) == sorted(experiments(clone))
+
+
+def test_what_has_changed_on_its_way_does_not_count(clone: Clone, monkeypatch: pytest.MonkeyPatch):
+    from pipeline.sweeping import arrival, node
+    from pipeline.sweeping.queue import Queued
+
+    monkeypatch.chdir(clone.path)
+    outcome = node.Outcome("x", True, "here", 1.0, "", b"", _tar("ab/" + "0" * 30, b"another content"))
+    with pytest.raises(arrival.ArrivalError, match=r"the object ab0+ has changed on its way"):
+        arrival.take_in(Queued("x", "0" * 40, "0" * 40), outcome)
+    assert not (clone.path / ".dvc/cache/files/md5/ab").exists()
+
+
+def _tar(name: str, content: bytes) -> bytes:
+    import io
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
