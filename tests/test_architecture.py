@@ -12,7 +12,7 @@ FILES = sorted(
     path.relative_to(REPOSITORY) for folder in ("pipeline", "stages") for path in (REPOSITORY / folder).rglob("*.py")
 )
 # Who may import whom: a folder those before it, and its own. What stands in pipeline/ itself is what all stand on.
-LAYERS = ("foundation", "problems", "lessons", "runtimes", "measuring", "experiment", "showing", "stages")
+LAYERS = ("foundation", "problems", "lessons", "runtimes", "measuring", "experiment", "showing", "sweeping", "stages")
 # A lesson is found by its name, and so is a problem: by these functions, whose users depend on what they find.
 FOUND_BY = {
     "load_problem": "pipeline/problems",

@@ -13,9 +13,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 def run(task: Task, bundle: bytes, say: Callable[[str], Any]) -> Outcome:
     """Run one experiment, whose commits are in `bundle`; `say` a line for each of its stages."""
-    start, node = time.monotonic(), os.uname().nodename
+    start, node = datetime.now(), os.uname().nodename
     NODE.mkdir(exist_ok=True)
     with _clone(task, bundle) as clone, _cpus(task.cpus):
         environment = {key: value for key, value in os.environ.items() if not key.startswith(INHERITED)}
@@ -66,11 +66,13 @@ def run(task: Task, bundle: bytes, say: Callable[[str], Any]) -> Outcome:
         log = _dvc(clone, command, environment, lambda line: say(f"{task.name}, {node}: {line}"))
         ref = f"refs/exps/{task.baseline[:2]}/{task.baseline[2:]}/{task.name}"
         if not _git(clone, "for-each-ref", ref):
-            return Outcome(task.name, False, node, time.monotonic() - start, log)
+            return Outcome(task.name, False, node, (datetime.now() - start).total_seconds(), log)
         _git(clone, "bundle", "create", "--quiet", "result.bundle", ref, f"^{task.baseline}")
         files = [(clone / file).read_bytes() for file in ("result.bundle", "environment.json")]
         objects = _objects(clone, ref, task.there)
-        return Outcome(task.name, True, node, time.monotonic() - start, log, files[0], objects, files[1])
+        return Outcome(
+            task.name, True, node, (datetime.now() - start).total_seconds(), log, files[0], objects, files[1]
+        )
 
 
 def _dvc(clone: Path, command: list[str], environment: dict[str, str], say: Callable[[str], Any]) -> str:
@@ -136,25 +138,28 @@ def _cpus(number: int) -> Iterator[None]:
         return
     taken: dict[int, Any] = {}
     try:
-        while len(taken) < number:
-            for cpu in sorted(everything - taken.keys()):
-                file = (NODE / f"cpu.{cpu}").open("w")
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.close()
-                    continue
-                taken[cpu] = file
-                if len(taken) == number:
-                    break
-            else:
-                time.sleep(0.2)
+        with (NODE / "cpus").open("w") as one_at_a_time:
+            fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+            for may_wait in (False, True):  # for those that another sweep has
+                for cpu in sorted(everything - taken.keys()):
+                    if len(taken) < number and (file := _hold(cpu, may_wait)):
+                        taken[cpu] = file
         os.sched_setaffinity(0, taken)
         yield
     finally:
         os.sched_setaffinity(0, everything)
         for file in taken.values():
             file.close()
+
+
+def _hold(cpu: int, may_wait: bool) -> Any:
+    file = (NODE / f"cpu.{cpu}").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if may_wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def _objects(clone: Path, ref: str, there: frozenset[str]) -> bytes:

@@ -5,9 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def sweep(cpus: int) -> bool:
     if not experiments:
         print("Nothing is queued. dvc exp run --queue -S train.learning_rate=0.1,0.2 queues two experiments.")
         return deliver()
-    start, failed, done = time.monotonic(), 0, 0
+    start, failed, done = datetime.now(), 0, 0
     with _cluster(cpus) as ray:
         board = _board(ray)
         pending = _submit(ray, experiments, cpus, board)
@@ -39,7 +39,7 @@ def sweep(cpus: int) -> bool:
                 done += 1
                 arrived = _take_in(experiment, outcome)
                 failed += not arrived
-                left = (time.monotonic() - start) / done * (len(experiments) - done)
+                left = (datetime.now() - start).total_seconds() / done * (len(experiments) - done)
                 print(f"{done} of {len(experiments)} done, about {left:.0f} s left", flush=True)
         except KeyboardInterrupt:
             print(f"Stopped: {done} of {len(experiments)} are done; `make sweep` goes on with the rest.", flush=True)
