@@ -260,6 +260,7 @@ def test_provenance_says_what_a_benchmark_was_taken_on():
 # The benchmark for a GPU.
 
 
+@pytest.mark.faults  # for its minutes
 def test_the_gpu_benchmark_needs_torch_and_numpy_and_nothing_else(tmp_path: Path):
     """The packages that may be missing are hidden from it and from the processes that it starts."""
     absent = ["dvc", "mlflow", "pydantic", "pynvml", "rich", "safetensors", "tensorflow", "threadpoolctl", "yaml"]
@@ -304,6 +305,7 @@ def test_the_gpu_benchmark_without_a_gpu_is_a_sentence(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.faults  # for its minutes
 def test_make_bench_sets_the_lessons_beside_everything(tmp_path: Path):
     clone = tmp_path / "clone"
     clone.mkdir()

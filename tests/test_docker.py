@@ -207,7 +207,8 @@ def test_the_server_answers_on_this_machine_alone_and_to_its_own_names(container
 @needs_engine
 @pytest.mark.skipif(bool(browser.is_missing()), reason=f"the UI is not looked at: {browser.is_missing()}")
 def test_the_runs_page_in_a_real_browser_shows_the_seven(containers: Containers, tmp_path: Path):
-    columns = ("device_name", "parity", "held_out_loss", "r2", "step_microseconds", "times_lower_bound", "Duration")
+    # Beside other tests the benchmark may not be trusted, and times_lower_bound is no metric then, so no column.
+    columns = ("device_name", "parity", "held_out_loss", "r2", "step_microseconds", "Duration")
     _, picture = browser.runs_page(f"http://127.0.0.1:{containers.port}", *LESSONS, *columns, "passed")
     assert picture.startswith(b"\x89PNG")
 
