@@ -125,11 +125,13 @@ def is_a_target(line: str) -> bool:
 def check_container(line: str) -> None:
     """Containers are run by test_docker.py: whether the service and what it is to run are there."""
     services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
-    words = [word for word in line.split()[2:] if not word.startswith("-")]
-    assert words[0] in ("run", "up")
-    assert words[1] in services, f"{line}: compose.yaml has no service {words[1]}"
-    if words[2:3] == ["make"]:
-        assert is_a_target(" ".join(words[2:])), line
+    form = r"docker compose (?:--profile \S+ )?(?:run --rm|up -d(?: --scale)?) ([a-z]+)(?:=\d+)?(?: (.*))?"
+    found = re.fullmatch(form, line)
+    assert found, f"{line} is no form that is known here"
+    service, command = found.groups()
+    assert service in services, f"{line}: compose.yaml has no service {service}"
+    if command and command.startswith("make "):
+        assert is_a_target(command), line
 
 
 @pytest.mark.faults
