@@ -16,6 +16,7 @@
     results/comparison.json             the parity certificate
     results/curves/PROBLEM.csv          the loss curves of all implementations: step, train_loss, implementation
     report.html, report/*.svg           what it all says
+    lessons.html                        each lesson: idea, maths, code, graph, cost
     summary.json                        a few numbers, by which states of the experiment are compared
 
 Arrays are written by pipeline/array_files.py; this file imports no NumPy, so that a `dvc repro` with nothing to do is
@@ -43,6 +44,7 @@ BENCHMARK_PROVENANCE = Path("results/benchmark.json")
 BENCH = Path("results/bench.csv")  # of `make bench`, if it was run
 BENCH_PROVENANCE = Path("results/bench.json")
 REPORT = Path("report.html")
+LESSONS = Path("lessons.html")
 SUMMARY = Path("summary.json")
 FIGURES = Path("report")
 PARITY = Path("parity")

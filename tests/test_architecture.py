@@ -17,6 +17,7 @@ LAYERS = ("foundation", "problems", "lessons", "runtimes", "measuring", "experim
 FOUND_BY = {
     "load_problem": "pipeline/problems",
     "load_implementation": "the lessons",
+    "implementation_file": "the lessons",
     "load_runtime": "pipeline/runtimes",
     "open_implementation": "the lessons",
 }
