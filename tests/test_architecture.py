@@ -117,7 +117,7 @@ def test_only_one_clock():
     "file", [file for file in FILES if file.parts[0] == "stages" and file.stem != "__init__"], ids=str
 )
 def test_a_stage_is_short(file: Path):
-    assert sum(1 for line in (REPOSITORY / file).read_text().splitlines() if line.strip()) < 57
+    assert sum(1 for line in (REPOSITORY / file).read_text().splitlines() if line.strip()) < 58
 
 
 # What a stage depends on.

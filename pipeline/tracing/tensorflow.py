@@ -6,10 +6,10 @@ What is shown is what the loss or a weight's update needs. Left out, because it 
   a constant that the lesson gives a name is data; counters, axes and shapes are not shown;
 - what moves or reshapes its first input: Identity, Reshape, reading a variable, a list made of a tensor's slices or a
   tensor of a list's elements, an element that is read or written; and a sum over no axis, which the gradient of
-  broadcasting leaves where nothing was broadcast. What uses it is shown to use what was moved, in the shape as used.
+  broadcasting leaves where nothing was broadcast. What uses it is shown to use what was moved, in its shape there.
 
-A While is a loop: its body's nodes are those of one round, and what a round hands to the next is an edge marked `again`.
-In the body, data are what comes from outside or from the round before. The loop's condition is not shown.
+A While is a loop: its body's nodes are those of one round, and an edge marked `again` is what a round hands to the
+next. In the body, data are what comes from outside or from the round before. The loop's condition is not shown.
 
 Shapes are those of an execution on the placed batch; in a body, of the first round.
 """
@@ -25,11 +25,19 @@ from tensorflow.python.framework.function_def_to_graph import function_def_to_gr
 from pipeline.contract import Implementation
 from pipeline.tracing import Graph, Names, local_values, weights_of
 
-SHAPES = set("Shape ShapeN Size Rank VariableShape ZerosLike OnesLike TensorListLength TensorListElementShape".split())
-MOVES = set(
-    "Identity IdentityN StopGradient PreventGradient ReadVariableOp Reshape ExpandDims Squeeze "
-    "TensorListFromTensor TensorListStack TensorListGetItem TensorListPopBack".split()
-)
+SHAPES = {"Shape", "ShapeN", "Size", "Rank", "VariableShape", "ZerosLike", "OnesLike"}
+SHAPES |= {"TensorListLength", "TensorListElementShape"}
+MOVES = {
+    "Identity",
+    "IdentityN",
+    "StopGradient",
+    "PreventGradient",
+    "ReadVariableOp",
+    "Reshape",
+    "ExpandDims",
+    "Squeeze",
+}
+MOVES |= {"TensorListFromTensor", "TensorListStack", "TensorListGetItem", "TensorListPopBack"}
 WRITES = {"TensorListSetItem": 2, "TensorListPushBack": 1}  # into a list: which input is the element
 MAY_CHANGE_NOTHING = {"Sum", "BroadcastTo", "Tile"}
 LOOPS = {"While", "StatelessWhile"}
@@ -37,7 +45,7 @@ TRANSPOSED = (("transpose_a", "adj_x"), ("transpose_b", "adj_y"))
 
 
 class Value(NamedTuple):
-    """A node of the picture, the shape of what it hands on, and, if it is a loop, the node of its body that makes that."""
+    """A node of the picture, the shape of what it hands on, and, of a loop, the node of its body that makes that."""
 
     key: str
     shape: tuple[int, ...] | None = None
