@@ -61,6 +61,7 @@ class Edge:
 
 @dataclass
 class Graph:
+    what: str  # it shows of a step
     nodes: dict[str, Node] = field(default_factory=dict)
     edges: dict[Edge, None] = field(default_factory=dict)  # as an ordered set
     loss: str = ""
@@ -107,14 +108,12 @@ def trace(name: str, problem: str, create: Callable[[Weights, float], Loop], dty
         loop, names, has_lengths = _placed(problem, create, dtype, longest)
         graph = import_module(module).trace(loop.implementation, loop.placed[0], names)
         _group(graph)
-        steps = f"{longest} time steps"
         if not has_lengths:
-            found = [(f"one step on a batch of {N} examples", graph)]
-            break
+            return {"graphs": [_as_data(graph.what[0].upper() + graph.what[1:], graph)]}
         if found and found[-1][1].structure() == graph.structure():
-            found[-1] = (f"one step: one graph, for batches of {LENGTHS[0]} and of {steps}", graph)
+            found[-1] = (f"Up to {LENGTHS[0]} and up to {longest} time steps alike: {graph.what}", graph)
         else:
-            found.append((f"one step on a batch of {steps}", graph))
+            found.append((f"Up to {longest} time steps: {graph.what}", graph))
     return {"graphs": [_as_data(title, graph) for title, graph in found]}
 
 
@@ -198,8 +197,8 @@ def local_values(implementation: Implementation, bound: Callable[[str, Any], Non
 class Record:
     """Operations in the order in which they run, on values that are known by where they are stored."""
 
-    def __init__(self, names: Names) -> None:
-        self.graph, self.names = Graph(), names
+    def __init__(self, what: str, names: Names) -> None:
+        self.graph, self.names = Graph(what), names
         self.weights: set[Any] = set()
         self.kept: list[Any] = []  # so that nothing else gets the place of what is gone
         self.stored: dict[Any, str] = {}  # by storage: the node that last wrote there

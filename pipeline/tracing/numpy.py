@@ -130,7 +130,7 @@ def _traced(values: Iterable[Any]) -> Iterator[Traced]:
 
 
 def trace(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
-    record = Record(names)
+    record = Record("what one step computes", names)
 
     def bound(name: str, value: Any) -> None:
         if isinstance(value, Traced):

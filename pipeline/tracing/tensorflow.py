@@ -79,7 +79,7 @@ def trace(implementation: Implementation, placed: tuple[Any, ...], names: Names)
     with local_values(implementation, local.bound):
         concrete = step.get_concrete_function(*placed)
 
-    graph, sources = Graph(), {}
+    graph, sources = Graph("the graph that a step is traced into"), {}
     variables = {weight.handle.ref(): name for name, weight in weights_of(implementation, names).items()}
     inputs = dict(zip((each.op.name for each in concrete.inputs), [*placed, *concrete.captured_inputs], strict=True))
     for placeholder, value in inputs.items():

@@ -24,7 +24,7 @@ from pipeline.tracing import Graph, Names, Record, is_number, local_values, weig
 def trace(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
     weights = weights_of(implementation, names)
     recorded: dict[Node, str] = {}  # the local variables' names for what autograd recorded
-    ran = Watched(Record(names))
+    ran = Watched(Record("what one step computes", names))
     for name, weight in weights.items():
         ran.record.weight(name, ran.storage(weight))
 
@@ -44,7 +44,7 @@ def trace(implementation: Implementation, placed: tuple[Any, ...], names: Names)
 
 
 def _autograd(loss: Node, weights: dict[str, Any], recorded: dict[Node, str], names: Names) -> Graph:
-    graph, keys = Graph(), {}
+    graph, keys = Graph("what autograd records in one step; backward() goes against the arrows"), {}
     for node in _from_weights(loss):
         if hasattr(node, "variable"):
             variable: Any = getattr(node, "variable")  # noqa: B009 (pyright does not see it)
