@@ -7,6 +7,7 @@
     models/NAME/outputs.safetensors     what is judged: losses, predictions before and after training, first gradient
     results/NAME/history.csv            step, train_loss
     results/NAME/metrics.json           train_loss, steps
+    results/NAME/graph.json             the graphs that a step builds, or its operations (pipeline/tracing)
     results/NAME/timing.json            what the training took, and on what
     results/NAME/evaluation.json        held-out loss and R², and the differences that parity is judged by
     parity/NAME.json                    the same differences, with the curve; in a folder of their own (see dvc.yaml)
