@@ -90,6 +90,7 @@ check-platforms:  ## whether the locked packages are there for Linux and macOS o
 lock:  ## resolve requirements/*.in anew
 	uv=$$(requirements/uv.sh) && cd requirements && compile() { \
 	  "$$uv" pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
-	    --python-version 3.11 --allow-unsafe --no-emit-package triton "$$1.in" -o "$$1.txt" $$2; } && \
+	    --python-version 3.11 --allow-unsafe --no-emit-package triton \
+	    --no-emit-package playwright --no-emit-package pyee --no-emit-package greenlet "$$1.in" -o "$$1.txt" $$2; } && \
 	for set in uv build cpu dev peers audit export mlflow; do compile $$set --universal || exit 1; done && \
 	for set in torch-cuda tensorflow-cuda; do compile $$set "--python-platform x86_64-manylinux_2_28" || exit 1; done

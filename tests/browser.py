@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from selenium import webdriver
@@ -70,6 +71,19 @@ def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, 
         browser.execute_script("document.querySelector('.ag-body-viewport').scrollTop = 0")
         time.sleep(1)
         return text, browser.get_screenshot_as_png()
+
+
+def violations(browser: webdriver.Chrome) -> list[str]:
+    """What axe-core has against the page that is open, of what it calls serious or critical."""
+    (folder,) = find_spec("axe_playwright_python").submodule_search_locations  # pyright: ignore[reportOptionalMemberAccess, reportGeneralTypeIssues, reportOptionalIterable]
+    browser.execute_script(Path(folder, "axe.min.js").read_text())
+    found = browser.execute_async_script("axe.run().then(arguments[0])")["violations"]
+    return [
+        f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
 
 
 def whole_page(url: str, width: int, scheme: str) -> bytes:

@@ -139,6 +139,57 @@ def test_a_busy_machine_is_told():
     assert "cannot tell: other processes took 1.4 of 2 CPUs" in found.text
 
 
+def what_was_bought(
+    medians: dict[str, float], *, device: str = "cpu", others: float = 0.0, names: tuple[str, ...] = ()
+) -> dict[str, findings.Bought]:
+    cases = [case(medians, trusted=not others)] if medians else []
+    rows = dict.fromkeys(names or [name for name in medians if "/" not in name], ROW)
+    benchmark = Benchmark(cases, PROVENANCE | {"cpus_of_other_processes": others})
+    return {
+        each.idea: each for each in findings.bought(benchmark, {"implementations": rows}, device, {"two_layer": SIZES})
+    }
+
+
+MEDIANS = {
+    "numpy_arrays": 4e-3,
+    "torch_tensors": 1e-3,
+    "torch_autograd": 2e-3,
+    "tensorflow_graph": 1e-3,
+    "eager/tensorflow_graph": 5e-3,
+    "build/tensorflow_graph": 0.4,
+}
+
+
+def test_what_an_idea_bought_is_a_ratio_with_its_interval():
+    found = what_was_bought(MEDIANS)
+    assert found.keys() == {"Autograd", "The static graph", "The GPU"}  # no loop was run
+    autograd = found["Autograd"].ratio
+    assert autograd
+    assert autograd.low < 2 < autograd.high
+    assert re.match(r"A step takes (1\.9|2)\d* × \([\d.]+ … [\d.]+\) as long as one whose", found["Autograd"].text)
+    graph = found["The static graph"]
+    assert graph.ratio
+    assert graph.ratio.value == pytest.approx(0.2, rel=0.05)
+    assert re.search(r"is paid back after (9\d|10\d) steps\.$", graph.text)
+
+
+def test_what_the_gpu_bought_needs_one():
+    assert what_was_bought(MEDIANS)["The GPU"] == ("The GPU", "This run had no CUDA device.", None)
+    gpu = what_was_bought(MEDIANS, device="cuda:0")["The GPU"]
+    assert gpu.ratio
+    assert gpu.ratio.value == pytest.approx(0.25, rel=0.05)
+
+
+def test_what_an_idea_bought_is_not_told_of_a_busy_machine_or_without_a_benchmark():
+    busy = what_was_bought(MEDIANS, others=1.4)["Autograd"]
+    assert busy == ("Autograd", "Cannot tell: other processes took 1.4 of 2 CPUs.", None)
+    names = ("torch_tensors", "torch_autograd")
+    assert what_was_bought({}, names=names)["Autograd"].text == "There was no benchmark."
+    apart = what_was_bought({"torch_tensors": 1e-3}, names=names)["Autograd"]
+    assert (apart.text, apart.ratio) == ("The two were not interleaved at this size.", None)
+    assert what_was_bought({"numpy_arrays": 1e-3}) == {}
+
+
 def test_every_claim_has_a_rule_and_is_judged_where_its_implementations_were_run():
     assert {claim.rule for claim in CLAIMS} <= {name for name in dir(findings) if callable(getattr(findings, name))}
     text = "".join(claim.text for claim in CLAIMS)

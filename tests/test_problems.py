@@ -1,12 +1,15 @@
 """The float64 reference against finite differences, and the random data that a problem draws."""
 
 from collections.abc import Callable
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import SIZES
 
 from pipeline.contract import Array, load_problem
+from pipeline.showing.equations import Equation, equation_in, equations
 
 PROBLEMS = ("two_layer", "recurrent")
 
@@ -57,6 +60,54 @@ def test_at_exactly_0_the_gradient_is_that_of_the_side_where_relu_is_off(problem
         on = difference(loss, weights[key], (row, 0), 1e-6, 0)
         assert gradients[key][row, 0] == off == 0
         assert on != 0
+
+
+def compute(lines: list[Equation], known: dict[str, Any]) -> dict[str, Any]:
+    """What the equations give, computed as they stand: those that hold for the same times in one loop."""
+    names = known | {"relu": lambda a: np.maximum(a, 0), "mean": np.mean, "zeros": lambda *shape: np.zeros(shape)}
+    names |= {each.name: {} for each in lines if "[" in each.left}
+    for times, group in groupby(lines, key=lambda each: each.times):
+        together = list(group)
+        length = names.get("length", 0)
+        steps = {"": [None], "for t = 1 … length": range(1, length + 1), "for t = length … 1": range(length, 0, -1)}
+        for t in steps[times]:
+            for each in together:
+                # Names in one place, so that a generator in an equation finds them.
+                names["t"] = t
+                exec(f"{each.left} = {each.right}", names)  # noqa: S102
+                assert np.shape(eval(each.left, names)) == eval(f"({each.shape},)" if each.shape else "()", names), each  # noqa: S307
+    return names
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_equations_are_what_loss_and_gradients_computes(problem: str):
+    module = load_problem(problem)
+    weights, (x, *lengths, y) = example(problem)
+    lines = equations(module.__doc__ or "")
+    sizes = {"N": len(x), "inputs": SIZES.inputs, "hidden": SIZES.hidden, "outputs": SIZES.outputs}
+    known = sizes | {"learning_rate": 0.1}
+    if lengths:  # of each example, x[t] and y are rows
+        found = [
+            compute(
+                lines, known | weights | {"x": dict(enumerate(rows[:, None], 1)), "y": row[None], "length": int(length)}
+            )
+            for rows, length, row in zip(x, *lengths, y, strict=True)
+        ]
+    else:
+        found = [compute(lines, known | weights | {"x": x, "y": y})]
+    loss, gradients = module.loss_and_gradients(weights, x, *lengths, y)
+    assert np.mean([each["loss"] for each in found]) == pytest.approx(loss, rel=1e-12)
+    for key, gradient in gradients.items():
+        np.testing.assert_allclose(sum(each[f"grad_{key}"] for each in found), gradient, rtol=1e-10, atol=1e-14)
+        for each in found:
+            np.testing.assert_array_equal(each[key], weights[key] - 0.1 * each[f"grad_{key}"])
+    assert {each.name for each in lines if each.part == "update"} == set(weights)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_line_that_looks_like_an_equation_is_one(problem: str):
+    docstring = load_problem(problem).__doc__ or ""
+    assert [line for line in docstring.splitlines() if line.startswith("    ") and not equation_in(line)] == []
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

@@ -198,12 +198,48 @@ def test_every_claim_every_implementation_and_every_figure_is_seen(opened: Any):
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [360, 1200])
-def test_it_fits_a_phone_and_a_desk(opened: Any, width: int):
+def test_it_begins_with_parity_and_what_each_idea_bought(opened: Any):
+    text = opened.find_element("tag name", "body").text
+    parts = ["Parity passed", "What each idea bought", "What the text claims", "The implementations", "Loss curves"]
+    assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
+    lines = opened.execute_script("return [...document.querySelectorAll('.bought li')].map(each => each.innerText)")
+    assert [line.splitlines()[0] for line in lines] == [
+        "Autograd",
+        "The static graph",
+        "The GPU",
+        "The loop in the graph",
+    ]
+    ratio = re.compile(r"A step takes [\d.e+-]+ × \([\d.e+-]+ … [\d.e+-]+\) as long")
+    assert [bool(ratio.search(line)) for line in lines] == [True, True, False, True]
+    assert len(opened.find_elements("css selector", ".bought .interval")) == 3
+
+
+@needs_browser
+def test_it_leads_to_the_lessons(opened: Any, clone: Clone):
+    (link,) = opened.execute_script("return [...document.querySelectorAll('.pages a')].map(each => each.href)")
+    assert link == (clone.path / "lessons.html").as_uri()
+    assert f'<section id="{next(iter(LESSONS))}"' in (clone.path / "lessons.html").read_text()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(opened: Any, scheme: str):
+    """With the ratios and figures that a page of the lessons' tests lacks."""
+    opened.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    assert browser.violations(opened) == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [360, 380, 1100, 1200, 1900])
+def test_it_fits_a_phone_a_desk_and_a_projector(opened: Any, width: int):
     opened.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     )
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+    table = "const table = document.querySelector('#seven ~ .scroll'); return table.scrollWidth - table.clientWidth"
+    assert width < 1100 or opened.execute_script(table) == 0
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
