@@ -129,7 +129,11 @@ def _traced(values: Iterable[Any]) -> Iterator[Traced]:
             yield from _traced(value)
 
 
-def trace(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
+def trace(implementation: Implementation, batches: Iterable[tuple[Any, Names]]) -> list[Graph]:
+    return [_trace(implementation, placed, names) for placed, names in batches]
+
+
+def _trace(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
     record = Record("what one step computes", names)
 
     def bound(name: str, value: Any) -> None:
@@ -137,12 +141,14 @@ def trace(implementation: Implementation, placed: tuple[Any, ...], names: Names)
             record.name(value.storage, name)
 
     inputs = [Traced(record, each) if isinstance(each, np.ndarray) else each for each in placed]
-    for name, weight in weights_of(implementation, names).items():
-        traced = Traced(record, weight)
-        record.weight(name, traced.storage)
-        setattr(implementation, name, traced)
+    weights = {name: Traced(record, weight) for name, weight in weights_of(implementation, names, np.ndarray).items()}
+    for name, weight in weights.items():
+        record.weight(name, weight.storage)
+        setattr(implementation, name, weight)
     with local_values(implementation, bound):
         loss = implementation.step(*inputs)
     if isinstance(loss, Traced):
         record.graph.loss = record.source(loss.storage)
+    for name in weights:
+        setattr(implementation, name, _plain(getattr(implementation, name)))
     return record.graph
