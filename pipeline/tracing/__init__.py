@@ -30,8 +30,8 @@ from pipeline.contract import Array, Implementation, Weights, load_problem
 from pipeline.environment import framework_of
 from pipeline.runtimes import Loop
 
-N, SIZES = 3, {"inputs": 23, "hidden": 19, "outputs": 17}
-LENGTHS = (2, 4)  # of the longest example in a batch; the others are a step shorter each, down to 1
+N, SIZES = 7, {"inputs": 23, "hidden": 19, "outputs": 17}
+LENGTHS = (2, 4)  # of the longest example in a batch; then two of each length below, as far as they go, down to 1
 LEARNING_RATE = 0.40625  # exact in every dtype, and nothing else in a step is likely to have this value
 AUTOGRAPH = "__autograph_generated_file"  # what AutoGraph makes of a lesson's functions before they run
 
@@ -120,7 +120,10 @@ def trace(name: str, problem: str, create: Callable[[Weights, float], Loop], dty
     if len(graphs) == 1:
         titles = [graphs[0].what[0].upper() + graphs[0].what[1:]]
     elif graphs[0].structure() == graphs[-1].structure():
-        titles, graphs = [f"Up to {LENGTHS[0]} and up to {LENGTHS[1]} time steps alike: {graphs[-1].what}"], graphs[-1:]
+        titles, graphs = (
+            [f"One graph for up to {LENGTHS[0]} and up to {LENGTHS[1]} time steps: {graphs[-1].what}"],
+            graphs[-1:],
+        )
     else:
         titles = [f"Up to {longest} time steps: {graph.what}" for longest, graph in zip(LENGTHS, graphs, strict=True)]
     return {"graphs": [_as_data(title, graph) for title, graph in zip(titles, graphs, strict=True)]}
@@ -134,7 +137,7 @@ def _batch(problem: str, dtype: str, longest: int, generator: np.random.Generato
     inputs = load_problem(problem).draw_inputs(_sizes(longest), N, generator)
     batch = inputs | {"y": generator.standard_normal((N, SIZES["outputs"]))}
     if "lengths" in batch:
-        batch["lengths"] = np.maximum(longest - np.arange(N), 1)
+        batch["lengths"] = np.maximum(longest - (np.arange(N) + 1) // 2, 1)
     return {key: array if key == "lengths" else array.astype(dtype) for key, array in batch.items()}
 
 
@@ -155,6 +158,8 @@ class Names:
         return " × ".join(self.sizes.get(size, str(size)) for size in shape)
 
     def number(self, value: float) -> str:
+        if value < 0:
+            return f"-{self.number(-value)}"
         for number, name in self.numbers.items():
             if np.isclose(value, number, rtol=1e-6, atol=0):
                 return name
@@ -179,15 +184,17 @@ def is_number(value: Any) -> bool:
 
 
 @contextmanager
-def local_values(implementation: Implementation, bound: Callable[[str, Any], None]) -> Iterator[None]:
-    """While the lesson's functions run, tell `bound` of each value that a local variable is given, when it is."""
+def local_values(implementation: Implementation, bound: Callable[[str, Any], Any]) -> Iterator[None]:
+    """While the lesson's functions run, tell `bound` of each value that a local variable is given, when it is. What it
+    returns, unless that is None, the variable is given instead."""
     file, seen = inspect.getfile(type(implementation)), {}
 
     def look(frame: FrameType, _event: str, _argument: Any) -> Any:
-        for name, value in frame.f_locals.items():
+        for name, value in list(frame.f_locals.items()):
             if (name, id(value)) not in seen and "__" not in f"{name}_":  # AutoGraph's own names, such as retval_
                 seen[name, id(value)] = value  # kept, so that no other value gets its id
-                bound(name, value)
+                if (instead := bound(name, value)) is not None:
+                    frame.f_locals[name] = seen[name, id(instead)] = instead  # a tracer may, and Python takes it over
         return look
 
     def enter(frame: FrameType, event: str, argument: Any) -> Any:
