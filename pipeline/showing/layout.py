@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import igraph
 
 GROUPS = ("forward", "backward", "update")
-NAME, LABEL, SHAPE = 18, 14, 13  # font sizes
+NAME, ALONE, LABEL, SHAPE = 18, 16, 14, 13  # font sizes; ALONE is a label without a name above it
 WIDE = 0.62  # of a character, in font sizes: the widest of the usual monospaced fonts
 GAP = 16  # between what stands beside each other
 NEAR, FAR, BREAK = 9, 25, 26  # between a node and the shape below it, from there to the next layer, and between bands
@@ -214,7 +214,9 @@ def _size(node: Any, picture: Picture) -> tuple[float, float]:
         inside = picture.inside[node["id"]]
         return max(inside.width, WIDE * LABEL * max(len(LEGEND), len(node["label"]) + 10)), inside.height
     name, label = texts_of(node)
-    return max(WIDE * NAME * len(name), WIDE * LABEL * len(label)) + 26, 50 if name and label else 30
+    return max(
+        WIDE * NAME * len(name), WIDE * (LABEL if name else ALONE) * len(label)
+    ) + 26, 50 if name and label else 30
 
 
 def _placed(ways: _Ways, breaks: set[int]) -> tuple[dict[str, Box], dict[str, tuple[float, float]]]:
