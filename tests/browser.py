@@ -1,6 +1,7 @@
 """A real browser: on MLflow's runs page, and on the report.
 
-python tests/browser.py URL FILE.png takes a picture for docs/: of a server's runs page, or of a report by its file URL.
+python tests/browser.py URL FILE.png takes a picture for docs/: of a server's runs page, or of a page by its
+file URL, as lessons.html#torch_autograd-L29, with a width and a scheme after it.
 """
 
 import shutil
@@ -77,7 +78,8 @@ def violations(browser: webdriver.Chrome) -> list[str]:
     """What axe-core has against the page that is open, of what it calls serious or critical."""
     (folder,) = find_spec("axe_playwright_python").submodule_search_locations  # pyright: ignore[reportOptionalMemberAccess, reportGeneralTypeIssues, reportOptionalIterable]
     browser.execute_script(Path(folder, "axe.min.js").read_text())
-    found = browser.execute_async_script("axe.run().then(arguments[0])")["violations"]
+    browser.set_script_timeout(120)  # it looks at every pair of colours, and the tests share the machine
+    found = browser.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[0])")["violations"]
     return [
         f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
         for each in found
@@ -86,15 +88,22 @@ def violations(browser: webdriver.Chrome) -> list[str]:
     ]
 
 
+def prefer(browser: webdriver.Chrome, scheme: str) -> None:
+    """A light or a dark page, whose scrolling takes no time."""
+    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    wanted = [{"name": name, "value": value} for name, value in features.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
+
+
 def whole_page(url: str, width: int, scheme: str) -> bytes:
-    """A picture of all of a page, light or dark."""
+    """A picture of all of a page, light or dark; of a URL with a fragment what a window shows there."""
     with chromium() as browser:
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
-        browser.set_window_size(width, 900)
+        prefer(browser, scheme)
+        browser.set_window_size(width, 1100)
         browser.get(url)
-        browser.set_window_size(width, browser.execute_script("return document.documentElement.scrollHeight") + 100)
+        if "#" not in url:
+            height = browser.execute_script("return document.documentElement.scrollHeight")
+            browser.set_window_size(width, height + 100)
         return browser.get_screenshot_as_png()
 
 

@@ -43,6 +43,7 @@ def opened(clone: Clone, page: str):
     # A copy, since other tests change the clone.
     shutil.copy(clone.path / "lessons.html", clone.path / "opened.html")
     with browser.chromium() as opened:
+        browser.prefer(opened, "light")
         opened.get((clone.path / "opened.html").as_uri())
         yield opened
 
@@ -299,7 +300,7 @@ def press(opened: Any, key: str) -> str:
     from selenium.webdriver.common.by import By
 
     opened.find_element(By.TAG_NAME, "body").send_keys(key)
-    return opened.execute_async_script("setTimeout(() => arguments[0](location.hash), 900)")
+    return opened.execute_async_script("setTimeout(() => arguments[0](location.hash), 100)")
 
 
 @needs_browser
@@ -314,7 +315,7 @@ def test_nothing_is_fetched_and_nothing_goes_wrong(opened: Any, clone: Clone):
 def test_a_line_and_its_equations_mark_each_other(opened: Any):
     name = "torch_autograd"
     source = source_of(name).splitlines()
-    backward = next(number for number, line in enumerate(source, 1) if "loss.backward()" in line)
+    backward = next(number for number, line in enumerate(source, 1) if line.strip() == "loss.backward()")
     hover(opened, f"#{name}-L{backward} code")
     assert marked(opened, f"#{name} .step") == [f"{name}-L{backward}", *(f"{name}-e{each}" for each in range(5, 10))]
     y_pred = next(number for number, line in enumerate(source, 1) if "relu() @" in line)
@@ -344,8 +345,17 @@ def test_keys_go_from_lesson_to_lesson_and_the_contents_follow(opened: Any):
 @needs_browser
 def test_a_link_to_a_line_that_is_folded_opens_it(opened: Any, clone: Clone):
     opened.get((clone.path / "opened.html").as_uri() + "#numpy_arrays-L1")
-    height = "return document.getElementById('numpy_arrays-L1').getBoundingClientRect().height"
-    assert opened.execute_script(height) > 0
+    box = "return document.getElementById('numpy_arrays-L1').getBoundingClientRect()"
+    assert opened.execute_script(f"{box}.height") > 0
+    assert 0 < opened.execute_script(f"{box}.top") < opened.execute_script("return innerHeight")
+
+
+@needs_browser
+def test_a_link_to_a_line_marks_its_equations(opened: Any, clone: Clone):
+    opened.get("about:blank")
+    line = next(number for number, text in enumerate(source_of("numpy_arrays").splitlines(), 1) if "loss = " in text)
+    opened.get((clone.path / "opened.html").as_uri() + f"#numpy_arrays-L{line}")
+    assert marked(opened, ".step") == [f"numpy_arrays-L{line}", "numpy_arrays-e4"]
 
 
 @needs_browser
@@ -364,9 +374,7 @@ def test_it_fits(opened: Any, width: int):
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(opened: Any, clone: Clone, scheme: str):
-    opened.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
+    browser.prefer(opened, scheme)
     for file in ("opened.html", "report.html"):
         opened.get((clone.path / file).as_uri())
         assert browser.violations(opened) == []

@@ -225,9 +225,7 @@ def test_it_leads_to_the_lessons(opened: Any, clone: Clone):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(opened: Any, scheme: str):
     """With the ratios and figures that a page of the lessons' tests lacks."""
-    opened.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
+    browser.prefer(opened, scheme)
     assert browser.violations(opened) == []
 
 

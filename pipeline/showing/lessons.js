@@ -29,6 +29,10 @@ for (const event of ["pointerover", "focusin", "click"]) {
     if (!bar.contains(target)) mark(target.closest("[data-eq], [data-name]:not([data-name=''])"));
   });
 }
+// So does a link to a line.
+const linked = () => mark(document.getElementById(location.hash.slice(1))?.closest("[data-eq]"));
+addEventListener("hashchange", linked);
+linked();
 
 // The lesson that is being read.
 const links = all("nav a[href^='#']");
