@@ -272,9 +272,14 @@ def _straightened(
                 if near:
                     x[number] = sum(pull * x[other] for other, pull in near) / weights[number]
             _spread(row, vertices, x, weights)
+    beside = {}
+    for row in rows:
+        for before, number, after in zip([None, *row], row, [*row[1:], None], strict=False):
+            beside[number] = before, after
+    chains = _chains(vertices, above, below)
     for _ in range(3):
-        for chain in _chains(vertices, above, below):
-            _align(chain, vertices, rows, x)
+        for chain in chains:
+            _align(chain, vertices, beside, x)
     return x
 
 
@@ -302,13 +307,16 @@ def _chains(
     return sorted(chains, key=len, reverse=True)
 
 
-def _align(chain: Sequence[int], vertices: Sequence[Vertex], rows: Sequence[Sequence[int]], x: list[float]) -> None:
+def _align(
+    chain: Sequence[int],
+    vertices: Sequence[Vertex],
+    beside: Mapping[int, tuple[int | None, int | None]],
+    x: list[float],
+) -> None:
     """Give the vertices of a chain one x, as many together as the room beside them allows."""
 
     def room(number: int) -> tuple[float, float]:
-        row = next(row for row in rows if number in row)
-        place, half = row.index(number), vertices[number].width / 2 + GAP
-        left, right = row[place - 1] if place else None, row[place + 1] if place + 1 < len(row) else None
+        (left, right), half = beside[number], vertices[number].width / 2 + GAP
         return (
             -inf if left is None else x[left] + vertices[left].width / 2 + half,
             inf if right is None else x[right] - vertices[right].width / 2 - half,
