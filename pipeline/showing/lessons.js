@@ -17,10 +17,9 @@ function mark(target) {
     .forEach((each) => each.classList.add("marked"));
   if (isLine) {
     const list = document.createElement("ol");
-    list.className = "equations";
+    Object.assign(list, { className: "equations", inert: true });
     list.append(...equations.filter(inCommon).map((each) => each.cloneNode(true)));
     all("[id]", list).forEach((each) => each.removeAttribute("id"));
-    all("a", list).forEach((each) => each.setAttribute("tabindex", -1));
     bar.append(list);
   }
 }
@@ -29,7 +28,15 @@ for (const event of ["pointerover", "focusin", "click"]) {
     if (!bar.contains(target)) mark(target.closest("[data-eq], [data-name]:not([data-name=''])"));
   });
 }
-// So does a link to a line.
+// MLflow shows the page in a frame in which a link to a part of it leads nowhere.
+document.addEventListener("click", (event) => {
+  const link = location.protocol === "blob:" && event.target.closest("a[href^='#']");
+  if (!link) return;
+  event.preventDefault();
+  document.querySelector(link.hash).scrollIntoView();
+});
+
+// A link to a line marks its equations too.
 const linked = () => mark(document.getElementById(location.hash.slice(1))?.closest("[data-eq]"));
 addEventListener("hashchange", linked);
 linked();
@@ -39,11 +46,9 @@ const links = all("nav a[href^='#']");
 const stops = links.map((link) => document.querySelector(link.hash));
 let current = 0;
 function follow() {
-  const read = stops.findLastIndex((stop) => stop.getBoundingClientRect().top < innerHeight / 3);
-  current = Math.max(0, read);
+  current = Math.max(0, stops.findLastIndex((stop) => stop.getBoundingClientRect().top < innerHeight / 3));
   links.forEach((link, index) => (index === current ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
-  const strip = links[current].closest("ol").parentElement;
-  strip.scrollLeft = links[current].offsetLeft - 40;
+  links[current].closest("nav").scrollLeft = links[current].offsetLeft - 40;
 }
 addEventListener("scroll", follow, { passive: true });
 follow();
@@ -54,5 +59,5 @@ document.addEventListener("keydown", (event) => {
   const scrolling = event.key.startsWith("Arrow") && event.target.closest(".scroll");
   if (!way || typing || scrolling || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
   event.preventDefault();
-  location.hash = links[Math.min(links.length - 1, Math.max(0, current + way))].hash;
+  links[Math.min(links.length - 1, Math.max(0, current + way))].click();
 });
