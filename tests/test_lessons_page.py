@@ -270,12 +270,11 @@ def test_an_exercise_does_what_the_page_promises(clone: Clone, page: str, name: 
     before = (clone.path / file).read_text()
     assert before.count(exercise.old) == 1
     (clone.path / file).write_text(before.replace(exercise.old, exercise.new))
-    done = clone.run(*exercise.command.split(), succeeds=None)
+    printed = clone.run("bash", "-c", f"{exercise.command} 2>&1", succeeds=None).stdout
     (clone.path / file).write_text(before)
-    printed = done.stdout + done.stderr
     rows = [line for line in printed.splitlines() if exercise.promised in line]
     assert rows, printed
-    if "BREACH" in exercise.promised or "✗" in exercise.promised:
+    if "✗" in exercise.promised:
         assert [row.split()[0] for row in rows] == [name]
     if exercise.times:
         assert len(rows) == exercise.times
@@ -353,7 +352,11 @@ def test_a_link_to_a_line_that_is_folded_opens_it(opened: Any, clone: Clone):
 @needs_browser
 def test_a_link_to_a_line_marks_its_equations(opened: Any, clone: Clone):
     opened.get("about:blank")
-    line = next(number for number, text in enumerate(source_of("numpy_arrays").splitlines(), 1) if "loss = " in text)
+    line = next(
+        number
+        for number, text in enumerate(source_of("numpy_arrays").splitlines(), 1)
+        if text.strip().startswith("loss = np")
+    )
     opened.get((clone.path / "opened.html").as_uri() + f"#numpy_arrays-L{line}")
     assert marked(opened, ".step") == [f"numpy_arrays-L{line}", "numpy_arrays-e4"]
 
