@@ -59,11 +59,12 @@ EXERCISES = {
         "Let Python say when it runs",
         "        # Forward pass.\n",
         '        print("Python runs this line")\n',
-        "dvc repro train@tensorflow_graph",
+        "dvc repro -fs train@tensorflow_graph",
         "Python runs this line",
-        "Once for each graph that is built, and a graph is executed for every step of the training. In torch_autograd "
-        "the same line would be printed in every step.",
-        2,
+        "Python runs it only where a graph is built: for the training, for the first gradient, and for the picture on "
+        "this page. All steps of the training execute the first of these. In torch_autograd the same line would be "
+        "printed in every step.",
+        3,
     ),
     "torch_loop": Exercise(
         "Take the state out of the record",
