@@ -45,9 +45,9 @@ reproduce:  ## a run again, from its id in MLflow, with a verdict: make reproduc
 	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
 	@python -m stages.reproduce $(RUN)
 
-sweep:  ## the queued experiments side by side, here or on the cluster RAY_ADDRESS names; SHARE=N: N CPUs each
+sweep:  ## the queued experiments side by side, here or on the cluster RAY_ADDRESS names; SHARE=N: N CPUs each; ARGS: stages
 	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
-	@python -m stages.sweep $(SHARE)
+	@python -m stages.sweep "$(SHARE)" $(ARGS)
 
 export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/: make export RUN=…
 	@requirements/export.sh
