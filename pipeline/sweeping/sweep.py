@@ -86,7 +86,7 @@ class _Sweep:
     def _end(self, experiment: Queued, outcome: node.Outcome | Exception) -> bool:
         """What a task came to: home, again, or a sentence. Returns whether it has not failed."""
         if isinstance(outcome, self.ray.exceptions.RayTaskError):
-            return self._fail(experiment, f"it could not be run ({outcome.cause!r})", "")
+            return self._fail(experiment, f"it could not be run ({getattr(outcome, 'cause', outcome)!r})", "")
         if isinstance(outcome, Exception):
             return self._fail(experiment, f"its node was lost {RETRIES + 1} times ({type(outcome).__name__})", "")
         (LOGS / f"{experiment.name}.log").write_text(outcome.log)
