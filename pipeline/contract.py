@@ -15,6 +15,7 @@ A batch holds the arrays of N examples:
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -69,6 +70,10 @@ class Problem(Protocol):
 
 def load_problem(problem: str) -> Problem:
     return cast(Problem, import_module(f"pipeline.problems.{problem}"))
+
+
+def implementation_file(problem: str, name: str) -> Path:
+    return Path("pipeline", problem, f"{name}.py")
 
 
 def load_implementation(problem: str, name: str) -> type[Implementation]:

@@ -7,6 +7,7 @@
     models/NAME/outputs.safetensors     what is judged: losses, predictions before and after training, first gradient
     results/NAME/history.csv            step, train_loss
     results/NAME/metrics.json           train_loss, steps
+    results/NAME/graph.json             the graphs that a step builds, or its operations (pipeline/tracing)
     results/NAME/timing.json            what the training took, and on what
     results/NAME/evaluation.json        held-out loss and R², and the differences that parity is judged by
     parity/NAME.json                    the same differences, with the curve; in a folder of their own (see dvc.yaml)
@@ -17,6 +18,7 @@
     results/comparison.json             the parity certificate
     results/curves/PROBLEM.csv          the loss curves of all implementations: step, train_loss, implementation
     report.html, report/*.svg           what it all says
+    lessons.html                        each lesson: idea, maths, code, graph, cost
     summary.json                        a few numbers, by which states of the experiment are compared
 
 Arrays are written by pipeline/array_files.py; this file imports no NumPy, so that a `dvc repro` with nothing to do is
@@ -45,6 +47,7 @@ BENCH = Path("results/bench.csv")  # of `make bench`, if it was run
 BENCH_PROVENANCE = Path("results/bench.json")
 SEEDS = Path("results/seeds.csv")  # of `make seeds`, if it was run
 REPORT = Path("report.html")
+LESSONS = Path("lessons.html")
 SUMMARY = Path("summary.json")
 FIGURES = Path("report")
 PARITY = Path("parity")

@@ -1,9 +1,9 @@
-"""report.html and report/: what was run, what it took, and what that says of the text's claims."""
+"""report.html and report/: what was run, what it took, what the text claims. lessons.html: the lessons."""
 
 from pipeline import files
 from pipeline.measuring import samples
 from pipeline.params import load_params
-from pipeline.showing import page
+from pipeline.showing import lessons_page, report_page
 from pipeline.showing.figures import Result
 from pipeline.showing.findings import findings, summary
 from stages import run
@@ -23,14 +23,17 @@ def main() -> None:
     environment = files.read_environment()
     sizes = {problem: params.sizes(problem) for problem in params.implementations.values()}
     found = findings(benchmark, comparison, environment.device, sizes)
-    report, figures = page.write(params, environment, comparison, results, benchmark, found=found, bench=bench)
+    report, figures = report_page.write(params, environment, comparison, results, benchmark, found=found, bench=bench)
     for stale in files.FIGURES.glob("*.svg"):
         stale.unlink()
     for name, figure in figures.items():
         files.write_bytes(files.FIGURES / f"{name}.svg", figure.encode())
     files.write_bytes(files.REPORT, report.encode())
+    graphs = {name: files.read_json(files.result_file(name, "graph.json"))["graphs"] for name in results}
+    lessons = lessons_page.write(params, comparison, results, benchmark, found=found, graphs=graphs)
+    files.write_bytes(files.LESSONS, lessons.encode())
     files.write_json(files.SUMMARY, summary(comparison, {name: each.timing for name, each in results.items()}, found))
-    print(f"{files.REPORT} shows the results")
+    print(f"{files.REPORT} shows the results, {files.LESSONS} the lessons")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """models/NAME and results/NAME: one implementation, trained."""
 
-from pipeline import files
+from pipeline import files, tracing
 from pipeline.array_files import write_arrays
 from pipeline.environment import enter_interpreter, framework_of
 from pipeline.experiment.checkpoint import checkpoint_of
@@ -44,10 +44,13 @@ def main(name: str) -> None:
     memory, loop = runtime.peak_memory_bytes(), training.loop
     with stopwatch.measure("predict"):
         found = outputs(opened.create, training, data, schedule.batch_size)
+    with stopwatch.measure("graph"):
+        graphs = tracing.trace(name, problem, opened.create, params.dtype)
     with stopwatch.measure("save"):
         write_arrays(files.weights_file(name), training.weights)
         write_arrays(files.outputs_file(name), found)
         files.write_history(name, training.steps, training.losses.tolist(), schedule.steps)
+        files.write_json(files.result_file(name, "graph.json"), graphs)
     counts = {"peak_memory_bytes": memory, "captured_graphs": loop.captures, "replayed_steps": loop.replays}
     measured = stopwatch.summary(schedule.batch_size) | counts | {"continued_at": list(training.continued_at)}
     where = provenance(environment, opened.device, opened.device_name)

@@ -66,7 +66,7 @@ def test_it_is_a_valid_crate_with_every_file(crate: Path, tmp_path: Path):
     described = {each["@id"] for each in json.loads((crate / "ro-crate-metadata.json").read_text())["@graph"]}
     files = {str(path.relative_to(crate)) for path in crate.rglob("*") if path.is_file()}
     assert files - described == {"SHA256SUMS"}
-    assert {f"models/{NUMPY}/weights.safetensors", "report.html", "changes.patch"} <= files
+    assert {f"models/{NUMPY}/weights.safetensors", "report.html", "lessons.html", "changes.patch"} <= files
     data = json.loads((crate / "croissant/two_layer.json").read_text())
     assert {each["name"] for each in data["distribution"]} >= {"train_x.npy", "manifest.json"}
 
@@ -75,7 +75,7 @@ def test_every_digest_of_dvc_lock_is_in_it(crate: Path, clone: Clone):
     assert "is as it was exported" in stage(clone, "verify")
     lock = yaml.safe_load((crate / "dvc.lock").read_text())["stages"]
     outputs = {out["path"]: out["md5"] for each in lock.values() for out in each.get("outs", [])}
-    assert {f"models/{NUMPY}", "data/two_layer", "report.html"} <= outputs.keys()
+    assert {f"models/{NUMPY}", "data/two_layer", "report.html", "lessons.html"} <= outputs.keys()
     for path, md5 in outputs.items():
         if (crate / path).is_file():
             said = subprocess.run(["md5sum", crate / path], capture_output=True, text=True, check=True).stdout

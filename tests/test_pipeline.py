@@ -125,7 +125,14 @@ def test_an_experiment_with_another_rate(changed: Clone):
 
 def results(clone: Clone) -> dict[str, bytes]:
     return clone.digests(
-        "models/**/*.*", "results/**/*.*", "report*/*", "report.html", "data/**/*.*", "reference/*", "environment.json"
+        "models/**/*.*",
+        "results/**/*.*",
+        "report*/*",
+        "report.html",
+        "lessons.html",
+        "data/**/*.*",
+        "reference/*",
+        "environment.json",
     )
 
 

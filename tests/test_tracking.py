@@ -72,6 +72,7 @@ def test_a_run_for_each_implementation_below_a_parent(clone: Clone):
     client = mlflow.MlflowClient()
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {
         "report.html",
+        "lessons.html",
         "comparison.json",
         "benchmark.csv",
     }

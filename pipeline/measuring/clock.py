@@ -24,6 +24,7 @@ TIME_BREAKDOWN = {
     "log": "showing the progress",
     "checkpoint": "keeping where a long training has got to, and taking it up there",
     "predict": "predictions, and the gradient at the initial weights, for the evaluation",
+    "graph": "running one more step, small, to see what graph it builds",
     "save": "writing the results",
     "residual": "everything else: the loop itself, checking that losses are finite",
 }

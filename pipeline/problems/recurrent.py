@@ -1,21 +1,33 @@
 """A recurrent network that takes as many steps as the example is long, and squared error.
 
-    h_0    = 0
-    h_t    = relu(x_t @ wx + h_(t-1) @ wh)     for t = 1 … length      x_t (inputs,)     wx (inputs, hidden)
-    y_pred = h_length @ wo                     wh (hidden, hidden)     wo (hidden, outputs)
-    loss   = mean((y_pred - y)²)               over all N · outputs elements
+From one example, x[t] (1, inputs) at the times t = 1 … length and y (1, outputs), the forward pass computes
+
+    h[0]           = zeros(1, hidden)                                            (1, hidden)
+    z[t]           = x[t] @ wx                                                   (1, hidden)      for t = 1 … length
+    h[t]           = relu(z[t] + h[t - 1] @ wh)                                  (1, hidden)      for t = 1 … length
+    y_pred         = h[length] @ wo                                              (1, outputs)
+    loss           = mean((y_pred - y) ** 2)                                     ()
+
+The loss of a batch is the mean over its N examples, so over all N * outputs elements, and its gradient is the sum over
+them. Of one example, back through the time steps:
+
+    grad_y_pred    = 2 * (y_pred - y) / (N * outputs)                            (1, outputs)
+    grad_wo        = h[length].T @ grad_y_pred                                   (hidden, outputs)
+    grad_h[length] = grad_y_pred @ wo.T                                          (1, hidden)
+    grad_z[t]      = grad_h[t] * (h[t] > 0)                                      (1, hidden)      for t = length … 1
+    grad_h[t - 1]  = grad_z[t] @ wh.T                                            (1, hidden)      for t = length … 1
+    grad_wx        = sum(x[t].T @ grad_z[t] for t in range(1, length + 1))       (inputs, hidden)
+    grad_wh        = sum(h[t - 1].T @ grad_z[t] for t in range(1, length + 1))   (hidden, hidden)
+
+One step of gradient descent:
+
+    wx             = wx - learning_rate * grad_wx                                (inputs, hidden)
+    wh             = wh - learning_rate * grad_wh                                (hidden, hidden)
+    wo             = wo - learning_rate * grad_wo                                (hidden, outputs)
 
 Examples of a batch differ in length, min_length … max_length. They are stored as x (N, max_length, inputs) and lengths
-(N,); what stands in x beyond an example's length is padding, and no result depends on it, even if it is NaN.
-
-The gradient, back through the time steps of each example:
-
-    grad_y_pred  = 2 (y_pred - y) / (N · outputs)
-    grad_wo      = Σ h_lengthᵀ @ grad_y_pred
-    grad_h       = grad_y_pred @ woᵀ                            at t = length
-    grad_z_t     = grad_h, and 0 where h_t = 0                  z_t is relu's argument; its derivative at 0 is 0
-    grad_wx      = Σ x_tᵀ @ grad_z_t,   grad_wh = Σ h_(t-1)ᵀ @ grad_z_t
-    grad_h       = grad_z_t @ whᵀ                               at t - 1
+(N,); what stands in x beyond an example's length is padding, and no result depends on it, even if it is NaN. relu's
+derivative at 0 is 0.
 
 Initial weights are normal with variance 1/fan-in. relu halves the second moment, so E[h²] = ½ (1 + E[h²]) settles at 1
 whatever the length: states neither fade nor explode.

@@ -1,22 +1,31 @@
 """A network of two layers without biases, and squared error.
 
-    h      = relu(x @ w1)                      x (N, inputs)     w1 (inputs, hidden)     h (N, hidden)
-    y_pred = h @ w2                            w2 (hidden, outputs)                      y_pred (N, outputs)
-    loss   = mean((y_pred - y)²)               over all N · outputs elements, as torch.nn.MSELoss has it, so that a
-                                               learning rate means the same at every batch size
+From a batch of N examples, x (N, inputs) and y (N, outputs), the forward pass computes
 
-The gradient, by the chain rule from the loss down:
+    h           = x @ w1                                     (N, hidden)
+    h_relu      = relu(h)                                    (N, hidden)
+    y_pred      = h_relu @ w2                                (N, outputs)
+    loss        = mean((y_pred - y) ** 2)                    ()
 
-    grad_y_pred = 2 (y_pred - y) / (N · outputs)
-    grad_w2     = hᵀ @ grad_y_pred
-    grad_h      = grad_y_pred @ w2ᵀ, and 0 where h = 0
-    grad_w1     = xᵀ @ grad_h
+The mean is over all N * outputs elements, as torch.nn.MSELoss has it, so that a learning rate means the same at every
+batch size. The gradient, by the chain rule from the loss down:
+
+    grad_y_pred = 2 * (y_pred - y) / (N * outputs)           (N, outputs)
+    grad_w2     = h_relu.T @ grad_y_pred                     (hidden, outputs)
+    grad_h_relu = grad_y_pred @ w2.T                         (N, hidden)
+    grad_h      = grad_h_relu * (h > 0)                      (N, hidden)
+    grad_w1     = x.T @ grad_h                               (inputs, hidden)
+
+One step of gradient descent:
+
+    w1          = w1 - learning_rate * grad_w1               (inputs, hidden)
+    w2          = w2 - learning_rate * grad_w2               (hidden, outputs)
 
 relu has no derivative at 0. Frameworks disagree there (torch: clamp 1, maximum ½, relu 0; TensorFlow: maximum 1,
 relu 0). Here it is 0, everywhere.
 
 Initial weights are normal with variance 2/inputs for w1 (He et al., 2015, arXiv:1502.01852: relu halves the second
-moment, 2 restores it) and 1/hidden for w2, so that h and y_pred start with second moment 1.
+moment, 2 restores it) and 1/hidden for w2, so that h_relu and y_pred start with second moment 1.
 """
 
 from typing import Protocol

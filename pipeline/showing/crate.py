@@ -25,7 +25,7 @@ TYPES = {
     ".md": "text/markdown",
     ".png": "image/png",
 }
-RESULTS = ("models", "results", "parity", "reference", "report", "report.html", "summary.json")
+RESULTS = ("models", "results", "parity", "reference", "report", "report.html", "lessons.html", "summary.json")
 SAYS = {
     "params.yaml": "What the experiment was run with",
     "dvc.lock": "The checksum of everything that each stage read and wrote",
@@ -33,6 +33,7 @@ SAYS = {
     "changes.patch": "What differed from the commit, as a patch",
     "repository.bundle": "The commit with its history: git clone repository.bundle",
     "report.html": "What was run and what came of it, as a page",
+    "lessons.html": "The lessons as a page: idea, equations, code, graph and cost of each",
 }
 LICENSE = "https://spdx.org/licenses/CC0-1.0"  # of random numbers
 

@@ -30,7 +30,7 @@ BREAKDOWN_COLOURS = dict(
         TIME_BREAKDOWN,
         (
             "#9aa0a8", "#6f7680", "#7a5fb5", "#35a06b", "#8cc665", "#e0861c", "#d4574a",
-            "#4e94d8", "#2aa7a7", "#c9a227", "#5b4636", "#8f9c2f", "#b86fa9", "#d0d3d8",
+            "#4e94d8", "#2aa7a7", "#c9a227", "#5b4636", "#8f9c2f", "#b86fa9", "#3f5fa8", "#d0d3d8",
         ),
         strict=True,
     )

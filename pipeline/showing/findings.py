@@ -35,6 +35,14 @@ class Run(NamedTuple):
     device: str
 
 
+class Bought(NamedTuple):
+    """What one idea bought at the training's size: the ratio of a step's times with it and without it."""
+
+    idea: str
+    text: str
+    ratio: Estimate | None
+
+
 class BreakEven(NamedTuple):
     """The steps after which a graph has paid back what it costs before its second step; infinite where it never does.
 
@@ -93,6 +101,38 @@ def findings(
 
 def _doubted(benchmark: Benchmark, finding: Finding) -> str:
     return f" (Times: {benchmark.doubt}.)" if benchmark.doubt and finding.verdict != OPEN else ""
+
+
+def bought(
+    benchmark: Benchmark, comparison: Mapping[str, Any], device: str, training_sizes: Mapping[str, Mapping[str, int]]
+) -> list[Bought]:
+    """What autograd, the static graph, the GPU and the loop in the graph bought, of those that were run."""
+    ideas = (
+        ("Autograd", "torch_autograd", "torch_tensors", "one whose backward pass is written by hand"),
+        ("The static graph", "tensorflow_graph", "eager/tensorflow_graph", "the same lines run eagerly"),
+        ("The GPU", "torch_tensors", "numpy_arrays", "NumPy's on this host"),
+        ("The loop in the graph", "tensorflow_scan", "torch_loop", "one of the loop in Python"),
+    )
+    rows = comparison["implementations"]
+    found = []
+    for idea, subject, other, of_other in ideas:
+        if not {subject, other.removeprefix("eager/")} <= rows.keys():
+            continue
+        problem = rows[subject]["problem"]
+        at = benchmark.at(problem, training_sizes[problem])
+        ratio = at.ratio(subject, other) if at else None
+        if idea == "The GPU" and device == "cpu":
+            found.append(Bought(idea, "This run had no CUDA device.", None))
+        elif ratio is None:
+            why = benchmark.doubt or (
+                "the two were not interleaved at this size" if benchmark.cases else "there was no benchmark"
+            )
+            found.append(Bought(idea, f"{why[0].upper()}{why[1:]}.", None))
+        else:
+            even = break_even(at, subject) if at and other.startswith("eager/") else None
+            paid = f" What it costs to build is paid back {even}." if even else ""
+            found.append(Bought(idea, f"A step takes {as_long(ratio)} as {of_other}.{paid}", ratio))
+    return found
 
 
 def times_as_fast_as_numpy(claim: Claim, run: Run) -> Finding:

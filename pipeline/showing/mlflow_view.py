@@ -142,6 +142,7 @@ def _send_parent(
         files.BENCHMARK,
         files.BENCHMARK_PROVENANCE,
         files.REPORT,
+        files.LESSONS,
     ):
         client.log_artifact(run_id, str(path))
     client.log_artifacts(run_id, str(files.FIGURES), "figures")
@@ -255,7 +256,7 @@ def _result(name: str, problem: str) -> dict[str, Any]:
 
 def _state(params: Params, results: Mapping[str, dict[str, Any]]) -> str:
     """A name for all that a parent run stands for; the same state has the same name in every store."""
-    shared = {str(path): store.md5(path) for path in (files.REPORT, files.BENCHMARK)}
+    shared = {str(path): store.md5(path) for path in (files.REPORT, files.LESSONS, files.BENCHMARK)}
     md5 = {name: result["md5"] for name, result in results.items()}
     content = [params.model_dump(), files.read_json(files.ENVIRONMENT), md5, shared]
     return hashlib.md5(json.dumps(content, sort_keys=True).encode(), usedforsecurity=False).hexdigest()

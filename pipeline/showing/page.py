@@ -1,148 +1,61 @@
-"""The report: one self-contained page.
-
-It holds nothing that is not in the files of `results/`, so the same results make the same page, and a page that comes
-back from the cache is still true: it says when things were measured, never "now".
-"""
+"""What the two pages share: their templates, and how results are put into words on them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-from pipeline.environment import Environment
 from pipeline.measuring.clock import TIME_BREAKDOWN
-from pipeline.measuring.intervals import spread
-from pipeline.measuring.samples import LOWER_BOUND, Benchmark, Case
-from pipeline.params import Params
-from pipeline.showing import figures
-from pipeline.showing.figures import Result, Results
-from pipeline.showing.findings import Finding, break_even, loops
+from pipeline.measuring.samples import Case
+from pipeline.showing.figures import Result
 
 
-def write(
-    params: Params,
-    environment: Environment,
-    comparison: Mapping[str, Any],
-    results: Results,
-    benchmark: Benchmark,
-    *,
-    found: list[Finding],
-    bench: list[Benchmark],
-) -> tuple[str, dict[str, str]]:
-    """The page, as HTML, and its figures as SVG files by name. `bench` is what `make bench` measured, if it was run."""
-    sizes = {problem: params.sizes(problem) for problem in dict.fromkeys(params.implementations.values())}
-    drawn = figures.draw(results, benchmark, sizes)
-    measured = [benchmark.provenance, *(result.timing for result in results.values())]
-    latest = max(each["run_began"] for each in measured)
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
-        Path(__file__).with_name("report.html").read_text()
+def render(template: str, **content: Any) -> str:
+    """A template of this folder, filled in. Raises jinja2.UndefinedError where it names what is not there."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
-    page = template.render(
-        params=params,
-        environment=environment,
-        comparison=comparison,
-        benchmarked={**benchmark.provenance, "when": _when(benchmark.provenance), "doubt": benchmark.doubt},
-        findings=found,
-        rows=[
-            _row(name, result, comparison, benchmark.at(result.problem, sizes[result.problem]), latest)
-            for name, result in results.items()
-        ],
-        instead=[
-            {**table, "when": _when(each.provenance), "doubt": each.doubt}
-            for each in [benchmark, *bench]
-            for case in each.cases
-            if (table := _instead(case, list(results)))
-        ],
-        time_breakdown=TIME_BREAKDOWN,
-        breakdowns={name: _breakdown(result) for name, result in results.items()},
-        cases=[_samples(case) for case in benchmark.cases],
-        even=[
-            (name, case.label, count)
-            for name in results
-            for case in benchmark.cases
-            if (count := break_even(case, name))
-        ],
-        loops={
-            name: loops(benchmark.of(result.problem), name)
-            for name, result in results.items()
-            if result.problem == "recurrent"
-        },
-        commits=sorted({each["commit"] for each in measured}),
-        times=sorted(each["measured_at"] for each in measured),
-        hosts=sorted({each["measured_on"] for each in measured}),
-        figures={name: figures.for_page(drawing) for name, drawing in drawn.items()},
-    )
-    return page, {name: figures.for_file(drawing) for name, drawing in drawn.items()}
+    templates.filters["ticks"] = ticks
+    return templates.get_template(template).render(**content)
 
 
-def _row(name: str, result: Result, comparison: Mapping[str, Any], case: Case | None, latest: str) -> dict[str, Any]:
+def ticks(text: str) -> Markup:
+    """Text as HTML, `what stands in ticks` as code."""
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(part) if index % 2 else part for index, part in enumerate(text.split("`")))
+
+
+def row(name: str, result: Result, comparison: Mapping[str, Any], case: Case | None, latest: str) -> dict[str, Any]:
+    """What was measured of an implementation. `latest` is when the newest run began that anything comes from."""
     return {
         "name": name,
         **comparison["implementations"][name],
-        "step": _duration(result.timing["step_seconds_median"]),
-        "p95": _duration(result.timing["step_seconds_p95"]),
+        "step": duration(result.timing["step_seconds_median"]),
+        "p95": duration(result.timing["step_seconds_p95"]),
         "multiple": (case and case.multiple(name)) or "–",
         "device": result.timing["device_name"],
-        "when": _when(result.timing),
+        "when": when(result.timing),
         "where": result.timing["measured_on"],
         "earlier": result.timing["run_began"] < latest,
     }
 
 
-def _instead(case: Case, names: list[str]) -> dict[str, Any] | None:
-    """A size's implementations beside what hand tuning makes of them, and beside what a user might write instead."""
-    tuned = [(name, f"tuned/{name}") for name in names if f"tuned/{name}" in case.seconds]
-    peers = [each for each in case.seconds if each.startswith("peers/")]
-    pairs = tuned + [(name, peer) for name in names for peer in peers if _same_idea(name, peer)]
-    rows = [
-        {
-            "name": name,
-            "other": other,
-            "file": f"benchmarks/{other.partition('+')[0]}.py",
-            "ratio": case.ratio(name, other),
-        }
-        for name, other in pairs
-    ]
-    return {"label": case.label, "rows": rows} if rows else None
-
-
-def _same_idea(name: str, peer: str) -> bool:
-    """A module with an optimiser is set beside autograd, JAX beside NumPy, Keras beside the graph, a loop over examples
-    beside a loop."""
-    ideas = {
-        "torch_module": "torch_autograd",
-        "numpy_jax": "numpy_arrays",
-        "tensorflow_keras": "tensorflow_graph",
-        "torch_examples": "torch_loop",
-        "tensorflow_examples": "tensorflow_scan",
-    }
-    return ideas.get(peer.removeprefix("peers/").partition("+")[0]) == name
-
-
-def _samples(case: Case) -> dict[str, Any]:
-    """Every candidate of a size in words: median, quartiles, how often, and its ratio to the lower bound."""
-    rows = []
-    for name, processes in case.seconds.items():
-        of_all = spread(list(processes.values()))
-        rounds = max(len(samples) for samples in processes.values())
-        ratio = "" if name.startswith(("build/", LOWER_BOUND)) else case.multiple(name) or ""
-        quartiles = f"{_duration(of_all.lower_quartile)} … {_duration(of_all.upper_quartile)}"
-        rows.append((name, _duration(of_all.median), quartiles, f"{len(processes)} × {rounds}", ratio))
-    return {"label": case.label, "problem": case.problem, "rows": rows}
-
-
-def _breakdown(result: Result) -> dict[str, str]:
+def breakdown(result: Result) -> dict[str, str]:
     """The duration of each line of a training's time breakdown, and its share of the whole."""
     seconds = {line: result.timing[f"{line}_seconds"] for line in TIME_BREAKDOWN}
-    return {line: f"{_duration(each)}, {each / result.timing['wall_seconds']:.0%}" for line, each in seconds.items()}
+    return {line: f"{duration(each)}, {each / result.timing['wall_seconds']:.0%}" for line, each in seconds.items()}
 
 
-def _when(measured: Mapping[str, Any]) -> str:
+def when(measured: Mapping[str, Any]) -> str:
     return f"{measured['measured_at'][:16].replace('T', ' ')} UTC"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 0.9995:  # or 999.8 ms are 1e+03 ms
             return f"{seconds * factor:.3g} {unit}"

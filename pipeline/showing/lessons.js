@@ -1,0 +1,54 @@
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const bar = document.querySelector(".bar");
+
+// A line, an equation or a node of a graph marks what has an equation in common with it.
+function mark(target) {
+  all(".marked").forEach((each) => each.classList.remove("marked"));
+  bar.replaceChildren();
+  const lesson = target?.closest("main > section");
+  if (!lesson) return;
+  const equations = all(".equations li", lesson);
+  const of = (each) => each.dataset.eq?.split(" ") ?? equations.filter((li) => li.dataset.name === each.dataset.name).map((li) => li.dataset.eq);
+  const wanted = of(target);
+  const inCommon = (each) => of(each).some((number) => wanted.includes(number));
+  const isLine = target.matches(".line");
+  all("[data-eq], [data-name]", lesson)
+    .filter((each) => each === target || (inCommon(each) && !(isLine && each.matches(".line"))))
+    .forEach((each) => each.classList.add("marked"));
+  if (isLine) {
+    const list = document.createElement("ol");
+    list.className = "equations";
+    list.append(...equations.filter(inCommon).map((each) => each.cloneNode(true)));
+    all("[id]", list).forEach((each) => each.removeAttribute("id"));
+    all("a", list).forEach((each) => each.setAttribute("tabindex", -1));
+    bar.append(list);
+  }
+}
+for (const event of ["pointerover", "focusin", "click"]) {
+  document.addEventListener(event, ({ target }) => {
+    if (!bar.contains(target)) mark(target.closest("[data-eq], [data-name]:not([data-name=''])"));
+  });
+}
+
+// The lesson that is being read.
+const links = all("nav a[href^='#']");
+const stops = links.map((link) => document.querySelector(link.hash));
+let current = 0;
+function follow() {
+  const read = stops.findLastIndex((stop) => stop.getBoundingClientRect().top < innerHeight / 3);
+  current = Math.max(0, read);
+  links.forEach((link, index) => (index === current ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
+  const strip = links[current].closest("ol").parentElement;
+  strip.scrollLeft = links[current].offsetLeft - 40;
+}
+addEventListener("scroll", follow, { passive: true });
+follow();
+
+document.addEventListener("keydown", (event) => {
+  const way = { j: 1, n: 1, ArrowRight: 1, k: -1, p: -1, ArrowLeft: -1 }[event.key];
+  const typing = event.target.closest("input, textarea, select, [contenteditable]");
+  const scrolling = event.key.startsWith("Arrow") && event.target.closest(".scroll");
+  if (!way || typing || scrolling || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+  event.preventDefault();
+  location.hash = links[Math.min(links.length - 1, Math.max(0, current + way))].hash;
+});
