@@ -44,7 +44,8 @@ def test_a_better_value_is_said_where_the_paired_difference_excludes_0_although_
     said = re.match(
         r"two_layer \(numpy_arrays\), train.learning_rate: 0.2 is the best of 3; the next loses (\S+) \(", sentence
     )
-    assert said and float(said[1]) == pytest.approx(0.1, abs=0.01), sentence
+    assert said, sentence
+    assert float(said[1]) == pytest.approx(0.1, abs=0.01), sentence
     assert "paired over 12 seeds" in sentence
     losses = [row.loss for row in found.rows()]
     assert losses[0].low < losses[1].high  # unpaired, nothing could be said

@@ -102,12 +102,16 @@ def better(seeds: Seeds) -> list[str]:
 
 
 def losses(seeds: Seeds, parameter: str, name: str) -> dict[str, list[float]]:
-    """An implementation's held-out losses by the value of a swept parameter."""
-    found: dict[str, list[float]] = {}
+    """An implementation's held-out losses by the value of a swept parameter, the other swept ones all the same: as they
+    are in most of the experiments."""
+    groups: dict[tuple, dict[str, list[float]]] = {}
     for one in seeds.each:
         if one.implementation == name:
-            found.setdefault(dict(one.setting)[parameter], []).append(one.measures["test_loss"])
-    return dict(sorted(found.items(), key=lambda item: _sortable(item[0])))
+            others = tuple(item for item in one.setting if item[0] != parameter)
+            by_value = groups.setdefault(others, {})
+            by_value.setdefault(dict(one.setting)[parameter], []).append(one.measures["test_loss"])
+    most = max(groups.values(), key=lambda by_value: sum(map(len, by_value.values())))
+    return dict(sorted(most.items(), key=lambda item: _sortable(item[0])))
 
 
 def table(seeds: Seeds) -> str:
