@@ -120,10 +120,8 @@ def trace(name: str, problem: str, create: Callable[[Weights, float], Loop], dty
     if len(graphs) == 1:
         titles = [graphs[0].what[0].upper() + graphs[0].what[1:]]
     elif graphs[0].structure() == graphs[-1].structure():
-        titles, graphs = (
-            [f"One graph for up to {LENGTHS[0]} and up to {LENGTHS[1]} time steps: {graphs[-1].what}"],
-            graphs[-1:],
-        )
+        graphs = graphs[-1:]
+        titles = [f"One graph for up to {LENGTHS[0]} and up to {LENGTHS[1]} time steps: {graphs[0].what}"]
     else:
         titles = [f"Up to {longest} time steps: {graph.what}" for longest, graph in zip(LENGTHS, graphs, strict=True)]
     return {"graphs": [_as_data(title, graph) for title, graph in zip(titles, graphs, strict=True)]}
@@ -230,7 +228,7 @@ class Record:
         results: Iterable[Any],
     ) -> None:
         """Of each operand its storage and shape, or the number that it is; of the results where they are stored."""
-        values = [operand if is_number(operand) else None for operand in operands]
+        values = [None if isinstance(operand, tuple) else operand for operand in operands]
         key = self.graph.add(self.names.call(label, values), detail=detail)
         for operand in operands:
             if isinstance(operand, tuple):
@@ -238,7 +236,7 @@ class Record:
         changed = [storage for storage in results if storage in self.weights]
         if changed:
             self.graph.nodes[key].name = self.graph.nodes[self.stored[changed[0]]].name
-        if changed or LEARNING_RATE in values:
+        if changed or LEARNING_RATE in [abs(value) for value in values if value is not None]:
             self.graph.updates.add(key)
         self.stored |= dict.fromkeys(results, key)
 
