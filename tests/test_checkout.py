@@ -19,7 +19,7 @@ from pipeline import checkout
 pytestmark = pytest.mark.faults
 
 NUMPY = "numpy_arrays"
-ALIKE = ("data/**/*.*", "reference/*", "models/**/*.*", "results/*/[hme]*.*", "results/curves/*", "parity/*")
+ALIKE = ("data/**/*.*", "reference/*", "models/**/*.*", "results/*/[ghme]*.*", "results/curves/*", "parity/*")
 LONG = 100_000_000  # steps that nobody waits for
 
 
@@ -185,7 +185,7 @@ def test_a_killed_training_goes_on(clone: Clone, started: Callable):
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         said = clone.run("dvc", "repro", "-f", f"train@{NUMPY}").stdout
-        found = clone.digests("models/**/*.*", f"results/{NUMPY}/[hm]*.*")
+        found = clone.digests("models/**/*.*", f"results/{NUMPY}/[ghm]*.*")
         timing = json.loads((clone.path / f"results/{NUMPY}/timing.json").read_text())
         if not broken:
             unbroken = found

@@ -24,7 +24,7 @@ KILLS = int(os.environ.get("FAULTS", "20"))
 SEED = int(os.environ.get("SEED", str(random.SystemRandom().randrange(10**6))))
 NUMPY = "numpy_arrays"
 # What two runs leave alike. Timings are not alike, nor what depends on them.
-ALIKE = ("data/**/*.*", "reference/*", "models/**/*.*", "results/*/[hme]*.*", "results/curves/*", "parity/*")
+ALIKE = ("data/**/*.*", "reference/*", "models/**/*.*", "results/*/[ghme]*.*", "results/curves/*", "parity/*")
 FOLDERS = ("data", "reference", "models", "results", "parity")  # in report/ it depends on what was measured
 
 

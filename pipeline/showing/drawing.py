@@ -16,7 +16,8 @@ STYLE = """
 .graph text { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 .graph text { fill: currentColor; text-anchor: middle; }
 .graph .name { font-size: 18px; font-weight: 600; }
-.graph .label { font-size: 14px; }
+.graph .label { font-size: 16px; }
+.graph .name + .label, .graph .loop > .label { font-size: 14px; }
 .graph .name + .label, .graph .shape { fill: var(--soft); }
 .graph .shape { font-size: 13px; }
 .graph .band rect { fill: var(--card); }

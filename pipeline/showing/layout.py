@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import igraph
 
 GROUPS = ("forward", "backward", "update")
-NAME, LABEL, SHAPE = 18, 14, 13  # font sizes
+NAME, ALONE, LABEL, SHAPE = 18, 16, 14, 13  # font sizes; ALONE is a label without a name above it
 WIDE = 0.62  # of a character, in font sizes: the widest of the usual monospaced fonts
 GAP = 16  # between what stands beside each other
 NEAR, FAR, BREAK = 9, 25, 26  # between a node and the shape below it, from there to the next layer, and between bands
@@ -214,7 +214,9 @@ def _size(node: Any, picture: Picture) -> tuple[float, float]:
         inside = picture.inside[node["id"]]
         return max(inside.width, WIDE * LABEL * max(len(LEGEND), len(node["label"]) + 10)), inside.height
     name, label = texts_of(node)
-    return max(WIDE * NAME * len(name), WIDE * LABEL * len(label)) + 26, 50 if name and label else 30
+    return max(
+        WIDE * NAME * len(name), WIDE * (LABEL if name else ALONE) * len(label)
+    ) + 26, 50 if name and label else 30
 
 
 def _placed(ways: _Ways, breaks: set[int]) -> tuple[dict[str, Box], dict[str, tuple[float, float]]]:
@@ -270,9 +272,14 @@ def _straightened(
                 if near:
                     x[number] = sum(pull * x[other] for other, pull in near) / weights[number]
             _spread(row, vertices, x, weights)
+    beside = {}
+    for row in rows:
+        for before, number, after in zip([None, *row], row, [*row[1:], None], strict=False):
+            beside[number] = before, after
+    chains = _chains(vertices, above, below)
     for _ in range(3):
-        for chain in _chains(vertices, above, below):
-            _align(chain, vertices, rows, x)
+        for chain in chains:
+            _align(chain, vertices, beside, x)
     return x
 
 
@@ -300,13 +307,16 @@ def _chains(
     return sorted(chains, key=len, reverse=True)
 
 
-def _align(chain: Sequence[int], vertices: Sequence[Vertex], rows: Sequence[Sequence[int]], x: list[float]) -> None:
+def _align(
+    chain: Sequence[int],
+    vertices: Sequence[Vertex],
+    beside: Mapping[int, tuple[int | None, int | None]],
+    x: list[float],
+) -> None:
     """Give the vertices of a chain one x, as many together as the room beside them allows."""
 
     def room(number: int) -> tuple[float, float]:
-        row = next(row for row in rows if number in row)
-        place, half = row.index(number), vertices[number].width / 2 + GAP
-        left, right = row[place - 1] if place else None, row[place + 1] if place + 1 < len(row) else None
+        (left, right), half = beside[number], vertices[number].width / 2 + GAP
         return (
             -inf if left is None else x[left] + vertices[left].width / 2 + half,
             inf if right is None else x[right] - vertices[right].width / 2 - half,

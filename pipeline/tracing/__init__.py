@@ -2,7 +2,7 @@
 
 One module for each framework, as in pipeline/runtimes; each offers
 
-trace(implementation, placed, names) -> Graph       run or trace one step on a placed batch
+trace(implementation, batches) -> [Graph]       run or trace a step on each batch: what was placed of it, and Names
 
 A step is traced on a small batch and on weights of its own. Their sizes are prime numbers, each of them another one, so
 that a size in a shape tells its name, and the cost does not depend on the sizes of the experiment.
@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contract import Implementation, Weights, load_problem
+from pipeline.contract import Array, Implementation, Weights, load_problem
 from pipeline.environment import framework_of
 from pipeline.runtimes import Loop
 
-N, SIZES = 3, {"inputs": 23, "hidden": 19, "outputs": 17}
-LENGTHS = (2, 4)  # of the longest example in a batch; the others are a step shorter each, down to 1
+N, SIZES = 7, {"inputs": 23, "hidden": 19, "outputs": 17}
+LENGTHS = (2, 4)  # of the longest example in a batch; then two of each length below, as far as they go, down to 1
 LEARNING_RATE = 0.40625  # exact in every dtype, and nothing else in a step is likely to have this value
 AUTOGRAPH = "__autograph_generated_file"  # what AutoGraph makes of a lesson's functions before they run
 
@@ -103,33 +103,40 @@ def trace(name: str, problem: str, create: Callable[[Weights, float], Loop], dty
     module = f"{__name__}.{framework_of(name)}"
     if find_spec(module) is None:
         return {"graphs": []}
-    found: list[tuple[str, Graph]] = []
+    generator = np.random.default_rng(0)
+    weights = load_problem(problem).draw_weights(_sizes(max(LENGTHS)), generator)
+    loop = create({key: array.astype(dtype) for key, array in weights.items()}, LEARNING_RATE)
+    batches: list[tuple[Any, Names]] = []
     for longest in LENGTHS:
-        loop, names, has_lengths = _placed(problem, create, dtype, longest)
-        graph = import_module(module).trace(loop.implementation, loop.placed[0], names)
+        batch = _batch(problem, dtype, longest, generator)
+        loop.place({key: array[None] for key, array in batch.items()})
+        lengths = {"T": longest} if "lengths" in batch else {}
+        batches.append((loop.placed[0], Names(weights, lengths)))
+        if not lengths:
+            break
+    graphs: list[Graph] = import_module(module).trace(loop.implementation, batches)
+    for graph in graphs:
         _group(graph)
-        if not has_lengths:
-            return {"graphs": [_as_data(graph.what[0].upper() + graph.what[1:], graph)]}
-        if found and found[-1][1].structure() == graph.structure():
-            found[-1] = (f"Up to {LENGTHS[0]} and up to {longest} time steps alike: {graph.what}", graph)
-        else:
-            found.append((f"Up to {longest} time steps: {graph.what}", graph))
-    return {"graphs": [_as_data(title, graph) for title, graph in found]}
+    if len(graphs) == 1:
+        titles = [graphs[0].what[0].upper() + graphs[0].what[1:]]
+    elif graphs[0].structure() == graphs[-1].structure():
+        graphs = graphs[-1:]
+        titles = [f"One graph for up to {LENGTHS[0]} and up to {LENGTHS[1]} time steps: {graphs[0].what}"]
+    else:
+        titles = [f"Up to {longest} time steps: {graph.what}" for longest, graph in zip(LENGTHS, graphs, strict=True)]
+    return {"graphs": [_as_data(title, graph) for title, graph in zip(titles, graphs, strict=True)]}
 
 
-def _placed(
-    problem: str, create: Callable[[Weights, float], Loop], dtype: str, longest: int
-) -> tuple[Loop, "Names", bool]:
-    """A loop with a small batch placed, how its sizes and numbers are called, and whether its examples have lengths."""
-    module, generator = load_problem(problem), np.random.default_rng(0)
-    sizes = SimpleNamespace(**SIZES, min_length=longest, max_length=longest)
-    weights = {key: array.astype(dtype) for key, array in module.draw_weights(sizes, generator).items()}
-    batch = module.draw_inputs(sizes, N, generator) | {"y": generator.standard_normal((N, sizes.outputs))}
+def _sizes(longest: int) -> SimpleNamespace:
+    return SimpleNamespace(**SIZES, min_length=longest, max_length=longest)
+
+
+def _batch(problem: str, dtype: str, longest: int, generator: np.random.Generator) -> dict[str, Array]:
+    inputs = load_problem(problem).draw_inputs(_sizes(longest), N, generator)
+    batch = inputs | {"y": generator.standard_normal((N, SIZES["outputs"]))}
     if "lengths" in batch:
-        batch["lengths"] = np.maximum(longest - np.arange(N), 1)
-    loop = create(weights, LEARNING_RATE)
-    loop.place({key: (array if key == "lengths" else array.astype(dtype))[None] for key, array in batch.items()})
-    return loop, Names(weights, {"T": longest} if "lengths" in batch else {}), "lengths" in batch
+        batch["lengths"] = np.maximum(longest - (np.arange(N) + 1) // 2, 1)
+    return {key: array if key == "lengths" else array.astype(dtype) for key, array in batch.items()}
 
 
 class Names:
@@ -149,6 +156,8 @@ class Names:
         return " × ".join(self.sizes.get(size, str(size)) for size in shape)
 
     def number(self, value: float) -> str:
+        if value < 0:
+            return f"-{self.number(-value)}"
         for number, name in self.numbers.items():
             if np.isclose(value, number, rtol=1e-6, atol=0):
                 return name
@@ -162,8 +171,10 @@ class Names:
         return f"{label}({', '.join('·' if operand is None else self.number(operand) for operand in operands)})"
 
 
-def weights_of(implementation: Implementation, names: Names) -> dict[str, Any]:
-    return {name: getattr(implementation, name) for name in names.weights}
+def weights_of(implementation: Implementation, names: Names, kind: type) -> dict[str, Any]:
+    """The weights, and what else of this kind an implementation keeps from step to step."""
+    kept = {name: value for name, value in vars(implementation).items() if isinstance(value, kind)}
+    return {name: getattr(implementation, name) for name in names.weights} | kept
 
 
 def is_number(value: Any) -> bool:
@@ -171,15 +182,17 @@ def is_number(value: Any) -> bool:
 
 
 @contextmanager
-def local_values(implementation: Implementation, bound: Callable[[str, Any], None]) -> Iterator[None]:
-    """While the lesson's functions run, tell `bound` of each value that a local variable is given, when it is."""
+def local_values(implementation: Implementation, bound: Callable[[str, Any], Any]) -> Iterator[None]:
+    """While the lesson's functions run, tell `bound` of each value that a local variable is given, when it is. What it
+    returns, unless that is None, the variable is given instead."""
     file, seen = inspect.getfile(type(implementation)), {}
 
     def look(frame: FrameType, _event: str, _argument: Any) -> Any:
-        for name, value in frame.f_locals.items():
+        for name, value in list(frame.f_locals.items()):
             if (name, id(value)) not in seen and "__" not in f"{name}_":  # AutoGraph's own names, such as retval_
                 seen[name, id(value)] = value  # kept, so that no other value gets its id
-                bound(name, value)
+                if (instead := bound(name, value)) is not None:
+                    frame.f_locals[name] = seen[name, id(instead)] = instead  # a tracer may, and Python takes it over
         return look
 
     def enter(frame: FrameType, event: str, argument: Any) -> Any:
@@ -215,7 +228,7 @@ class Record:
         results: Iterable[Any],
     ) -> None:
         """Of each operand its storage and shape, or the number that it is; of the results where they are stored."""
-        values = [operand if is_number(operand) else None for operand in operands]
+        values = [None if isinstance(operand, tuple) else operand for operand in operands]
         key = self.graph.add(self.names.call(label, values), detail=detail)
         for operand in operands:
             if isinstance(operand, tuple):
@@ -223,7 +236,7 @@ class Record:
         changed = [storage for storage in results if storage in self.weights]
         if changed:
             self.graph.nodes[key].name = self.graph.nodes[self.stored[changed[0]]].name
-        if changed or LEARNING_RATE in values:
+        if changed or LEARNING_RATE in [abs(value) for value in values if value is not None]:
             self.graph.updates.add(key)
         self.stored |= dict.fromkeys(results, key)
 
@@ -239,7 +252,9 @@ class Record:
 
 
 def _group(graph: Graph) -> None:
-    """Give each operation its group."""
+    """Give each operation its group, and leave out the weights and data that none uses."""
+    used = {key for edge in graph.edges for key in (edge.source, edge.target)}
+    graph.nodes = {key: node for key, node in graph.nodes.items() if node.group != "data" or key in used}
     update = graph.reached(graph.updates)
     forward = graph.reached([graph.loss], back=True) - update if graph.loss else set()
     for node in graph.nodes.values():

@@ -2,8 +2,9 @@
 
 In place of each array the step is given an object that behaves like it and notes what is done with it: operators and
 universal functions, NumPy's other functions, and methods. A view, such as a transpose or a slice, computes nothing:
-what uses it is shown to use the array itself, in the view's shape. Where an array is handed to something other than
-NumPy, that is shown (asarray), and what came of it there is new data.
+what uses it is shown to use the array itself, in the view's shape. An array that the step makes of nothing, such as
+zeros, is watched from when a variable is given it. Where an array is handed to something other than NumPy, that is
+shown (asarray), and what came of it there is new data.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -28,9 +29,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return self._run(label, f"numpy.{label}", getattr(ufunc, method), inputs, options)
 
     def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
-        return self._run(function.__name__, f"numpy.{function.__name__}", function, inputs, options)
+        return self._run(function.__name__, f"{function.__module__}.{function.__name__}", function, inputs, options)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__array_"):  # other ways to get at the memory than __array__, which notes it
+            raise AttributeError(name)
         found = getattr(self.array, name)
         if not callable(found):
             return self._result(found, name, f"numpy.ndarray.{name}", [self])
@@ -129,20 +132,31 @@ def _traced(values: Iterable[Any]) -> Iterator[Traced]:
             yield from _traced(value)
 
 
-def trace(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
+def trace(implementation: Implementation, batches: Iterable[tuple[Any, Names]]) -> list[Graph]:
+    return [_trace(implementation, placed, names) for placed, names in batches]
+
+
+def _trace(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
     record = Record("what one step computes", names)
 
-    def bound(name: str, value: Any) -> None:
+    def bound(name: str, value: Any) -> Traced | None:
         if isinstance(value, Traced):
             record.name(value.storage, name)
+        if not isinstance(value, np.ndarray):
+            return None
+        made = Traced(record, value)
+        record.name(made.storage, name)
+        return made
 
     inputs = [Traced(record, each) if isinstance(each, np.ndarray) else each for each in placed]
-    for name, weight in weights_of(implementation, names).items():
-        traced = Traced(record, weight)
-        record.weight(name, traced.storage)
-        setattr(implementation, name, traced)
+    weights = {name: Traced(record, weight) for name, weight in weights_of(implementation, names, np.ndarray).items()}
+    for name, weight in weights.items():
+        record.weight(name, weight.storage)
+        setattr(implementation, name, weight)
     with local_values(implementation, bound):
         loss = implementation.step(*inputs)
     if isinstance(loss, Traced):
         record.graph.loss = record.source(loss.storage)
+    for name in weights:
+        setattr(implementation, name, _plain(getattr(implementation, name)))
     return record.graph

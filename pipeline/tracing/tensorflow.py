@@ -15,7 +15,7 @@ Shapes are those of an execution on the placed batch; in a body, of the first ro
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,16 +71,25 @@ class Local:
         return re.sub(r"\W", "_", operation).lower()
 
 
-def trace(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
+def trace(implementation: Implementation, batches: Sequence[tuple[Any, Names]]) -> list[Graph]:
     step: Any = implementation.step
     if not hasattr(step, "get_concrete_function"):  # the loop over the steps makes a graph of it
         step = tf.function(step)
-    local = Local()
-    with local_values(implementation, local.bound):
-        concrete = step.get_concrete_function(*placed)
+    locals_of: dict[Any, Local] = {}  # by concrete function; traced once, it may serve several batches
+    latest = {}
+    for placed, names in batches:
+        local = Local()
+        with local_values(implementation, local.bound):
+            concrete = step.get_concrete_function(*placed)
+        locals_of.setdefault(concrete, local)
+        latest[concrete] = placed, names
+    read = {each: _read(implementation, each, local, *latest[each]) for each, local in locals_of.items()}
+    return [read[step.get_concrete_function(*placed)] for placed, _ in batches]
 
+
+def _read(implementation: Implementation, concrete: Any, local: Local, placed: tuple[Any, ...], names: Names) -> Graph:
     graph, sources = Graph("the graph that a step is traced into"), {}
-    variables = {weight.handle.ref(): name for name, weight in weights_of(implementation, names).items()}
+    variables = {weight.handle.ref(): name for name, weight in weights_of(implementation, names, tf.Variable).items()}
     inputs = dict(zip((each.op.name for each in concrete.inputs), [*placed, *concrete.captured_inputs], strict=True))
     for placeholder, value in inputs.items():
         weight = variables.get(value.ref(), "") if value.dtype == tf.resource else ""
@@ -184,7 +193,7 @@ class Part:
         key = self.graph.add(label, name=name, detail=node.name, within=self.loop)
         for value in values:
             self.graph.connect(value.key, key, self._shape(value))
-        if "learning_rate" in operands:
+        if {"learning_rate", "-learning_rate"} & set(operands):
             self.graph.updates.add(key)
         return key
 

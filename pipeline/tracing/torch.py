@@ -21,8 +21,12 @@ from pipeline.contract import Implementation
 from pipeline.tracing import Graph, Names, Record, is_number, local_values, weights_of
 
 
-def trace(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
-    weights = weights_of(implementation, names)
+def trace(implementation: Implementation, batches: Iterable[tuple[Any, Names]]) -> list[Graph]:
+    return [_trace(implementation, placed, names) for placed, names in batches]
+
+
+def _trace(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
+    weights = weights_of(implementation, names, torch.Tensor)
     recorded: dict[Node, str] = {}  # the local variables' names for what autograd recorded
     ran = Watched(Record("what one step computes", names))
     for name, weight in weights.items():
