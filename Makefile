@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test test-benchmark test-faults check check-gpu sweep reproduce export verify-export ui bench bench-scale bench-gpu cpu gpu test-gpu-image audit check-platforms lock
+.PHONY: help setup repro test test-benchmark test-faults check check-gpu sweep seeds reproduce export verify-export ui bench bench-scale bench-gpu cpu gpu test-gpu-image audit check-platforms lock
 .DEFAULT_GOAL := help
 
 PORT ?= 5000
@@ -45,15 +45,23 @@ reproduce:  ## a run again, from its id in MLflow, with a verdict: make reproduc
 	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
 	@python -m stages.reproduce $(RUN)
 
-sweep:  ## the queued experiments side by side, here or on the cluster RAY_ADDRESS names; SHARE=N: N CPUs each
+sweep:  ## the queued experiments side by side, here or on the cluster RAY_ADDRESS names; SHARE=N: N CPUs each; ARGS: stages
 	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
-	@python -m stages.sweep $(SHARE)
+	@python -m stages.sweep "$(SHARE)" $(ARGS)
+
+seeds:  ## the experiment on seeds 0 … N-1, side by side, SHARE=1 CPU each: make seeds N=24
+	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
+	@python -m stages.seeds "$(N)" $(SHARE)
 
 export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/: make export RUN=…
 	@requirements/export.sh
 	@python -m stages.export run $(RUN)
 
-verify-export: setup  ## whether every file of what was exported is as it was: EXPORT=FOLDER, or all in exported/
+verify-seeds:  ## the experiment on seeds 0 … N-1, side by side, SHARE=1 CPU each: make seeds N=24
+	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
+	@python -m stages.seeds "$(N)" $(SHARE)
+
+export: setup  ## whether every file of what was exported is as it was: EXPORT=FOLDER, or all in exported/
 	@python -m stages.export verify $(EXPORT)
 
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)

@@ -2,6 +2,7 @@
 
 Needs the results of a `dvc repro`. Works on a copy of them, and on a store of its own: an sqlite file, or the database
 that --backend names (postgresql+psycopg://USER@HOST/NAME, empty), behind an MLflow server that is started for it.
+With --senders N it then has N checkouts send a state each at once, to the server over either.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -29,13 +31,14 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=2000)
     parser.add_argument("--backend", default="")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--senders", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
         ignored = shutil.ignore_patterns(".venv*", "cache", "mlruns", "mlflow.db*", ".git")
         shutil.copytree(".", copy, ignore=ignored)
         backend = options.backend or f"sqlite:///{copy}/mlflow.db"
-        with serve(backend, copy) if options.backend else nothing() as address:
+        with serve(backend, copy) if options.backend or options.senders else nothing() as address:
             environment = os.environ | {"MLFLOW_TRACKING_URI": address or backend}
             print(f"first state:        {track(copy, environment):.2f} s")
             fill(backend, options.states)
@@ -44,6 +47,19 @@ def main() -> None:
             send = [another(copy, environment, number) for number in range(options.repeats)]
             for what, seconds in {"nothing to do": idle, "one more state": send}.items():
                 print(f"{what}: median {median(seconds):.2f} s of {', '.join(f'{each:.2f}' for each in seconds)}")
+            if options.senders:
+                at_once(copy, environment, options.senders)
+
+
+def at_once(copy: Path, environment: dict[str, str], senders: int) -> None:
+    copies = [Path(shutil.copytree(copy, copy.with_name(f"sender-{number}"))) for number in range(senders)]
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(senders) as pool:
+        seconds = list(pool.map(lambda number: another(copies[number], environment, 1000 + number), range(senders)))
+    print(
+        f"{senders} at once, a state each: all in {time.perf_counter() - begun:.1f} s, "
+        f"one in {min(seconds):.1f} to {max(seconds):.1f} s"
+    )
 
 
 def track(copy: Path, environment: dict[str, str]) -> float:

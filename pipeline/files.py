@@ -14,6 +14,7 @@
     results/benchmark.csv               every sample of the benchmark
     results/benchmark.json              where and when they were taken
     results/bench.csv, bench.json       the same of `make bench`, if it was run
+    results/seeds.csv                   the experiments of `make seeds`, if it was run
     results/comparison.json             the parity certificate
     results/curves/PROBLEM.csv          the loss curves of all implementations: step, train_loss, implementation
     report.html, report/*.svg           what it all says
@@ -44,6 +45,7 @@ BENCHMARK = Path("results/benchmark.csv")
 BENCHMARK_PROVENANCE = Path("results/benchmark.json")
 BENCH = Path("results/bench.csv")  # of `make bench`, if it was run
 BENCH_PROVENANCE = Path("results/bench.json")
+SEEDS = Path("results/seeds.csv")  # of `make seeds`, if it was run
 REPORT = Path("report.html")
 LESSONS = Path("lessons.html")
 SUMMARY = Path("summary.json")

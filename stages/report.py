@@ -3,7 +3,7 @@
 from pipeline import files
 from pipeline.measuring import samples
 from pipeline.params import load_params
-from pipeline.showing import lessons_page, report_page
+from pipeline.showing import lessons_page, report_page, seeds
 from pipeline.showing.figures import Result
 from pipeline.showing.findings import findings, summary
 from stages import run
@@ -23,7 +23,10 @@ def main() -> None:
     environment = files.read_environment()
     sizes = {problem: params.sizes(problem) for problem in params.implementations.values()}
     found = findings(benchmark, comparison, environment.device, sizes)
-    report, figures = report_page.write(params, environment, comparison, results, benchmark, found=found, bench=bench)
+    over = seeds.read(params) if files.SEEDS.exists() else None
+    report, figures = report_page.write(
+        params, environment, comparison, results, benchmark, found=found, bench=bench, seeds=over
+    )
     for stale in files.FIGURES.glob("*.svg"):
         stale.unlink()
     for name, figure in figures.items():

@@ -7,10 +7,10 @@ from pipeline.sweeping.sweep import sweep
 from stages import run
 
 
-def main(share: str = "") -> None:
+def main(share: str = "", *targets: str) -> None:
     if share and not (share.isdigit() and int(share)):
         raise UserError(f"SHARE={share} is not a number of CPUs. SHARE=1 gives each experiment one.")
-    sys.exit(not sweep(int(share or 0)))
+    sys.exit(not sweep(int(share or 0), targets))
 
 
 if __name__ == "__main__":

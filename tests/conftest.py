@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,3 +225,15 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]
         return clone
 
     return make
+
+
+@contextmanager
+def mounted(*command: str | Path) -> Iterator[None]:
+    """A file system at the last of `command`, for as long; the test is skipped where nothing can be mounted."""
+    done = subprocess.run(["mount", *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", command[-1]], check=True)

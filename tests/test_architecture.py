@@ -95,7 +95,8 @@ def test_a_lesson_imports_its_framework_and_the_contract_alone(name: str):
 
 
 @pytest.mark.parametrize(
-    ("module", "users"), [("mlflow", {"mlflow_store", "mlflow_view", "served_model"}), ("rich", {"progress"})]
+    ("module", "users"),
+    [("mlflow", {"mlflow_store", "mlflow_view", "served_model"}), ("rich", {"progress", "display"})],
 )
 def test_a_service_is_imported_in_one_place(module: str, users: set[str]):
     assert {file.stem for file in FILES if any(name.split(".")[0] == module for name in imports(file))} == users

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import socket
 import subprocess
@@ -41,11 +42,11 @@ needs_engine = pytest.mark.skipif(bool(engine_is_missing()), reason=f"containers
 class Containers:
     """A clone whose commands run in containers, with a server and volume of their own."""
 
-    def __init__(self, clone: Clone) -> None:
+    def __init__(self, clone: Clone, project: str = PROJECT) -> None:
         self.clone = clone
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        self.env = {"COMPOSE_PROJECT_NAME": PROJECT, "MLFLOW_PORT": str(self.port)}
+        self.env = {"COMPOSE_PROJECT_NAME": project, "MLFLOW_PORT": str(self.port)}
         # As on most users' machines: the host's environment is there too, and its Python does not run in an image.
         host = clone.path / ".venv/bin/python"
         host.parent.mkdir(parents=True)
@@ -310,6 +311,61 @@ def test_a_full_disk_is_said_and_nothing_is_lost(restored: Containers):
         succeeds=False,
     )
     assert "cannot be written: No space left on device" in done.stderr
+
+
+@pytest.fixture
+def cluster(make_clone: Callable[..., Clone]) -> Iterator[Containers]:
+    """Two lessons without a benchmark, committed, for a cluster of two workers."""
+    clone = make_clone("numpy_arrays", "torch_loop")
+    params = clone.params()
+    clone.write_params(params | {"benchmark": params["benchmark"] | {"processes": 0}})
+    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "small")
+    cluster = Containers(clone, f"{PROJECT}-cluster")
+    cluster.env["MLFLOW_BACKEND_STORE_URI"] = "sqlite:////mlflow/another.db"
+    down = ("--profile", "cluster", "down", "--volumes", "--timeout", "5")
+    cluster.compose(*down)
+    cluster.compose("build", "cpu", "mlflow", "head", "worker")
+    yield cluster
+    cluster.compose(*down)
+
+
+@needs_engine
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_a_sweep_on_two_workers_of_which_one_is_killed(cluster: Containers, make_clone: Callable[..., Clone]):
+    cluster.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.02,0.05,0.1", "-S", "seed=0,1")
+    cluster.compose("--profile", "cluster", "up", "-d", "--scale", "worker=2")
+    command = ["docker", "compose", "run", "--rm", "-T", "cpu", "make", "sweep"]
+    sweep = subprocess.Popen(
+        command, cwd=cluster.clone.path, env=os.environ | cluster.env, stdout=subprocess.PIPE, text=True
+    )
+    said, nodes = "", set()
+    for line in sweep.stdout or ():
+        said += line
+        if found := re.match(r"\S+, (\w+): train@", line):
+            nodes.add(found[1])
+        if len(nodes) == 2:
+            break
+    subprocess.run(["docker", "kill", nodes.pop()], check=True, capture_output=True)
+    said += sweep.communicate(timeout=600)[0]
+    assert sweep.returncode == 0, said
+    table = cluster.run("dvc", "exp", "show", "--csv").stdout
+    names = [line.split(",")[0] or line.split(",")[1] for line in table.splitlines()[3:]]
+    assert len(names) == 6, table
+    assert len(re.findall(r"0\.\d+", table)) > 6, table
+    assert said.count(": done on ") == 6, said
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{cluster.port}")
+    for role, number in (("pipeline", 6), ("implementation", 12)):
+        assert len(mlflow.search_runs(experiment_names=["seven-ways"], filter_string=f"tags.role = '{role}'")) == number
+    assert "another.db" in cluster.compose("exec", "-T", "mlflow", "ls", "/mlflow").stdout
+    # As a serial run leaves them: the first of the six, here.
+    applied = re.search(r"(\S+): done on ", said)
+    assert applied
+    cluster.run("dvc", "exp", "apply", applied[1])
+    serial = make_clone("numpy_arrays", "torch_loop")
+    serial.write_params(cluster.clone.params())
+    serial.run("dvc", "repro", "train@numpy_arrays", "train@torch_loop")
+    assert serial.digests("models/*/weights*") == cluster.clone.digests("models/*/weights*")
 
 
 @needs_engine

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import DVC, Clone, outside_variables
+from conftest import DVC, Clone, mounted, outside_variables
 
 pytestmark = pytest.mark.faults
 
@@ -242,17 +242,6 @@ def test_a_clock_that_jumps_back(clone: Clone):
     assert clone.stages_run("dvc", "repro") == []
     clone.run("dvc", "repro", "-f", f"train@{NUMPY}")
     assert clone.digests(*ALIKE) == before
-
-
-@contextmanager
-def mounted(*command: str | Path) -> Iterator[None]:
-    done = subprocess.run(["mount", *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", command[-1]], check=True)
 
 
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")

@@ -164,7 +164,8 @@ def test_tracing_changes_nothing_around_it(lesson: Lesson):
 
 
 def test_a_framework_that_is_not_known_has_no_graph():
-    assert tracing.trace("toy_arrays", "two_layer", lambda *_: pytest.fail("run"), "float32") == {"graphs": []}
+    found = tracing.trace("toy_arrays", "two_layer", lambda *_: pytest.fail("run"), "float32")
+    assert found == {"graphs": [], "why": "of toy no graph is read."}
 
 
 MORE = {  # one more layer, of weights w3 of its own
@@ -211,7 +212,7 @@ FOUND = {
 }
 
 
-def trace_source(name: str, problem: str, text: str, folder: Path) -> list[dict[str, Any]]:
+def trace_source(name: str, problem: str, text: str, folder: Path) -> dict[str, Any]:
     """The graphs of an implementation that is written to a file of its own."""
     file = folder / f"{name}.py"
     file.write_text(text)
@@ -226,7 +227,16 @@ def trace_source(name: str, problem: str, text: str, folder: Path) -> list[dict[
     def create(weights: Weights, rate: float) -> Loop:
         return runtime.Loop(module.Implementation(weights, learning_rate=rate, device=device), weights)
 
-    return tracing.trace(name, problem, create, "float32")["graphs"]
+    return tracing.trace(name, problem, create, "float32")
+
+
+def test_a_step_that_cannot_be_traced_says_why(tmp_path: Path):
+    """It uses the memory of an array, which no stand-in has."""
+    text = (REPOSITORY / "pipeline/two_layer/numpy_arrays.py").read_text()
+    text = text.replace("        # Forward pass.\n", "        x.__array_interface__['data']\n", 1)
+    found = trace_source("numpy_arrays", "two_layer", text, tmp_path)
+    assert found["graphs"] == []
+    assert found["why"].startswith("its step could not be traced (AttributeError: ")
 
 
 @pytest.mark.parametrize("name", MORE)
@@ -235,7 +245,7 @@ def test_one_more_layer_is_found_and_drawn(graphs: Any, name: str, tmp_path: Pat
     for old, new in MORE[name]:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    (graph,) = trace_source(name, LESSONS[name], text, tmp_path)
+    (graph,) = trace_source(name, LESSONS[name], text, tmp_path)["graphs"]
     (before,) = graphs[name]
     pairs = {(each["name"], each["label"]) for each in graph["nodes"]}
     assert pairs >= FOUND[name]
@@ -265,7 +275,7 @@ class Implementation:
 
 
 def test_an_array_that_a_step_fills_by_and_by_is_followed(tmp_path: Path):
-    short, long = trace_source("numpy_filled", "recurrent", FILLED, tmp_path)
+    short, long = trace_source("numpy_filled", "recurrent", FILLED, tmp_path)["graphs"]
     for graph, steps in ((short, 2), (long, 4)):
         assert {each["group"] for each in graph["nodes"]} == {"forward", "data"}, "the loss depends on all of it"
         written = [each for each in graph["nodes"] if each["label"].startswith("setitem")]

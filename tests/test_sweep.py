@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import Clone, outside_variables
+from conftest import Clone, mounted, outside_variables
 
 pytestmark = [
     pytest.mark.faults,
@@ -73,7 +73,7 @@ def said_until(process: subprocess.Popen[str], pattern: str) -> str:
 
 def experiments(clone: Clone) -> dict[str, str]:
     """The revision of each experiment by name."""
-    refs = clone.run("git", "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps").stdout
+    refs = clone.run("git", "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/??/*/*").stdout
     return {
         name: revision for name, _, revision in (line.partition(" ") for line in refs.splitlines()) if "/" not in name
     }
@@ -89,29 +89,35 @@ def queued(clone: Clone) -> str:
     return clone.run("dvc", "queue", "status").stdout
 
 
+WHOLE = ("--num-cpus", "1", "--resources", '{"node": 1}')
+
+
 @contextmanager
-def cluster(*nodes: str) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """Ray nodes as processes of this machine, each with resources of its own; the first is the head."""
+def cluster(
+    *nodes: tuple[str, ...], environments: tuple[dict[str, str], ...] = ({}, {})
+) -> Iterator[tuple[dict[str, str], list[subprocess.Popen[bytes]]]]:
+    """Ray nodes as processes of this machine, each with resources of its own; the first is the head. Gives what a
+    sweep's environment needs to find it, and the processes."""
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     # A dead node is noticed after seconds.
     environment |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
-    address, processes = "127.0.0.1:6389", []
+    port = 6389 + 10 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    address, processes = f"127.0.0.1:{port}", []
     try:
         for number, resources in enumerate(nodes):
-            place = ["--address", address] if number else ["--head", "--port", "6389", "--include-dashboard", "false"]
-            command = [BIN / "ray", "start", *place, "--block", "--num-cpus", "1", "--resources", resources]
-            command += ["--disable-usage-stats"] if not number else []
+            head = ["--head", "--port", str(port), "--include-dashboard", "false", "--disable-usage-stats"]
+            place = ["--address", address] if number else head
             processes.append(
                 subprocess.Popen(
-                    command,
-                    env=environment,
+                    [BIN / "ray", "start", *place, "--block", *resources],
+                    env=environment | environments[number],
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
                 )
             )
             time.sleep(6)
-        yield address, processes
+        yield {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}, processes
     finally:
         for process in processes:
             with suppress(ProcessLookupError):
@@ -160,10 +166,13 @@ def test_shares_of_a_node_have_a_cpu_each_and_no_benchmark(clone: Clone):
     assert ', shared"' in timing.read_text()
 
 
+LONG = (f"train.two_layer.steps={10**5}", "train.learning_rate=0.001")
+
+
 def test_a_killed_node_loses_nothing(clone: Clone):
-    queue(clone, "seed=1,2", f"train.two_layer.steps={10**5}", "train.learning_rate=0.001")
-    with cluster('{"node": 1}', '{"node": 1}') as (address, nodes):
-        sweep = start(clone, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
+    queue(clone, "seed=1,2", *LONG)
+    with cluster(WHOLE, WHOLE) as (environment, nodes):
+        sweep = start(clone, **environment)
         said = said_until(sweep, f"train@{NUMPY}") + said_until(sweep, f"train@{NUMPY}")
         os.killpg(nodes[1].pid, signal.SIGKILL)
         said += sweep.communicate(timeout=400)[0]
@@ -171,6 +180,107 @@ def test_a_killed_node_loses_nothing(clone: Clone):
     assert len(experiments(clone)) == 2, said
     assert len(shown(clone)) == 2
     assert said.count(": done on ") == 2
+
+
+def test_a_killed_head_is_a_sentence_and_what_is_done_is_kept(clone: Clone):
+    queue(clone, "seed=1")
+    queue(clone, "seed=2", *LONG)
+    with cluster(WHOLE, ("--num-cpus", "0")) as (environment, nodes):
+        sweep = start(clone, **environment)
+        said = said_until(sweep, "1 of 2 done")
+        os.killpg(nodes[0].pid, signal.SIGKILL)
+        said += sweep.communicate(timeout=60)[0]
+    assert sweep.returncode == 1
+    assert re.search(
+        r"^ERROR: the head of the Ray cluster at \S+ is gone .*goes on with the rest\.$", said, re.MULTILINE
+    )
+    assert "Traceback" not in said
+    assert len(experiments(clone)) == 1
+    with cluster(WHOLE) as (environment, _):
+        clone.run(sys.executable, "-m", "stages.sweep", env=environment)
+    assert len(experiments(clone)) == 2
+    assert len(shown(clone)) == 2
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
+def test_a_node_whose_disk_is_full_passes_its_experiment_on(clone: Clone, tmp_path: Path):
+    queue(clone, "seed=1")
+    with mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path):
+        environments = ({"TMPDIR": str(tmp_path), "RAY_TMPDIR": os.environ["TMPDIR"]}, {})  # Ray's own files elsewhere
+        with cluster(WHOLE, ("--num-cpus", "0"), environments=environments) as (environment, _):
+            sweep = start(clone, **environment)
+            said = sweep.communicate(timeout=100)[0]
+            assert re.search(r"FAILED on \S+: no node has room for it on its disk", said), said
+        queue(clone, "seed=1,2")
+        with cluster(WHOLE, WHOLE, environments=environments) as (environment, _):
+            said = start(clone, **environment).communicate(timeout=200)[0]
+    assert re.search(r"the disk of \S+ is full; it goes to another node", said), said
+    assert len(experiments(clone)) == 2
+
+
+def test_a_gpu_for_each_experiment_and_none_for_one_on_the_cpu(clone: Clone):
+    """Two GPUs as Ray counts them. Which of them a stage would see is in its environment."""
+    clone.edit(
+        "stages/generate.py", "def main(", "import os\nprint('SEES', os.environ['CUDA_VISIBLE_DEVICES'])\n\n\ndef main("
+    )
+    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "says what it sees")
+    for number, device in enumerate(("auto", "auto", "cpu")):
+        queue(clone, f"device={device}", f"seed={number}", name=f"{device}-{number}")
+    with cluster(("--num-cpus", "2", "--num-gpus", "2")) as (environment, _):
+        clone.run(sys.executable, "-m", "stages.sweep", "1", "generate@two_layer", env=environment)
+    seen = {
+        path.stem: re.findall("^SEES (.*)$", path.read_text(), re.MULTILINE)
+        for path in (clone.path / ".dvc/tmp/sweep").glob("*.log")
+    }
+    assert sorted([seen["auto-0"], seen["auto-1"]]) == [["0"], ["1"]]
+    assert seen["cpu-2"] == [""]
+
+
+def test_some_stages_alone(clone: Clone):
+    queue(clone, "seed=3")
+    clone.run(sys.executable, "-m", "stages.sweep", "", f"train@{NUMPY}")
+    (revision,) = experiments(clone).values()
+    assert f"evaluate@{NUMPY}:" not in clone.run("git", "show", f"{revision}:dvc.lock").stdout
+    assert not (clone.path / "mlflow.db").exists()  # MLflow shows whole states
+    clone.run("git", "checkout", revision, "--", "dvc.lock")
+    clone.run("dvc", "checkout", f"models/{NUMPY}")
+    assert (clone.path / WEIGHTS).stat().st_size
+
+
+def test_what_experiments_share_is_made_once_a_node(clone: Clone):
+    queue(clone, "train.learning_rate=0.05,0.02", name="rate")
+    with cluster(WHOLE) as (environment, _):
+        clone.run(sys.executable, "-m", "stages.sweep", env=environment)
+    logs = [path.read_text() for path in (clone.path / ".dvc/tmp/sweep").glob("*.log")]
+    assert len(logs) == 2
+    assert sum("Running stage 'generate@two_layer'" in log for log in logs) == 1
+
+
+def test_objects_travel_by_the_dvc_remote_where_there_is_one(clone: Clone, tmp_path: Path):
+    clone.run("dvc", "remote", "add", "-d", "here", str(tmp_path / "remote"))
+    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "a remote")
+    queue(clone, "seed=3")
+    clone.run(sys.executable, "-m", "stages.sweep")
+    (name,) = experiments(clone)
+    assert len(list((tmp_path / "remote").rglob("*/*/??/*"))) > 5
+    clone.run("dvc", "exp", "apply", name)
+    assert (clone.path / WEIGHTS).stat().st_size
+
+
+def test_ctrl_c_keeps_what_is_done(clone: Clone):
+    queue(clone, "seed=1")
+    queue(clone, "seed=2,3", *LONG)
+    sweep = start(clone)
+    said = said_until(sweep, "1 of 3 done")
+    os.killpg(sweep.pid, signal.SIGINT)
+    said += sweep.communicate(timeout=60)[0]
+    assert sweep.returncode == 130
+    assert "Stopped: 1 of 3 are done" in said
+    assert "Traceback" not in said
+    assert len(experiments(clone)) == 1
+    assert clone.run("dvc", "queue", "status").stdout.count("Queued") == 2
+    left = subprocess.run(["pgrep", "-f", str(clone.path)], capture_output=True, text=True, check=False).stdout
+    assert not left, left
 
 
 def test_a_killed_sweep_goes_on_with_the_rest(clone: Clone):
@@ -201,7 +311,7 @@ def test_what_has_changed_on_its_way_does_not_count(clone: Clone, monkeypatch: p
     from pipeline.sweeping.queue import Queued
 
     monkeypatch.chdir(clone.path)
-    outcome = node.Outcome("x", True, "here", 1.0, "", b"", _tar("ab/" + "0" * 30, b"another content"))
+    outcome = node.Outcome("x", True, "here", "", 1.0, "", objects=_tar("ab/" + "0" * 30, b"another content"))
     with pytest.raises(arrival.ArrivalError, match=r"the object ab0+ has changed on its way"):
         arrival.take_in(Queued("x", "0" * 40, "0" * 40), outcome)
     assert not (clone.path / ".dvc/cache/files/md5/ab").exists()

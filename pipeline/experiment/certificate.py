@@ -1,5 +1,6 @@
 """The parity certificate: what every implementation was measured to be, and whether it is within the tolerances."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.params import Params, Tolerances
@@ -9,7 +10,7 @@ def certificate(params: Params, measured: dict[str, dict[str, Any]]) -> dict[str
     """The parity certificate: for each implementation what was measured, what it breaches, and whether all passed."""
     tolerances: Tolerances = getattr(params.parity, params.dtype)
     rows = {
-        name: {"problem": params.implementations[name], **measures, "breaches": _breaches(measures, tolerances)}
+        name: {"problem": params.implementations[name], **measures, "breaches": breaches(measures, tolerances)}
         for name, measures in measured.items()
     }
     return {
@@ -26,7 +27,7 @@ def table(comparison: dict[str, Any]) -> str:
     for name, row in comparison["implementations"].items():
         figures = [
             f"{row[measure]:.1e}{' ✗' if measure in row['breaches'] else ''}"
-            for measure in _limits(comparison["tolerances"])
+            for measure in limits(comparison["tolerances"])
         ]
         loss = f"{row['initial_test_loss']:.4f} → {row['test_loss']:.4f}"
         rows.append((name, loss, f"{row['test_r2']:.4f}", *figures, "✗ BREACH" if row["breaches"] else "✓"))
@@ -37,12 +38,14 @@ def table(comparison: dict[str, Any]) -> str:
     )
 
 
-def _breaches(measures: dict[str, Any], tolerances: Tolerances) -> list[str]:
+def breaches(measures: Mapping[str, Any], tolerances: Tolerances) -> list[str]:
+    """The measures that are over their tolerance."""
     # `not <=` rather than `>`: a measure that is not a number breaches any tolerance.
-    return [measure for measure, limit in _limits(tolerances.model_dump()).items() if not measures[measure] <= limit]
+    return [measure for measure, limit in limits(tolerances.model_dump()).items() if not measures[measure] <= limit]
 
 
-def _limits(tolerances: dict[str, float]) -> dict[str, float]:
+def limits(tolerances: Mapping[str, float]) -> dict[str, float]:
+    """The tolerance of each measure."""
     return {
         "gradient_relative_error": tolerances["gradient"],
         "loss_curve_relative_difference": tolerances["loss_curve"],

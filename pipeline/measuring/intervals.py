@@ -50,12 +50,17 @@ def spread(processes: Sequence[Array]) -> Spread:
 def ratio(above: Sequence[Array], below: Sequence[Array]) -> Estimate:
     """Of two candidates' times: for each process their samples (rounds,), in the same order."""
     logarithms = [float(np.median(np.log(one / other))) for one, other in zip(above, below, strict=True)]
-    mean, processes = float(np.mean(logarithms)), len(logarithms)
-    if processes == 1:
-        return Estimate(float(np.exp(mean)), 0.0, float("inf"))
-    quantile = STUDENT[processes - 2] if processes - 2 < len(STUDENT) else 1.96
-    half = quantile * float(np.std(logarithms, ddof=1)) / processes**0.5
-    return Estimate(*(float(np.exp(mean + each)) for each in (0.0, -half, half)))
+    return Estimate(*(float(np.exp(each)) for each in mean(logarithms)))
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Of independent values; of a single one the interval is infinite."""
+    found, number = float(np.mean(values)), len(values)
+    if number == 1:
+        return Estimate(found, -float("inf"), float("inf"))
+    quantile = STUDENT[number - 2] if number - 2 < len(STUDENT) else 1.96
+    half = quantile * float(np.std(values, ddof=1)) / number**0.5
+    return Estimate(found, found - half, found + half)
 
 
 def verdict(of_times: Estimate) -> str:

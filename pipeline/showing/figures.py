@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from pipeline.measuring.clock import TIME_BREAKDOWN
-from pipeline.measuring.intervals import spread
+from pipeline.measuring.intervals import mean, spread
 from pipeline.measuring.samples import Benchmark, Case
 from pipeline.showing.findings import GPU_CLAIM, break_even
+from pipeline.showing.seeds import Seeds, losses
 
 INK = "#010203"
 # Of a middle lightness, to be told apart on white and on black; markers differ too.
@@ -69,10 +70,16 @@ class Result(NamedTuple):
 Results = Mapping[str, Result]
 
 
-def draw(results: Results, benchmark: Benchmark, training_sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+def draw(
+    results: Results, benchmark: Benchmark, training_sizes: Mapping[str, Mapping[str, int]], seeds: Seeds | None
+) -> dict[str, str]:
     """SVG texts by name. `training_sizes` has the sizes of each problem's training."""
     with mpl.rc_context(STYLE):
-        return {name: _svg(figure) for name, figure in _figures(results, benchmark, training_sizes).items()}
+        figures = _figures(results, benchmark, training_sizes)
+        if seeds:
+            figures["seeds_parity"] = _seeds_parity(seeds)
+            figures |= {f"seeds_{parameter}": _seeds_loss(seeds, parameter) for parameter in seeds.parameters}
+        return {name: _svg(figure) for name, figure in figures.items()}
 
 
 def for_page(drawing: str) -> str:
@@ -200,6 +207,46 @@ def _loops(results: Results, cases: list[Case]) -> Figure:
         axes.set_facecolor("none")
     left.legend(fontsize=8)
     figure.patch.set_alpha(0)
+    return figure
+
+
+def _seeds_parity(seeds: Seeds) -> Figure:
+    """Each measure of each seed, and the tolerance."""
+    names = list(dict.fromkeys(one.implementation for one in seeds.each))
+    figure = Figure(figsize=(10, 0.35 * len(names) + 1.3))
+    figure.patch.set_alpha(0)
+    panels = figure.subplots(1, len(seeds.limits), sharey=True, squeeze=False)[0]
+    for axes, (measure, limit) in zip(panels, seeds.limits.items(), strict=True):
+        for row, (name, (colour, _)) in enumerate(zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False)):
+            found = [max(one.measures[measure], 1e-18) for one in seeds.each if one.implementation == name]
+            axes.plot(found, [row] * len(found), "|", color=colour, markersize=11, alpha=0.7)
+        axes.axvline(limit, color=INK, linestyle="--", linewidth=1)
+        axes.set(xscale="log", xlabel=measure.replace("_", " "), facecolor="none")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _seeds_loss(seeds: Seeds, parameter: str) -> Figure:
+    """Means of the held-out loss with their intervals, by the value of a swept parameter."""
+    problems = dict.fromkeys(one.problem for one in seeds.each)
+    figure = Figure(figsize=(10, 3.4))
+    figure.patch.set_alpha(0)
+    panels = figure.subplots(1, len(problems), squeeze=False)[0]
+    for axes, problem in zip(panels, problems, strict=True):
+        names = list(dict.fromkeys(one.implementation for one in seeds.each if one.problem == problem))
+        for number, (name, (colour, marker)) in enumerate(
+            zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False)
+        ):
+            by_value = losses(seeds, parameter, name)
+            means = [mean(found) for found in by_value.values()]
+            at = [place + 0.08 * (number - (len(names) - 1) / 2) for place in range(len(means))]  # beside each other
+            middle = [each.value for each in means]
+            half = [each.high - each.value for each in means]
+            axes.errorbar(at, middle, half, color=colour, marker=marker, label=name, capsize=3, linewidth=1)
+            axes.set_xticks(range(len(means)), list(by_value))
+        axes.set(xlabel=parameter, ylabel="held-out loss", facecolor="none", title=problem)
+        axes.legend(fontsize=8)
     return figure
 
 

@@ -66,8 +66,8 @@ def record_failure(name: str, problem: str, params: Params, environment: Environ
         client.set_terminated(run.info.run_id, "FAILED")
 
 
-def record_failed_experiment(name: str, error: str) -> None:
-    """Show an experiment of a sweep that failed as a run marked failed."""
+def record_failed_experiment(name: str, error: str) -> bool:
+    """Show an experiment of a sweep that failed as a run marked failed. Returns whether the store could be told."""
     uri = store.tracking_uri()
     with store.lock(), store.warning(uri):
         store.probe(uri)
@@ -76,6 +76,8 @@ def record_failed_experiment(name: str, error: str) -> None:
         tags = {"role": "failure", "error": error[:5000], "dvc.experiment": name, "checkout": store.checkout()}
         run = client.create_run(experiment, run_name=name, tags=tags)
         client.set_terminated(run.info.run_id, "FAILED")
+        return True
+    return False
 
 
 def _send(uri: str, state: str, params: Params, results: dict[str, dict[str, Any]]) -> tuple[str, list[str]]:

@@ -17,6 +17,7 @@ from pipeline.showing import figures
 from pipeline.showing.figures import Results
 from pipeline.showing.findings import Bought, Finding, bought, break_even, loops
 from pipeline.showing.page import breakdown, duration, render, row, when
+from pipeline.showing.seeds import Seeds, better, interval
 
 
 def write(
@@ -28,10 +29,14 @@ def write(
     *,
     found: list[Finding],
     bench: list[Benchmark],
+    seeds: Seeds | None,
 ) -> tuple[str, dict[str, str]]:
-    """The page, as HTML, and its figures as SVG files by name. `bench` is what `make bench` measured, if it was run."""
+    """The page, as HTML, and its figures as SVG files by name.
+
+    `bench` is what `make bench` measured, and `seeds` what `make seeds` found, if they were run.
+    """
     sizes = {problem: params.sizes(problem) for problem in dict.fromkeys(params.implementations.values())}
-    drawn = figures.draw(results, benchmark, sizes)
+    drawn = figures.draw(results, benchmark, sizes, seeds)
     measured = [benchmark.provenance, *(result.timing for result in results.values())]
     latest = max(each["run_began"] for each in measured)
     page = render(
@@ -66,12 +71,25 @@ def write(
             for name, result in results.items()
             if result.problem == "recurrent"
         },
+        seeds=seeds and _over_seeds(seeds),
         commits=sorted({each["commit"] for each in measured}),
         times=sorted(each["measured_at"] for each in measured),
         hosts=sorted({each["measured_on"] for each in measured}),
         figures={name: figures.for_page(drawing) for name, drawing in drawn.items()},
     )
     return page, {name: figures.for_file(drawing) for name, drawing in drawn.items()}
+
+
+def _over_seeds(seeds: Seeds) -> dict[str, Any]:
+    passed, number = seeds.passed()
+    return {
+        "passed": passed,
+        "number": number,
+        "rows": [{**row._asdict(), "loss": interval(row.loss), "r2": interval(row.r2)} for row in seeds.rows()],
+        "limits": seeds.limits,
+        "parameters": seeds.parameters,
+        "better": better(seeds),
+    }
 
 
 def _on_one_scale(found: list[Bought]) -> list[dict[str, Any]]:

@@ -1,8 +1,11 @@
 """DVC's own queue, which `dvc exp run --queue` fills: what is in it, what it is made of, and taking it out."""
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 from pipeline.errors import UserError
 
@@ -16,6 +19,11 @@ class Queued(NamedTuple):
     baseline: str
     revision: str
 
+    @property
+    def ref(self) -> str:
+        """Where it is when it has come home."""
+        return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{self.name}"
+
 
 def queued() -> list[Queued]:
     """What is queued, the first first."""
@@ -26,17 +34,21 @@ def queued() -> list[Queued]:
     return [Queued(entry.name or entry.stash_rev[:7], entry.baseline_rev, entry.stash_rev) for entry in entries]
 
 
-def remove(experiment: Queued) -> None:
-    """Take one out of the queue, by its revision: names can be given twice."""
+def remove(experiments: Iterable[Queued]) -> None:
+    """Take them out of the queue, by their revisions: names can be given twice."""
     from dvc.repo import Repo
 
     with Repo() as repo:
-        repo.experiments.celery_queue.remove([experiment.revision])
+        repo.experiments.celery_queue.remove([each.revision for each in experiments])
 
 
-def is_there(experiment: Queued) -> bool:
-    """Whether it has come home already, and a sweep was killed before it took it out of the queue."""
-    return bool(git("for-each-ref", f"refs/exps/{experiment.baseline[:2]}/{experiment.baseline[2:]}/{experiment.name}"))
+def refs() -> set[str]:
+    """The refs of all experiments that are here."""
+    return set(git("for-each-ref", "--format=%(refname)", "refs/exps").splitlines())
+
+
+def params(experiment: Queued) -> dict:
+    return yaml.safe_load(git("show", f"{experiment.revision}:params.yaml"))
 
 
 def bundle(experiments: list[Queued]) -> bytes:
@@ -44,18 +56,17 @@ def bundle(experiments: list[Queued]) -> bytes:
     path = Path(".dvc/tmp/sweep.bundle")
     refs = {f"{BUNDLED}/{each.revision}": each.revision for each in experiments}
     try:
-        for ref, revision in refs.items():
-            git("update-ref", ref, revision)
-        git("bundle", "create", "--quiet", str(path), *refs)
+        git("update-ref", "--stdin", said="".join(f"update {ref} {revision}\n" for ref, revision in refs.items()))
+        git("bundle", "create", "--quiet", str(path), "--stdin", said="\n".join(refs))
         return path.read_bytes()
     finally:
-        for ref in refs:
-            git("update-ref", "-d", ref)
+        git("update-ref", "--stdin", said="".join(f"delete {ref}\n" for ref in refs))
         path.unlink(missing_ok=True)
 
 
-def git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+def git(*arguments: str, said: str | None = None) -> str:
+    """What git answers; `said` is what it reads."""
+    done = subprocess.run(["git", *arguments], input=said, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"git {arguments[0]} failed: {done.stderr.strip()}")
     return done.stdout.strip()

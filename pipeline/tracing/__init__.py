@@ -33,6 +33,7 @@ from pipeline.runtimes import Loop
 N, SIZES = 7, {"inputs": 23, "hidden": 19, "outputs": 17}
 LENGTHS = (2, 4)  # of the longest example in a batch; then two of each length below, as far as they go, down to 1
 LEARNING_RATE = 0.40625  # exact in every dtype, and nothing else in a step is likely to have this value
+UNTRACEABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 AUTOGRAPH = "__autograph_generated_file"  # what AutoGraph makes of a lesson's functions before they run
 
 
@@ -98,11 +99,19 @@ def trace(name: str, problem: str, create: Callable[[Weights, float], Loop], dty
     """The graphs of an implementation's step, as results/NAME/graph.json has them: {"graphs": [{title, nodes, edges}]}.
 
     Examples with lengths are traced in two batches, a short and a long one: two graphs, or one where they are the same.
-    Of a framework that has no module here there is none.
+    Where there is none, `why` says why not: of a framework that has no module here, or of a step that does what cannot
+    be traced. It has been trained by then, and a picture is no reason to lose that.
     """
     module = f"{__name__}.{framework_of(name)}"
     if find_spec(module) is None:
-        return {"graphs": []}
+        return {"graphs": [], "why": f"of {framework_of(name)} no graph is read."}
+    try:
+        return {"graphs": _graphs(module, problem, create, dtype)}
+    except UNTRACEABLE as error:
+        return {"graphs": [], "why": f"its step could not be traced ({type(error).__name__}: {error})."}
+
+
+def _graphs(module: str, problem: str, create: Callable[[Weights, float], Loop], dtype: str) -> list[dict[str, Any]]:
     generator = np.random.default_rng(0)
     weights = load_problem(problem).draw_weights(_sizes(max(LENGTHS)), generator)
     loop = create({key: array.astype(dtype) for key, array in weights.items()}, LEARNING_RATE)
@@ -120,13 +129,11 @@ def trace(name: str, problem: str, create: Callable[[Weights, float], Loop], dty
     if len(graphs) == 1:
         titles = [graphs[0].what[0].upper() + graphs[0].what[1:]]
     elif graphs[0].structure() == graphs[-1].structure():
-        titles, graphs = (
-            [f"One graph for up to {LENGTHS[0]} and up to {LENGTHS[1]} time steps: {graphs[-1].what}"],
-            graphs[-1:],
-        )
+        graphs = graphs[-1:]
+        titles = [f"One graph for up to {LENGTHS[0]} and up to {LENGTHS[1]} time steps: {graphs[0].what}"]
     else:
         titles = [f"Up to {longest} time steps: {graph.what}" for longest, graph in zip(LENGTHS, graphs, strict=True)]
-    return {"graphs": [_as_data(title, graph) for title, graph in zip(titles, graphs, strict=True)]}
+    return [_as_data(title, graph) for title, graph in zip(titles, graphs, strict=True)]
 
 
 def _sizes(longest: int) -> SimpleNamespace:
@@ -230,7 +237,7 @@ class Record:
         results: Iterable[Any],
     ) -> None:
         """Of each operand its storage and shape, or the number that it is; of the results where they are stored."""
-        values = [operand if is_number(operand) else None for operand in operands]
+        values = [None if isinstance(operand, tuple) else operand for operand in operands]
         key = self.graph.add(self.names.call(label, values), detail=detail)
         for operand in operands:
             if isinstance(operand, tuple):
@@ -238,7 +245,7 @@ class Record:
         changed = [storage for storage in results if storage in self.weights]
         if changed:
             self.graph.nodes[key].name = self.graph.nodes[self.stored[changed[0]]].name
-        if changed or LEARNING_RATE in values:
+        if changed or LEARNING_RATE in [abs(value) for value in values if value is not None]:
             self.graph.updates.add(key)
         self.stored |= dict.fromkeys(results, key)
 

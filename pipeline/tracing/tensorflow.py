@@ -193,7 +193,7 @@ class Part:
         key = self.graph.add(label, name=name, detail=node.name, within=self.loop)
         for value in values:
             self.graph.connect(value.key, key, self._shape(value))
-        if "learning_rate" in operands:
+        if {"learning_rate", "-learning_rate"} & set(operands):
             self.graph.updates.add(key)
         return key
 
