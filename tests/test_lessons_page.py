@@ -177,9 +177,11 @@ def test_each_lesson_has_its_idea_equations_code_graph_and_cost(clone: Clone, pa
     assert f"{evaluation['test_loss']:.4f}" in found
     assert f"gradient off by {evaluation['gradient_relative_error']:.1e}, at most 1e-03" in said
     assert "there was no benchmark" in found
-    for graph in json.loads((clone.path / f"results/{name}/graph.json").read_text())["graphs"]:
-        for node in graph["nodes"]:
-            assert html.escape(node["name"] or node["label"]) in found
+    graphs = json.loads((clone.path / f"results/{name}/graph.json").read_text())["graphs"]
+    for node in (node for graph in graphs for node in graph["nodes"]):
+        assert html.escape(node["name"] or node["label"]) in found
+    # Data and weights stand once in each band that uses them.
+    assert found.count('<g class="node') >= sum(len(graph["nodes"]) for graph in graphs)
 
 
 def test_lessons_are_in_the_order_of_params_and_in_the_contents(page: str):
@@ -227,12 +229,12 @@ def test_an_edited_lesson_changes_its_code_and_its_graph(clone: Clone, page: str
 
 def test_an_eighth_is_on_the_page_by_itself(clone: Clone, page: str):
     params = clone.params()
-    file = clone.path / "pipeline/two_layer/torch_module.py"
+    file = clone.path / "pipeline/two_layer/torch_eighth.py"
     assert MODULE
     file.write_text(MODULE[1])
-    clone.write_params(params | {"implementations": params["implementations"] | {"torch_module": "two_layer"}})
+    clone.write_params(params | {"implementations": params["implementations"] | {"torch_eighth": "two_layer"}})
     clone.run("dvc", "repro", "report")
-    eighth = section((clone.path / "lessons.html").read_text(), "torch_module")
+    eighth = section((clone.path / "lessons.html").read_text(), "torch_eighth")
     file.unlink()
     clone.write_params(params)
     clone.run("dvc", "repro")
@@ -258,7 +260,7 @@ def test_a_page_of_one_lesson(clone: Clone, name: str):
 
 
 def test_exercises_are_of_lessons_that_are_there():
-    assert EXERCISES.keys() == LESSONS.keys()
+    assert EXERCISES.keys() <= LESSONS.keys()
 
 
 @pytest.mark.parametrize("name", EXERCISES)
