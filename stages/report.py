@@ -32,7 +32,7 @@ def main() -> None:
     for name, figure in figures.items():
         files.write_bytes(files.FIGURES / f"{name}.svg", figure.encode())
     files.write_bytes(files.REPORT, report.encode())
-    graphs = {name: files.read_json(files.result_file(name, "graph.json"))["graphs"] for name in results}
+    graphs = {name: files.read_json(files.result_file(name, "graph.json")) for name in results}
     lessons = lessons_page.write(params, comparison, results, benchmark, found=found, graphs=graphs)
     files.write_bytes(files.LESSONS, lessons.encode())
     files.write_json(files.SUMMARY, summary(comparison, {name: each.timing for name, each in results.items()}, found))

@@ -39,9 +39,9 @@ def write(
     benchmark: Benchmark,
     *,
     found: Sequence[Finding],
-    graphs: Mapping[str, Sequence[Mapping[str, Any]]],
+    graphs: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """The page, as HTML. `graphs` are those that each lesson builds, as its training left them."""
+    """The page, as HTML. `graphs` has the graph.json that each lesson's training left."""
     problems = {problem: load_problem(problem) for problem in dict.fromkeys(params.implementations.values())}
     latest = max(each["run_began"] for each in [benchmark.provenance, *(result.timing for result in results.values())])
     lessons = []
@@ -64,7 +64,8 @@ def write(
                 "first": problem not in {each["problem"] for each in lessons},
                 "before": before,
                 "changes": before and changes(implementation_file(*before).read_text(), source),
-                "graphs": [_drawn(each) for each in graphs[name]],
+                "graphs": [_drawn(each) for each in graphs[name]["graphs"]],
+                "no_graph": graphs[name].get("why"),
                 "row": row(name, results[name], comparison, case, latest),
                 "wall": duration(results[name].timing["wall_seconds"]),
                 "breakdown": _parts(results[name]),
