@@ -139,12 +139,15 @@ def _better(seeds: Seeds, parameter: str, problem: str) -> str:
         if one.implementation == name:
             pair = (one.seed, *(item for item in one.setting if item[0] != parameter))
             by_value.setdefault(dict(one.setting)[parameter], {})[pair] = one.measures["test_loss"]
+    few = [value for value, found in by_value.items() if len(found) < LEAST]
+    by_value = {value: found for value, found in by_value.items() if value not in few}
     if len(by_value) < 2:
         return ""
     best = min(by_value, key=lambda value: sum(by_value[value].values()) / len(by_value[value]))
     intervals = {value: _paired(by_value[value], by_value[best]) for value in by_value if value != best}
     doubtful = [value for value, (estimate, number) in intervals.items() if estimate.low <= 0 or number < LEAST]
-    start = f"{problem} ({name}), {parameter}: "
+    without = f", {', '.join(few)} left out for want of seeds" if few else ""
+    start = f"{problem} ({name}), {parameter}{without}: "
     if doubtful:
         others = ", ".join(doubtful)
         return f"{start}no value can be said to be the best. {best} has the lowest loss, but not surely: {others}."
