@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -116,10 +117,15 @@ def scale(folder: Path, experiments: int) -> None:
     queued = queue.queued()
     print(f"read from the queue in {time.perf_counter() - begun:.1f} s: {len(queued)}")
     LOGS.mkdir(parents=True, exist_ok=True)
-    with cluster(1) as ray, Display(experiments) as display, Path(os.devnull).open("w") as nowhere:
+    with (
+        cluster(1) as ray,
+        Display(experiments) as display,
+        Path(os.devnull).open("w") as nowhere,
+        ThreadPoolExecutor(1) as sender,
+    ):
         display.console.file = nowhere
         before = memory()
-        running = _Sweep(ray, display, 1, ("nothing",))
+        running = _Sweep(ray, display, 1, ("nothing",), sender)
         watch = Watch(running, experiments)
         begun = time.perf_counter()
         succeeded = running.run(queued)

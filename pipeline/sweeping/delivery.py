@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from pipeline import files
@@ -14,21 +15,28 @@ LOGS = Path(".dvc/tmp/sweep")  # what each experiment printed, and its environme
 UNDELIVERED = Path("mlruns/undelivered.json")  # by ref what MLflow does not show yet: why it failed, "" if it did not
 
 
-def deliver() -> None:
-    """Send each that is undelivered. Stops at the first that cannot be sent: a warning said why."""
+_WRITING = threading.Lock()  # of UNDELIVERED, by a sweep and its sender
+
+
+def deliver() -> bool:
+    """Send each that is undelivered. Stops at the first that cannot be sent: a warning said why. Returns whether all
+    that there were at the start are sent."""
     for ref, failure in _undelivered().items():
         if failure:
             sent = mlflow_view.record_failed_experiment(_name(ref), failure)
         else:
             sent = ref not in queue.refs() or _sent(ref)  # it may have been removed since
         if not sent:
-            return
-        files.write_json(UNDELIVERED, {each: why for each, why in _undelivered().items() if each != ref})
+            return False
+        with _WRITING:
+            files.write_json(UNDELIVERED, {each: why for each, why in _undelivered().items() if each != ref})
+    return True
 
 
 def remember(ref: str, failure: str = "") -> None:
     """That an experiment is to be delivered, and where it failed, why."""
-    files.write_json(UNDELIVERED, _undelivered() | {ref: failure})
+    with _WRITING:
+        files.write_json(UNDELIVERED, _undelivered() | {ref: failure})
 
 
 def _undelivered() -> dict[str, str]:

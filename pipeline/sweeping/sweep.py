@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from pipeline.sweeping import arrival, node, queue
@@ -25,8 +26,8 @@ def sweep(cpus: int = 0, targets: tuple[str, ...] = ()) -> bool:
     succeeded = True
     if experiments:
         LOGS.mkdir(parents=True, exist_ok=True)
-        with cluster(cpus) as ray, Display(len(experiments)) as display:
-            succeeded = _Sweep(ray, display, cpus, targets).run(experiments)
+        with cluster(cpus) as ray, Display(len(experiments)) as display, ThreadPoolExecutor(1) as sender:
+            succeeded = _Sweep(ray, display, cpus, targets, sender).run(experiments)
     else:
         print("Nothing is queued. dvc exp run --queue -S train.learning_rate=0.1,0.2 queues two experiments.")
     deliver()
@@ -34,8 +35,9 @@ def sweep(cpus: int = 0, targets: tuple[str, ...] = ()) -> bool:
 
 
 class _Sweep:
-    def __init__(self, ray: Any, display: Display, cpus: int, targets: tuple[str, ...]) -> None:
-        self.ray, self.display, self.cpus, self.targets = ray, display, cpus, targets
+    def __init__(self, ray: Any, display: Display, cpus: int, targets: tuple[str, ...], sender: Executor) -> None:
+        self.ray, self.display, self.cpus, self.targets, self.sender = ray, display, cpus, targets, sender
+        self.sending: Future[bool] | None = None
         self.has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
         self.there = ray.put(arrival.objects_here())
         self.board = _board(ray)
@@ -102,9 +104,15 @@ class _Sweep:
             return self._fail(experiment, str(error), f" on {outcome.node}")
         if not self.targets:
             remember(experiment.ref)
+            self._send()
         self.home.append(experiment)
         self.display.end(experiment.name, f"done on {outcome.node} in {outcome.seconds:.0f} s")
         return True
+
+    def _send(self) -> None:
+        """Tell MLflow already while others run, unless they time themselves, or it could not be told before."""
+        if self.cpus and (self.sending is None or (self.sending.done() and _went_well(self.sending))):
+            self.sending = self.sender.submit(deliver)
 
     def _move(self, experiment: Queued, outcome: node.Outcome) -> bool:
         nodes = self.full.setdefault(experiment, set())
@@ -142,3 +150,9 @@ def _board(ray: Any) -> Any:
         ray.get_runtime_context().get_node_id(), soft=False
     )
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+
+
+def _went_well(sending: Future[bool]) -> bool:
+    return (
+        sending.exception() is None and sending.result()
+    )  # what went wrong is raised when all are delivered, at the end
