@@ -8,6 +8,7 @@ scale   a thousand experiments whose one stage does nothing: the driver's memory
 Both work in repositories of their own in a temporary folder, with a node's folder of its own.
 """
 
+import _thread
 import argparse
 import os
 import runpy
@@ -17,9 +18,11 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import yaml
 
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "scale"])
     parser.add_argument("--experiments", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--collect", type=int, default=0, help="stop when so many have come home")
     options = parser.parse_args()
     os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory(prefix="sw") as folder:
@@ -40,7 +44,7 @@ def main() -> None:
         if options.what == "speed":
             speed(Path(folder), options.experiments or 8, options.repeats)
         else:
-            scale(Path(folder), options.experiments or 1000)
+            scale(Path(folder), options.experiments or 1000, options.collect or options.experiments or 1000)
 
 
 def speed(folder: Path, experiments: int, repeats: int) -> None:
@@ -91,7 +95,7 @@ def overhead(clone: Path, cpu: str) -> float:
     return swept - serial
 
 
-def scale(folder: Path, experiments: int) -> None:
+def scale(folder: Path, experiments: int, collect: int) -> None:
     from pipeline.sweeping import queue
     from pipeline.sweeping.cluster import cluster
     from pipeline.sweeping.display import Display
@@ -126,10 +130,11 @@ def scale(folder: Path, experiments: int) -> None:
         display.console.file = nowhere
         before = memory()
         running = _Sweep(ray, display, 1, ("nothing",), sender)
-        watch = Watch(running, experiments)
+        watch = Watch(running, experiments, collect)
         begun = time.perf_counter()
-        succeeded = running.run(queued)
-        seconds = time.perf_counter() - begun
+        with suppress(KeyboardInterrupt):  # as Ctrl-C, when enough have come home
+            running.run(queued)
+        seconds, home = time.perf_counter() - begun, len(running.home)
         watch.ended = True
         watch.join()
     print(
@@ -152,9 +157,10 @@ def scale(folder: Path, experiments: int) -> None:
 class Watch(threading.Thread):
     """The driver's memory, and its CPU time by the number of experiments that have come home."""
 
-    def __init__(self, running, experiments: int) -> None:
+    def __init__(self, running: Any, experiments: int, collect: int) -> None:
         super().__init__(daemon=True)
         self.running, self.experiments, self.ended = running, experiments, False
+        self.collect = collect if collect < experiments else 0
         self.peak, self.dispatched, self.cpu = 0, 0.0, {}
         self.start()
 
@@ -166,6 +172,9 @@ class Watch(threading.Thread):
                 self.dispatched = time.perf_counter() - begun
             if self.dispatched:
                 self.cpu.setdefault(len(self.running.home), time.process_time())
+            if self.collect and len(self.running.home) >= self.collect:
+                self.ended = True
+                _thread.interrupt_main()
             time.sleep(0.05)
 
     def collecting(self) -> list[tuple[int, int, float]]:
