@@ -137,9 +137,7 @@ def scale(folder: Path, experiments: int, collect: int) -> None:
         seconds, home = time.perf_counter() - begun, len(running.home)
         watch.ended = True
         watch.join()
-    print(
-        f"all succeeded: {succeeded}; {experiments} in {seconds:.0f} s, {seconds / experiments:.2f} s each on two CPUs"
-    )
+    print(f"{home} came home in {seconds:.0f} s, {seconds / home:.2f} s each on two CPUs")
     print(f"dispatched in {watch.dispatched:.1f} s: {experiments / watch.dispatched:.0f} a second")
     print(f"the driver's memory: {before / 1e6:.0f} MB before, at most {watch.peak / 1e6:.0f} MB")
     for first, last, each in watch.collecting():
