@@ -57,11 +57,7 @@ export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/
 	@requirements/export.sh
 	@python -m stages.export run $(RUN)
 
-verify-seeds:  ## the experiment on seeds 0 … N-1, side by side, SHARE=1 CPU each: make seeds N=24
-	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
-	@python -m stages.seeds "$(N)" $(SHARE)
-
-export: setup  ## whether every file of what was exported is as it was: EXPORT=FOLDER, or all in exported/
+verify-export: setup  ## whether every file of what was exported is as it was: EXPORT=FOLDER, or all in exported/
 	@python -m stages.export verify $(EXPORT)
 
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
