@@ -40,7 +40,8 @@ class _Sweep:
         self.sending: Future[bool] | None = None
         self.has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
         self.there = ray.put(arrival.objects_here())
-        self.board = _board(ray)
+        self.board, self.task = _board(ray), ray.remote(node.run)
+        self.say = ray.put(self.board.say.remote)
         self.pending: dict[Any, Queued] = {}
         self.full: dict[Queued, set[str]] = {}  # the nodes whose disk had no room for it
         self.home: list[Queued] = []
@@ -67,9 +68,9 @@ class _Sweep:
     def _submit(self, experiment: Queued, strategy: Any = "DEFAULT") -> None:
         gpu = self.has_gpu and queue.params(experiment).get("device") != "cpu"
         takes = {"num_cpus": self.cpus} if self.cpus else {"num_cpus": 0, "resources": {WHOLE: 1}}
-        task = self.ray.remote(**takes, num_gpus=int(gpu), max_retries=RETRIES, scheduling_strategy=strategy)(node.run)
+        task = self.task.options(**takes, num_gpus=int(gpu), max_retries=RETRIES, scheduling_strategy=strategy)
         what = node.Task(*experiment, self.cpus, gpu, self.targets)
-        self.pending[task.remote(what, self.bundle, self.there, self.board.say.remote)] = experiment
+        self.pending[task.remote(what, self.bundle, self.there, self.say)] = experiment
 
     def _outcomes(self) -> Iterator[tuple[Queued, node.Outcome | Exception]]:
         """Each as it ends; one at a time is held here."""
