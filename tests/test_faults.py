@@ -78,7 +78,9 @@ def locked(clone: Clone) -> dict[str, dict[str, str]]:
 
 
 def not_timed(path: str) -> bool:
-    return not path.endswith("timing.json") and not path.startswith(("report", "summary", "results/benchmark"))
+    return not path.endswith("timing.json") and not path.startswith(
+        ("report", "lessons", "summary", "results/benchmark")
+    )
 
 
 def check(clone: Clone, before: dict[str, bytes], files: set[str], lock: dict[str, dict[str, str]], why: str) -> None:
