@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def speed(folder: Path, experiments: int, repeats: int) -> None:
-    """One after another and side by side, in turn; the first of either draws the data for the rest."""
+    """Serial and parallel, interleaved; the first experiment of either draws the data for the rest."""
     cpu = str(min(os.sched_getaffinity(0)))
     seeds = ",".join(map(str, range(experiments)))
     ratios, beyond = [], []

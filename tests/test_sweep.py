@@ -267,6 +267,24 @@ def test_objects_travel_by_the_dvc_remote_where_there_is_one(clone: Clone, tmp_p
     assert (clone.path / WEIGHTS).stat().st_size
 
 
+def test_on_a_terminal_a_row_is_rewritten_and_a_bar_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from pipeline.sweeping.display import Display
+
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with Display(2) as display:
+        display.say("one", "here", "generate@two_layer")
+        display.say("one", "here", "train@numpy_arrays")
+        display.live.refresh()
+        display.end("two", "done on there in 3 s")
+    said = capsys.readouterr().out
+    assert re.search(r"one +here +train@numpy_arrays", said)
+    assert "generate@two_layer" not in said
+    assert "two: done on there in 3 s" in said
+    assert "1/2" in said
+
+
 def test_ctrl_c_keeps_what_is_done(clone: Clone):
     queue(clone, "seed=1")
     queue(clone, "seed=2,3", *LONG)

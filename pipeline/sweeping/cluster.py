@@ -51,7 +51,7 @@ def cluster(cpus: int) -> Iterator[Any]:
 
 def check_head() -> None:
     """Raises UserError where the cluster's head no longer answers: without it Ray waits for a minute, then aborts."""
-    host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    host, _, port = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://").rpartition(":")
     if host:
         try:
             socket.create_connection((host, int(port)), 5).close()

@@ -13,8 +13,6 @@ from pipeline.sweeping import queue
 
 LOGS = Path(".dvc/tmp/sweep")  # what each experiment printed, and its environment.json
 UNDELIVERED = Path("mlruns/undelivered.json")  # by ref what MLflow does not show yet: why it failed, "" if it did not
-
-
 _WRITING = threading.Lock()  # of UNDELIVERED, by a sweep and its sender
 
 

@@ -154,6 +154,5 @@ def _board(ray: Any) -> Any:
 
 
 def _went_well(sending: Future[bool]) -> bool:
-    return (
-        sending.exception() is None and sending.result()
-    )  # what went wrong is raised when all are delivered, at the end
+    """Whatever it raised is raised again by the last delivery, after the sweep."""
+    return sending.exception() is None and sending.result()
