@@ -17,7 +17,7 @@ from pathlib import Path
 import browser
 import mlflow
 import pytest
-from conftest import LESSONS, REPOSITORY, Clone
+from conftest import LESSONS, REPOSITORY, Clone, outside_variables
 from mlflow.entities import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred")
@@ -68,7 +68,7 @@ class Containers:
         return subprocess.Popen(
             ["docker", "compose", "run", "--rm", *mode, *options, "cpu", "dvc", "repro", "train@numpy_arrays"],
             cwd=self.clone.path,
-            env=os.environ | self.env,
+            env=outside_variables() | self.env,
             text=True,
             stdin=terminal or subprocess.DEVNULL,
             stdout=terminal or subprocess.PIPE,
@@ -337,7 +337,7 @@ def test_a_sweep_on_two_workers_of_which_one_is_killed(cluster: Containers, make
     cluster.compose("--profile", "cluster", "up", "-d", "--scale", "worker=2")
     command = ["docker", "compose", "run", "--rm", "-T", "cpu", "make", "sweep"]
     sweep = subprocess.Popen(
-        command, cwd=cluster.clone.path, env=os.environ | cluster.env, stdout=subprocess.PIPE, text=True
+        command, cwd=cluster.clone.path, env=outside_variables() | cluster.env, stdout=subprocess.PIPE, text=True
     )
     said, nodes = "", set()
     for line in sweep.stdout or ():
@@ -354,9 +354,6 @@ def test_a_sweep_on_two_workers_of_which_one_is_killed(cluster: Containers, make
     assert len(names) == 6, table
     assert len(re.findall(r"0\.\d+", table)) > 6, table
     assert said.count(": done on ") == 6, said
-    cluster.run(
-        "make", "sweep"
-    )  # has nothing to run; it sends what a server under load did not take in time, and no more
     mlflow.set_tracking_uri(f"http://127.0.0.1:{cluster.port}")
     for role, number in (("pipeline", 6), ("implementation", 12)):
         assert len(mlflow.search_runs(experiment_names=["seven-ways"], filter_string=f"tags.role = '{role}'")) == number
@@ -435,7 +432,7 @@ def test_preflight(tmp_path: Path, service: str, machine: dict[str, str], senten
         done = subprocess.run(
             [REPOSITORY / "docker/preflight", service],
             cwd=REPOSITORY,
-            env=os.environ | machine | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MLFLOW_PORT": str(port)},
+            env=outside_variables() | machine | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MLFLOW_PORT": str(port)},
             capture_output=True,
             text=True,
             check=False,

@@ -97,11 +97,11 @@ def _dvc(clone: Path, task: Task, say: Callable[[str], Any]) -> str:
     environment["PATH"] = f"{sys.prefix}/bin:{environment['PATH']}"
     if not task.gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves every GPU to a task that asked for none
-    # Beside others nothing can be timed, so there is no benchmark then.
-    without = ["-S", "benchmark.processes=0"] if task.cpus else []
+    if task.cpus:
+        _leave_benchmark_out(clone)
     lines = []
     with subprocess.Popen(
-        [Path(sys.prefix, "bin/dvc"), "exp", "run", "--name", task.name, *without, *task.targets],
+        [Path(sys.prefix, "bin/dvc"), "exp", "run", "--name", task.name, *task.targets],
         cwd=clone,
         env=environment,
         stdout=subprocess.PIPE,
@@ -117,6 +117,14 @@ def _dvc(clone: Path, task: Task, say: Callable[[str], Any]) -> str:
             elif ": step " in line:
                 say(line.strip())
     return "".join(lines)
+
+
+def _leave_benchmark_out(clone: Path) -> None:
+    """Beside others nothing can be timed. As `-S benchmark.processes=0`, without its 0.7 s."""
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(str(clone / "params.yaml")) as params:
+        params["benchmark"]["processes"] = 0
 
 
 def _folder() -> Path:
@@ -209,7 +217,7 @@ def _objects(clone: Path, ref: str, there: frozenset[str], *, none: bool) -> byt
 
     import yaml
 
-    stages = yaml.safe_load(_git(clone, "show", f"{ref}:dvc.lock"))["stages"]
+    stages = yaml.load(_git(clone, "show", f"{ref}:dvc.lock"), yaml.CSafeLoader)["stages"]
     wanted = set() if none else {out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

@@ -107,7 +107,7 @@ class _Sweep:
             remember(experiment.ref)
             self._send()
         self.home.append(experiment)
-        self.display.end(experiment.name, f"done on {outcome.node} in {outcome.seconds:.0f} s")
+        self.display.end(experiment.name, f"done on {outcome.node} in {outcome.seconds:.1f} s")
         return True
 
     def _send(self) -> None:
