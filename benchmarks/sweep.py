@@ -1,11 +1,12 @@
-"""What a sweep buys and costs: python -m benchmarks.sweep speed | scale [--experiments N]
+"""What a sweep buys and costs: python -m benchmarks.sweep speed | overhead | scale [--experiments N]
 
-speed   eight experiments of all lessons at tiny params: `make sweep SHARE=1` on two CPUs, against the same ones one
-        after another on one CPU; and what an experiment takes in a sweep beyond its `dvc repro`.
-scale   a thousand experiments whose one stage does nothing: the driver's memory, how fast it dispatches, what each
-        takes to collect, and how long DVC then takes to show them.
+speed     eight experiments of all lessons at tiny params: `make sweep SHARE=1` on two CPUs, against the same ones one
+          after another on one CPU.
+overhead  what one of these takes in a sweep of one beyond its `dvc repro`.
+scale     a thousand experiments whose one stage does nothing: the driver's memory, how fast it dispatches, what each
+          takes to collect, and how long DVC then takes to show them.
 
-Both work in repositories of their own in a temporary folder, with a node's folder of its own.
+All work in repositories of their own in a temporary folder, with a node's folder of its own.
 """
 
 import _thread
@@ -33,7 +34,7 @@ NOTHING = {"stages": {"nothing": {"cmd": "true", "params": ["number"]}}}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "scale"])
+    parser.add_argument("what", choices=["speed", "overhead", "scale"])
     parser.add_argument("--experiments", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--collect", type=int, default=0, help="stop when so many have come home")
@@ -43,6 +44,8 @@ def main() -> None:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         if options.what == "speed":
             speed(Path(folder), options.experiments or 8, options.repeats)
+        elif options.what == "overhead":
+            overhead(Path(folder), options.repeats)
         else:
             scale(Path(folder), options.experiments or 1000, options.collect or options.experiments or 1000)
 
@@ -51,9 +54,9 @@ def speed(folder: Path, experiments: int, repeats: int) -> None:
     """Serial and parallel, interleaved; the first experiment of either draws the data for the rest."""
     cpu = str(min(os.sched_getaffinity(0)))
     seeds = ",".join(map(str, range(experiments)))
-    ratios, beyond = [], []
+    ratios = []
     for repeat in range(repeats):
-        serial, swept, alone = (tiny(folder / f"{name}-{repeat}") for name in ("serial", "swept", "alone"))
+        serial, swept = (tiny(folder / f"{name}-{repeat}") for name in ("serial", "swept"))
         begun = time.perf_counter()
         for seed in range(experiments):
             override = ["-S", f"seed={seed}", "-S", "benchmark.processes=0"]
@@ -72,13 +75,17 @@ def speed(folder: Path, experiments: int, repeats: int) -> None:
             flush=True,
         )
         print(*(line for line in said.splitlines() if ": done on" in line), sep="\n")
-        beyond.append(overhead(alone, cpu))
     print(f"times as fast: median {median(ratios):.2f} of {', '.join(f'{each:.2f}' for each in ratios)}")
+
+
+def overhead(folder: Path, repeats: int) -> None:
+    beyond = [pair(tiny(folder / f"alone-{repeat}")) for repeat in range(repeats)]
     print(f"beyond its dvc repro: median {median(beyond):.1f} s of {', '.join(f'{each:.1f}' for each in beyond)}")
 
 
-def overhead(clone: Path, cpu: str) -> float:
+def pair(clone: Path) -> float:
     """Seconds of an experiment in a sweep of one, on a CPU of its own, beyond `dvc repro` of the same on one CPU."""
+    cpu = str(min(os.sched_getaffinity(0)))
     os.environ["TMPDIR"] = f"{clone}-node"
     Path(os.environ["TMPDIR"]).mkdir()
     quietly(["dvc", "exp", "run", "--queue", "-S", "seed=77"], clone)
@@ -144,7 +151,7 @@ def scale(folder: Path, experiments: int, collect: int) -> None:
         print(f"  experiments {first} to {last}: {1e3 * each:.0f} ms of the driver's CPU time each")
     for command in (
         ["dvc", "exp", "show", "--csv"],
-        ["dvc", "exp", "show", "--csv", "--num", "1"],
+        ["dvc", "exp", "show", "--csv"],  # again: DVC keeps what it has read
         ["dvc", "exp", "list"],
     ):
         begun = time.perf_counter()
