@@ -124,7 +124,8 @@ def _leave_benchmark_out(clone: Path) -> None:
     from dvc.utils.serialize import modify_yaml
 
     with modify_yaml(str(clone / "params.yaml")) as params:
-        params["benchmark"]["processes"] = 0
+        if isinstance(params.get("benchmark"), dict):  # else a stage says what is wrong
+            params["benchmark"]["processes"] = 0
 
 
 def _folder() -> Path:
