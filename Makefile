@@ -33,7 +33,9 @@ test-faults: setup  ## kills at random moments, full disks, damaged files: is on
 
 check-gpu:  ## the lessons on an NVIDIA GPU, here or in the image: docker compose run --rm gpu make check-gpu
 	@[ -n "$$TORCH_PYTHON" ] || $(MAKE) --no-print-directory setup
-	for python in $${TORCH_PYTHON:-python} $$TENSORFLOW_PYTHON; do $$python -m pytest -m gpu tests/test_gpu.py $(ARGS) || exit 1; done
+	@for python in $${TORCH_PYTHON:-python} $$TENSORFLOW_PYTHON; do \
+	  echo "$$python -m pytest -m gpu tests/test_gpu.py $(ARGS)"; \
+	  REQUIRE_GPU=1 $$python -m pytest -m gpu tests/test_gpu.py $(ARGS) || exit 1; done
 
 check: setup  ## ruff, pyright and hadolint
 	ruff check

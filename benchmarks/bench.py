@@ -28,7 +28,7 @@ from pipeline.measuring.intervals import ratio
 from pipeline.measuring.plan import tuned
 from pipeline.measuring.samples import HEADER, Benchmark, Case, Sample
 from pipeline.params import load_params
-from pipeline.provenance import beside, provenance
+from pipeline.provenance import provenance
 
 EFFORT = Effort(processes=12, rounds=6, turn_seconds=0.02)
 SIZES = {
@@ -112,14 +112,13 @@ def main() -> None:
     try:
         found = resolve(load_params())
         environment = replace(found, device="cpu", device_name=found.cpu_name, driver=None)
-        taken, others = benchmark(
-            plan(arguments.at), effort=effort, dtype="float32", environment=environment, on_process=say
+        taken, meanwhile = benchmark(
+            plan(arguments.at, environment), effort=effort, dtype="float32", environment=environment, on_process=say
         )
         allocator = {key: list(_allocator(key, effort, environment)) for key in ALLOCATOR_GOALS if key in arguments.at}
     except UserError as error:
         sys.exit(f"ERROR: {error}")
-    where = provenance(environment, "cpu", environment.cpu_name)
-    where |= beside(others)
+    where = provenance(environment, "cpu", environment.cpu_name) | meanwhile
     for table, facts in _places(arguments.output):
         files.write_rows(table, HEADER, taken)
         files.write_json(facts, where)
@@ -127,7 +126,7 @@ def main() -> None:
     print("\n".join(report(measured, arguments.at, allocator)))
 
 
-def plan(sizes: list[str]) -> list[Size]:
+def plan(sizes: list[str], environment: Environment) -> list[Size]:
     """Every candidate at each of the sizes."""
     found = []
     for key in sizes:
@@ -135,7 +134,7 @@ def plan(sizes: list[str]) -> list[Size]:
         names = LESSONS[problem]
         modes = [goal.beside for goal in GOALS if goal.size == key and "+" in goal.beside and "/" not in goal.beside]
         bounds = ["lower_bound/numpy", "lower_bound/torch"]
-        beside = [] if key == "full" else [*tuned(names), *PEERS[problem], *modes]
+        beside = [] if key == "full" else [*tuned(names, environment), *PEERS[problem], *modes]
         found.append(Size(problem, case, [*names, *bounds, *beside]))
     return found
 
@@ -161,11 +160,11 @@ def _allocator(
     only = [Size(problem, case, ["numpy_arrays"])]
     for _ in range(effort.processes):
         one = effort._replace(processes=1)
-        kept, others = benchmark(only, effort=one, dtype="float32", environment=environment)
+        kept, meanwhile = benchmark(only, effort=one, dtype="float32", environment=environment)
         default, then = benchmark(
             only, effort=one, dtype="float32", environment=environment, program=["-c", BY_DEFAULT]
         )
-        yield kept, default, max(others, then)
+        yield kept, default, max(each["cpus_of_other_processes"] for each in (meanwhile, then))
 
 
 def report(measured: Benchmark, sizes: list[str], allocator: Mapping[str, Pairs]) -> Iterator[str]:

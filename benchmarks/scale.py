@@ -100,7 +100,7 @@ def main() -> None:
         sys.exit(f"ERROR: {error}")
     environment = replace(found, device="cpu", device_name=found.cpu_name, driver=None)
     where = provenance(environment, "cpu", environment.cpu_name)
-    where |= beside(others[0])
+    where |= beside(others)
     if options.output:
         files.write_rows(options.output / "runs.csv", ",".join(Run._fields), runs)
         files.write_rows(options.output / "turns.csv", ",".join(Turn._fields), turns)

@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
+from pipeline import gpus
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-OURS = ("numpy", "torch", "tensorflow")  # the frameworks that `make setup` installs
+OURS = ("numpy", "torch", "tensorflow")  # the frameworks that `make setup` installs; NumPy draws the data and judges
 
 
 @dataclass(frozen=True)
@@ -38,60 +39,57 @@ class Environment:
     versions: dict[str, str]  # of what computes, by framework
 
 
-class Device(NamedTuple):
-    uuid: str
-    name: str
-
-
-class Gpus(NamedTuple):
-    """The NVIDIA GPUs that CUDA would show, by their names, and the driver's version; or why there are none.
-
-    NVML numbers GPUs as they are on the PCI bus, and so does CUDA here (CUDA_DEVICE_ORDER, pipeline/__init__.py).
-    """
-
-    names: list[str]
-    driver: str | None
-    absence: str
-
-
 def framework_of(name: str) -> str:
     """The framework an implementation's name begins with: `torch_loop` is torch's."""
     return name.split("_", 1)[0]
 
 
-def resolve(params: Params) -> Environment:
+def resolve(params: Params, *, on_fallback: Callable[[str, bool], None] = lambda *_: None) -> Environment:
     """The environment that `params` ask for on this machine.
+
+    `on_fallback(reason, doubtful)` is called when `device: auto` takes the CPU; doubtful, where there may be a GPU.
 
     Raises UserError when they ask for a CUDA device that is not there or that an installed framework cannot use.
     """
     frameworks = {framework_of(name) for name in params.implementations}
-    versions = _versions(frameworks)
-    gpus = _gpus()
-    cpu_builds = [f"{name} {version}" for name, version in versions.items() if name in frameworks and "+cpu" in version]
-    device, device_name = "cpu", cpu_name()
-    if params.device != "cpu" and gpus.names and not cpu_builds:
+    versions = versions_of(frameworks)
+    device, device_name, driver = "cpu", cpu_name(), None
+    if params.device != "cpu":
+        found = gpus.find()
+        why_not = _why_no_gpu(found, frameworks, versions)
         index = int(params.device.partition(":")[2] or 0)
-        if index < len(gpus.names):
-            device, device_name = f"cuda:{index}", gpus.names[index]
-    if params.device.startswith("cuda") and device == "cpu":
-        found = ", ".join(f"cuda:{index} {name}" for index, name in enumerate(gpus.names)) or gpus.absence
-        if gpus.names and cpu_builds:
-            found += f", but {' and '.join(cpu_builds)} cannot use CUDA"
-        raise UserError(
-            f"params.yaml: device is {params.device}; found: {found}. "
-            "Set device to auto or cpu, or run `docker compose run --rm gpu` on a machine with an NVIDIA GPU."
-        )
+        if not why_not and index < len(found.devices):
+            device, device_name, driver = f"cuda:{index}", found.devices[index].name, found.driver
+        elif params.device != "auto":
+            there = ", ".join(f"cuda:{number} {each.name}" for number, each in enumerate(found.devices))
+            raise UserError(
+                f"params.yaml: device is {params.device}; found: {why_not or there}. "
+                "Set device to auto or cpu, or run `docker compose run --rm gpu` on a machine with an NVIDIA GPU."
+            )
+        else:
+            on_fallback(why_not, found.doubtful)
     return Environment(
         device=device,
         device_name=device_name,
         cpu_name=cpu_name(),
-        driver=gpus.driver if device != "cpu" else None,
+        driver=driver,
         threads=available_cpus() if params.threads == "auto" else params.threads,
         precision=params.precision,
         deterministic=params.deterministic,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         versions=versions,
     )
+
+
+def _why_no_gpu(found: gpus.Gpus, frameworks: set[str], versions: dict[str, str]) -> str:
+    """Why the frameworks of the experiment cannot all use a GPU, or nothing."""
+    if not found.devices:
+        return found.absence
+    cpu_builds = [f"{name} {version}" for name, version in versions.items() if name in frameworks and "+cpu" in version]
+    if not cpu_builds:
+        return ""
+    there = ", ".join(f"cuda:{number} {each.name}" for number, each in enumerate(found.devices))
+    return f"{there}, but {' and '.join(cpu_builds)} cannot use CUDA (`docker compose run --rm gpu` can)"
 
 
 def enter_interpreter(framework: str) -> None:
@@ -134,19 +132,23 @@ def available_memory() -> int:
     return free
 
 
-def _versions(frameworks: set[str]) -> dict[str, str]:
+def versions_of(frameworks: set[str]) -> dict[str, str]:
     """Versions of what computes. A CPU build is marked +cpu, also TensorFlow's, whose version does not say it.
 
-    A framework of the user's own need not be a package, and then has no version.
+    A framework of the user's own need not be a package, and then has no version. Raises UserError when NumPy, or one
+    of ours that `frameworks` has, is missing.
     """
     found: dict[str, str] = {}
     for framework in [*OURS, *sorted(frameworks - set(OURS))]:
         for package in (framework, f"{framework}-cpu"):
             for distribution in _distributions(framework, package):
                 found[framework] = distribution.version + ("+cpu" if package.endswith("-cpu") else "")
-    missing = set(OURS) - found.keys()
+    missing = ({"numpy"} | (frameworks & set(OURS))) - found.keys()
     if missing:
-        raise UserError(f"{' and '.join(sorted(missing))} cannot be found. Run `make setup`, then activate .venv.")
+        raise UserError(
+            f"{' and '.join(sorted(missing))} cannot be found. Run `make setup`, then activate .venv; "
+            "or take the lessons of what is missing out of params.yaml."
+        )
     return found
 
 
@@ -155,50 +157,6 @@ def _distributions(framework: str, package: str) -> list[Distribution]:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     path = [str(Path(python).parent.parent / "lib" / version / "site-packages")] if python else sys.path
     return list(distributions(name=package, path=path))
-
-
-def _gpus() -> Gpus:
-    import pynvml  # here alone: a benchmark on a machine with torch and NumPy and nothing else can do without
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return Gpus([], None, f"no NVIDIA driver ({error})")
-    try:
-        devices = [_devices(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(pynvml.nvmlDeviceGetCount())]
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        shown = [each[0] for each in devices] if visible is None else visible_devices(devices, visible.split(","))
-        absence = "no NVIDIA GPU" if visible is None else f"no NVIDIA GPU that CUDA_VISIBLE_DEVICES={visible} names"
-        return Gpus([each.name for each in shown], pynvml.nvmlSystemGetDriverVersion(), absence)
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _devices(gpu: Any) -> list[Device]:
-    """What CUDA can use of a GPU: all of it, or in MIG mode its instances, each a part of the GPU."""
-    import pynvml
-
-    handles = [gpu]
-    with suppress(pynvml.NVMLError):  # most GPUs have no MIG mode
-        if pynvml.nvmlDeviceGetMigMode(gpu)[0]:
-            handles = []
-            for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
-                with suppress(pynvml.NVMLError):  # no instance in this place
-                    handles.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index))
-    return [Device(pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)) for handle in handles or [gpu]]
-
-
-def visible_devices(devices: list[list[Device]], wanted: list[str]) -> list[Device]:
-    """CUDA_VISIBLE_DEVICES as CUDA reads it, of `devices` by GPU: indices, or the beginnings of UUIDs of GPUs and of
-    MIG instances. The first unknown one ends the list, and of MIG instances only the first is shown."""
-    chosen: list[Device] = []
-    for token in (each.strip() for each in wanted):
-        named = [devices[int(token)][0]] if token.isdigit() and int(token) < len(devices) else []
-        named += [each for gpu in devices for each in gpu if token and each.uuid.startswith(token)]
-        if not named:
-            break
-        chosen.append(named[0])
-    return chosen[:1] if chosen and chosen[0].uuid.startswith("MIG-") else chosen
 
 
 def cpu_name() -> str:

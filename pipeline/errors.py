@@ -1,5 +1,35 @@
 """The errors that a user can fix."""
 
+import re
+
+# As frameworks call theirs, by the name alone: this file imports none of them.
+OUT_OF_MEMORY = {
+    "MemoryError": "",
+    "_ArrayMemoryError": "",  # NumPy's
+    "OutOfMemoryError": " on the GPU",  # PyTorch's, for a device
+    "ResourceExhaustedError": "",  # TensorFlow's
+}
+ASKED = {  # what was asked for, in their words
+    r"(?:[Tt]ried|[Tt]rying|[Uu]nable) to allocate ([\d.]+ ?(?:[KMGTPE]?i?B|bytes))": "{}",  # PyTorch, XLA, NumPy
+    r"OOM when allocating tensor with shape ?(\[[\d,]*\])": "a tensor of the shape {}",  # TensorFlow
+}
+
 
 class UserError(Exception):
     """One or two sentences: the key or file, what was found there, and what to do. Shown without a traceback."""
+
+
+def out_of_memory(error: BaseException) -> str:
+    """A sentence with what was asked for and what to lower, if a framework ran out of memory; else nothing."""
+    text = str(error)
+    where = OUT_OF_MEMORY.get(type(error).__name__)
+    if where is None:
+        if "can't allocate memory" not in text:  # what PyTorch's allocator for the CPU says, in a RuntimeError
+            return ""
+        where = ""
+    if re.search(r"device:GPU:\d|GPU_\d_bfc|CUDA", text):
+        where = " on the GPU"
+    asked = [words.format(found[1]) for pattern, words in ASKED.items() if (found := re.search(pattern, text))]
+    of_what = f": {asked[0]} did not fit" if asked else ""
+    others = ", or free the GPU: nvidia-smi shows what else uses it" if where else ""
+    return f"there is not enough memory{where}{of_what}. Lower batch_size or the other sizes in params.yaml{others}."

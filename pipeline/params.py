@@ -108,6 +108,7 @@ class Tolerances(Section):
 class Parity(Section):
     float32: Tolerances
     float64: Tolerances
+    tf32: Tolerances
 
 
 class Benchmark(Section):
@@ -143,6 +144,15 @@ class Params(Section):
                 f"{name} is not in {PARAMS} under implementations; listed there: {', '.join(self.implementations)}."
             )
         return self.implementations[name]
+
+    @property
+    def tolerances(self) -> Tolerances:
+        """What parity may differ by in the run's arithmetic."""
+        return (
+            self.parity.tf32
+            if self.dtype == "float32" and self.precision == "tf32"
+            else getattr(self.parity, self.dtype)
+        )
 
     def sizes(self, problem: str) -> dict[str, int]:
         """The sizes of a step of the training, as a case of the benchmark has them."""

@@ -4,6 +4,7 @@ says so, for a training's timing as for a benchmark."""
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,22 @@ def provenance(environment: Environment, device: str, device_name: str) -> dict[
         # In a sweep with SHARE others ran beside it.
         "measured_on": platform.node() + ", shared" * (os.environ.get("PIPELINE_SWEEP") == "shared"),
         "run_began": current_run() or now,
-        "commit": git("rev-parse", "HEAD") + ("" if changed in ("", "unknown") else " with changes"),
+        # Where the files travelled without .git, PIPELINE_COMMIT says which commit they are.
+        "commit": os.environ.get("PIPELINE_COMMIT")
+        or git("rev-parse", "HEAD") + ("" if changed in ("", "unknown") else " with changes"),
     }
 
 
-def beside(other_cpus: float) -> dict[str, Any]:
-    """What else the machine was doing: how many of its CPUs other processes took, on average."""
-    return {"cpus_of_other_processes": other_cpus, "cpus": available_cpus()}
+def beside(cpus: Sequence[float], gpu: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What else the machine was doing: `cpus`, how many of its CPUs other processes took, on average, and how many a
+    virtual machine's host; and `gpu`, what the GPU did (pipeline/gpus.py)."""
+    other_cpus, stolen_cpus = cpus
+    return {
+        "cpus_of_other_processes": other_cpus,
+        "stolen_cpus": stolen_cpus,
+        "cpus": available_cpus(),
+        "gpu": gpu,
+    }
 
 
 def begin_run() -> None:

@@ -20,7 +20,7 @@ if find_spec("pydantic") is None:
     sys.exit(f"{sys.executable} does not have the pipeline's packages. Run `make setup`, then `. .venv/bin/activate`.")
 
 from pipeline.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK, acquire, holder, write_holder
-from pipeline.errors import UserError
+from pipeline.errors import UserError, out_of_memory
 from pipeline.files import remove_parts, write_bytes
 from pipeline.processes import end_with_parent
 
@@ -50,14 +50,13 @@ def run(stage: Callable[..., None], *, alone: bool = True) -> None:
                 raise
             where = error.filename or "a result"
             sys.exit(f"ERROR: {where} cannot be written: {error.strerror}. Make room or allow it, then run again.")
-        except MemoryError as error:
-            _clean_up(error)
-            sys.exit(f"ERROR: there is not enough memory: {error}. Make the sizes in params.yaml smaller.")
         except KeyboardInterrupt as error:
             _clean_up(error)
             sys.exit(130)
         except BaseException as error:
             _clean_up(error)
+            if sentence := out_of_memory(error):
+                sys.exit(f"ERROR: {sentence}")
             raise
 
 

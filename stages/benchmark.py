@@ -6,7 +6,7 @@ from pipeline.measuring import samples
 from pipeline.measuring.benchmark import Effort, benchmark
 from pipeline.measuring.plan import default_plan
 from pipeline.params import load_params
-from pipeline.provenance import beside, provenance
+from pipeline.provenance import provenance
 from stages import run
 
 
@@ -15,10 +15,10 @@ def main() -> None:
     check_memory(params)
     effort = Effort(params.benchmark.processes, params.benchmark.rounds, params.benchmark.turn_seconds)
     plan = default_plan(params, environment)
-    found, others = benchmark(plan, effort=effort, dtype=params.dtype, environment=environment, on_process=print)
+    found, meanwhile = benchmark(plan, effort=effort, dtype=params.dtype, environment=environment, on_process=print)
     where = provenance(environment, environment.device, environment.device_name)
     files.write_rows(files.BENCHMARK, samples.HEADER, found)
-    files.write_json(files.BENCHMARK_PROVENANCE, where | beside(others))
+    files.write_json(files.BENCHMARK_PROVENANCE, where | meanwhile)
     measured = samples.read(files.read_samples(), files.read_json(files.BENCHMARK_PROVENANCE))
     for case in measured.cases:
         for name in (each for each in params.implementations if each in case.seconds):

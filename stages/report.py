@@ -22,7 +22,7 @@ def main() -> None:
         bench.append(samples.read(files.read_samples(files.BENCH), files.read_json(files.BENCH_PROVENANCE)))
     environment = files.read_environment()
     sizes = {problem: params.sizes(problem) for problem in params.implementations.values()}
-    found = findings(benchmark, comparison, environment.device, sizes)
+    found = findings(benchmark, comparison, sizes)
     over = seeds.read(params) if files.SEEDS.exists() else None
     report, figures = report_page.write(
         params, environment, comparison, results, benchmark, found=found, bench=bench, seeds=over

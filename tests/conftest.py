@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import cuda  # noqa: F401 (a fixture)
 
-from pipeline.contract import Array, Weights, load_problem
+from pipeline.contract import Array, Weights, load_implementation, load_problem
 from pipeline.environment import Environment
 from pipeline.runtimes import Loop, load_runtime, open_implementation
 
@@ -63,6 +64,14 @@ class Lesson:
     def create(self, initial: Weights | None = None, learning_rate: float = 0.1) -> Loop:
         opened = open_implementation(self.name, self.problem, self.environment)
         return opened.create(initial or self.initial, learning_rate)
+
+    def loop(self, kind: Any) -> Any:
+        """A loop of the given kind on the implementation, on the chunk."""
+        loop = kind(
+            load_implementation(self.problem, self.name)(self.initial, learning_rate=0.1, device="cpu"), self.initial
+        )
+        loop.place({key: array.copy() for key, array in self.chunk.items()})
+        return loop
 
     def placed(self) -> Loop:
         """A loop on the chunk, ready for its first step."""

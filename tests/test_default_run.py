@@ -1,6 +1,7 @@
 """`dvc repro` as a new user runs it: all implementations, in a fresh clone, with the params as they are committed."""
 
 import json
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -91,3 +92,17 @@ def test_forced_runs_are_byte_identical(whole: Clone):
     assert sum(name.startswith("models") for name in before) == 2 * len(LESSONS)
     whole.run("dvc", "repro", "-f", "compare")  # and all that it depends on
     assert whole.digests(*patterns) == before
+
+
+def test_the_rounding_of_tf32_passes_with_its_own_tolerances_alone(whole: Clone):
+    done = whole.run(sys.executable, str(REPOSITORY / "tests/tf32.py"), env={"PYTHONPATH": str(whole.path)})
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {(each["name"], each["rounding"]) for each in found} == {
+        (name, rounding) for name in ("torch_autograd", "torch_loop") for rounding in ("nearest", "cut")
+    }
+    parity = whole.params()["parity"]
+    kinds = {"gradient": "gradient_relative_error", "loss_curve": "loss_curve_relative_difference"}
+    kinds["predictions"] = "predictions_relative_difference"
+    for each in found:
+        assert all(each[measure] <= parity["tf32"][kind] for kind, measure in kinds.items()), each
+        assert any(each[measure] > parity["float32"][kind] for kind, measure in kinds.items()), each

@@ -9,13 +9,15 @@ import pynvml
 import pytest
 from conftest import REPOSITORY
 
-from pipeline import environment
-from pipeline.environment import Device, Gpus, resolve, visible_devices
+from pipeline import environment, gpus
+from pipeline.environment import resolve
 from pipeline.errors import UserError
+from pipeline.gpus import Device, Gpus
 from pipeline.params import Params, load_params
 
 NONE = Gpus([], None, "no NVIDIA driver (NVML Shared Library Not Found)")
-TWO = Gpus(["NVIDIA A", "NVIDIA B"], "580.1", "")
+TWO = Gpus([Device("GPU-a", "NVIDIA A"), Device("GPU-b", "NVIDIA B")], "580.1", "")
+MISMATCH = Gpus([], None, "the NVIDIA driver does not answer: Driver/library version mismatch", doubtful=True)
 CUDA = {"numpy": "2", "torch": "2.13.0", "tensorflow": "2.21.0"}
 CPU = {"numpy": "2", "torch": "2.13.0+cpu", "tensorflow": "2.21.0+cpu"}
 
@@ -26,13 +28,13 @@ def params(monkeypatch: pytest.MonkeyPatch) -> Params:
     return load_params()
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, gpus: Gpus, versions: dict[str, str]) -> None:
-    monkeypatch.setattr(environment, "_gpus", lambda: gpus)
-    monkeypatch.setattr(environment, "_versions", lambda _: versions)
+def machine(monkeypatch: pytest.MonkeyPatch, found: Gpus, versions: dict[str, str]) -> None:
+    monkeypatch.setattr(gpus, "find", lambda: found)
+    monkeypatch.setattr(environment, "versions_of", lambda _: versions)
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpus", "versions", "device"),
+    ("asked", "found", "versions", "device"),
     [
         ("auto", NONE, CPU, "cpu"),
         ("auto", NONE, CUDA, "cpu"),
@@ -43,29 +45,95 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: Gpus, versions: dict[str, str
         ("cuda:1", TWO, CUDA, "cuda:1"),
     ],
 )
-def test_device(params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, gpus: Gpus, versions: dict, device: str):
-    machine(monkeypatch, gpus, versions)
+def test_device(params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, found: Gpus, versions: dict, device: str):
+    machine(monkeypatch, found, versions)
     resolved = resolve(params.model_copy(update={"device": asked}))
     assert resolved.device == device
     assert resolved.device_name == ({"cuda:0": "NVIDIA A", "cuda:1": "NVIDIA B"}.get(device) or resolved.cpu_name)
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpus", "versions", "found"),
+    ("asked", "gpus_found", "versions", "found"),
     [
         ("cuda", NONE, CUDA, "device is cuda; found: no NVIDIA driver"),
         ("cuda:2", TWO, CUDA, "device is cuda:2; found: cuda:0 NVIDIA A, cuda:1 NVIDIA B."),
         ("cuda", TWO, CPU, "but torch 2.13.0+cpu and tensorflow 2.21.0+cpu cannot use CUDA"),
+        ("cuda", MISMATCH, CUDA, "found: the NVIDIA driver does not answer: Driver/library version mismatch."),
     ],
 )
 def test_cuda_that_is_not_there_is_refused(
-    params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, gpus: Gpus, versions: dict, found: str
+    params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, gpus_found: Gpus, versions: dict, found: str
 ):
-    machine(monkeypatch, gpus, versions)
+    machine(monkeypatch, gpus_found, versions)
     with pytest.raises(UserError) as error:
         resolve(params.model_copy(update={"device": asked}))
     assert found in str(error.value)
     assert "docker compose run --rm gpu" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "versions", "reason", "doubtful"),
+    [
+        (NONE, CPU, "no NVIDIA driver (NVML Shared Library Not Found)", False),
+        (TWO, CPU, "cuda:0 NVIDIA A, cuda:1 NVIDIA B, but torch 2.13.0+cpu and tensorflow 2.21.0+cpu cannot", False),
+        (MISMATCH, CUDA, "the NVIDIA driver does not answer: Driver/library version mismatch", True),
+    ],
+)
+def test_auto_says_why_it_takes_the_cpu(
+    params: Params, monkeypatch: pytest.MonkeyPatch, found: Gpus, versions: dict, reason: str, doubtful: bool
+):
+    machine(monkeypatch, found, versions)
+    told: list[tuple[str, bool]] = []
+    resolve(params, on_fallback=lambda *why: told.append(why))
+    ((why, doubt),) = told
+    assert why.startswith(reason)
+    assert doubt is doubtful
+    told.clear()
+    resolve(params.model_copy(update={"device": "cpu"}), on_fallback=lambda *why: told.append(why))
+    assert told == []
+
+
+def test_the_stage_warns_of_a_driver_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from stages.environment import say_why
+
+    say_why(MISMATCH.absence, MISMATCH.doubtful)
+    assert capsys.readouterr().err == (
+        "WARNING: device auto falls back to the CPU: the NVIDIA driver does not answer: "
+        "Driver/library version mismatch.\n"
+    )
+
+
+WITHOUT_TENSORFLOW = """
+import importlib.metadata
+found = importlib.metadata.distributions
+def distributions(**about):
+    return [] if about.get("name", "").startswith("tensorflow") else found(**about)
+importlib.metadata.distributions = distributions
+"""
+
+
+def test_a_framework_that_no_lesson_needs_may_be_missing(params: Params, tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TENSORFLOW)
+    script = (
+        "from pipeline.environment import resolve; from pipeline.params import load_params\n"
+        "params = load_params()\n"
+        "lessons = {name: of for name, of in params.implementations.items() if 'tensorflow' not in name}\n"
+        "print(sorted(resolve(params.model_copy(update={'implementations': lessons})).versions))\n"
+        "resolve(params)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "['numpy', 'torch']\n"
+    assert "UserError: tensorflow cannot be found. Run `make setup`" in done.stderr
+    assert "take the lessons of what is missing out of params.yaml" in done.stderr
 
 
 def test_threads(params: Params):
@@ -80,32 +148,6 @@ def test_it_repeats_and_imports_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "True set()\n"
-
-
-def test_visible_devices_as_cuda_reads_them():
-    a, b, first, second = (Device(uuid, uuid) for uuid in ("GPU-a", "GPU-b", "MIG-1", "MIG-2"))
-    assert visible_devices([[a], [b]], ["1"]) == [b]
-    assert visible_devices([[a], [b]], ["GPU-b", "0"]) == [b, a]
-    assert visible_devices([[a], [b]], ["0", "-1", "1"]) == [a]
-    assert visible_devices([[a], [b]], [""]) == []
-    assert visible_devices([[a], [first, second]], ["MIG-2"]) == [second]
-    assert visible_devices([[a], [first, second]], ["1", "0"]) == [first]  # CUDA uses one instance at a time
-    assert visible_devices([[first, second]], ["GPU-b"]) == []
-
-
-def test_instances_of_a_gpu_in_mig_mode(monkeypatch: pytest.MonkeyPatch):
-    def instance(gpu: str, index: int) -> str:
-        if index == 1:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return f"{gpu}, part {index}"
-
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigMode", lambda gpu: (int(gpu == "split"), 0))
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMaxMigDeviceCount", lambda _: 3)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", instance)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: f"UUID of {handle}")
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: handle)
-    assert [each.name for each in environment._devices("whole")] == ["whole"]
-    assert [each.name for each in environment._devices("split")] == ["split, part 0", "split, part 2"]
 
 
 def test_cuda_counts_gpus_as_nvml_does():

@@ -12,7 +12,15 @@ from pipeline.showing.claims import CLAIMS
 from pipeline.showing.findings import break_even, crossover, loops
 
 SIZES = {"batch_size": 64, "inputs": 1000, "hidden": 100, "outputs": 10, "min_length": 0, "max_length": 0}
-PROVENANCE = {"device": "cpu", "cpus_of_other_processes": 0.0, "cpus": 2}
+PROVENANCE = {
+    "device": "cpu",
+    "precision": "highest",
+    "threads": 2,
+    "deterministic": True,
+    "cpus_of_other_processes": 0.0,
+    "cpus": 2,
+    "gpu": None,
+}
 ROW = {"breaches": [], "gradient_relative_error": 1e-7, "loss_curve_relative_difference": 1e-6, "problem": "two_layer"}
 
 
@@ -30,8 +38,8 @@ def judged(
     cases: list[Case], *names: str, device: str = "cpu", breaches: tuple[str, ...] = (), others: float = 0.0
 ) -> dict:
     rows = {name: ROW | {"breaches": ["gradient"] * (name in breaches)} for name in names}
-    benchmark = Benchmark(cases, PROVENANCE | {"cpus_of_other_processes": others})
-    found = findings.findings(benchmark, {"implementations": rows}, device, {"two_layer": cases[0].sizes})
+    benchmark = Benchmark(cases, PROVENANCE | {"device": device, "cpus_of_other_processes": others})
+    found = findings.findings(benchmark, {"implementations": rows}, {"two_layer": cases[0].sizes})
     return {each.claim.subject: each for each in found}
 
 
@@ -44,6 +52,90 @@ def test_the_lower_bound_is_the_fastest_library():
     on_gpu = case({"torch_tensors": 3e-4, "lower_bound/numpy": 1e-4, "lower_bound/torch": 2e-4})._replace(on_gpu=True)
     assert on_gpu.lower_bound("torch_tensors") == "lower_bound/torch"
     assert case({"torch_tensors": 3e-4}).multiple("torch_tensors") is None
+
+
+def test_on_a_gpu_a_multiple_is_of_the_same_device_and_precision():
+    names = ("torch_autograd", "cpu/torch_tensors", "torch_autograd+tf32", "lower_bound/torch")
+    measured = case(dict.fromkeys(names, 1e-4))._replace(on_gpu=True)
+    assert measured.lower_bound("torch_autograd") == "lower_bound/torch"
+    assert measured.multiple("cpu/torch_tensors") is None
+    assert measured.multiple("torch_autograd+tf32") is None
+    both = case(dict.fromkeys((*names, "lower_bound/torch+tf32"), 1e-4))._replace(on_gpu=True)
+    assert both.lower_bound("torch_autograd+tf32") == "lower_bound/torch+tf32"
+    assert both.lower_bound("torch_autograd") == "lower_bound/torch"
+
+
+REPLAYED = {
+    "torch_tensors": 4e-5,
+    "torch_autograd": 4e-5,
+    "eager/torch_tensors": 2e-4,
+    "eager/torch_autograd": 3e-4,
+    "capture/torch_autograd": 2.6e-3,
+    "numpy_arrays": 4e-3,
+    "lower_bound/torch": 2e-5,
+    "launch_floor/torch_autograd": 3e-5,
+}
+
+
+def replayed(medians: dict[str, float]) -> Case:
+    return case(medians)._replace(on_gpu=True, replayed=frozenset({"torch_tensors", "torch_autograd", "torch_loop"}))
+
+
+def test_autograd_is_judged_where_python_ran():
+    found = bought_in([replayed(REPLAYED)], "cuda:0", "torch_tensors", "torch_autograd", "numpy_arrays")
+    autograd = found["Autograd"]
+    assert autograd.ratio
+    assert autograd.ratio.value == pytest.approx(1.5, rel=0.05)
+    assert "torch_autograd and torch_tensors ran eagerly: replaying a CUDA graph runs no Python" in autograd.text
+    gpu = found["The GPU"]
+    assert gpu.ratio
+    assert gpu.ratio.value == pytest.approx(0.01, rel=0.05)  # what a training on the GPU does: it replays
+    assert "eagerly" not in gpu.text
+
+
+def test_what_replaying_a_cuda_graph_bought():
+    found = bought_in([replayed(REPLAYED)], "cuda:0", "torch_tensors", "torch_autograd")
+    replaying = found["Replaying a CUDA graph"]
+    assert replaying.ratio
+    assert replaying.ratio.value == pytest.approx(4 / 30, rel=0.05)
+    assert re.search(
+        r"Capturing the step on a batch takes 2\.[56]\d* ms, paid back after (9|10) replays", replaying.text
+    )
+    assert "Replaying a CUDA graph" not in what_was_bought(REPLAYED)
+
+
+def test_a_claim_on_steps_is_judged_where_python_ran():
+    found = judged([replayed(REPLAYED)], "torch_tensors", "torch_autograd", device="cuda:0")["torch_autograd"]
+    assert re.search(r"A step takes 1\.[45]\d* × \(", found.text)
+    assert "ran eagerly: replaying" in found.text
+
+
+def test_the_loop_in_python_is_judged_where_python_ran():
+    loop = {"torch_loop": 1e-4, "tensorflow_scan": 9e-3}
+    short = replayed(loop | {"eager/torch_loop": 4e-3})._replace(
+        sizes=SIZES | {"min_length": 1, "max_length": 32}, total_length=4000
+    )
+    long = replayed(loop | {"eager/torch_loop": 8e-3})._replace(
+        sizes=SIZES | {"min_length": 32, "max_length": 32}, total_length=8000
+    )
+    (said,) = loops([short, long], "torch_loop")
+    assert re.search(r"takes (1\.9|2)\d* ×", said)
+    found = judged([short, long], "torch_loop", "tensorflow_scan", device="cuda:0")["tensorflow_scan"]
+    assert "torch_loop ran eagerly" in found.text
+    assert "the gradient of `tf.gather_nd`, on the CPU" in found.text
+    on_cpu = judged([short, long], "torch_loop", "tensorflow_scan")["tensorflow_scan"]
+    assert "gather_nd" not in on_cpu.text
+
+
+def test_a_throttled_or_shared_gpu_gives_no_ratio():
+    for gpu, why in (
+        ({"other_processes": 1, "throttled_by": []}, "1 other process used the GPU"),
+        ({"other_processes": 0, "throttled_by": ["too hot"]}, "the GPU was throttled: too hot"),
+    ):
+        assert Benchmark([], PROVENANCE | {"device": "cuda:0", "gpu": gpu}).doubt == f"cannot tell: {why}"
+    assert Benchmark([], PROVENANCE | {"gpu": {"other_processes": None, "throttled_by": []}}).doubt == ""
+    older = {key: value for key, value in PROVENANCE.items() if key != "gpu"}
+    assert Benchmark([], older).doubt == ""
 
 
 def test_a_ratio_of_what_was_not_interleaved_is_not_given():
@@ -99,6 +191,7 @@ def test_the_claim_of_50_times_needs_a_gpu_to_be_answered():
     assert "beats NumPy on this host at 2 × 1000" in holds.text
     assert "beats PyTorch on this host at 3 × 1000" in holds.text
     assert "50 × over NumPy is reached at 3 × 1000" in holds.text
+    assert "float32 at precision highest; NumPy on 2 threads. `make bench-gpu` measures larger sizes." in holds.text
     fails = judged(GPU[:2], "torch_tensors", device="cuda:0")["torch_tensors"]
     assert fails.verdict == "does not hold"
     assert "PyTorch on this host not at the largest size, 2 × 1000" in fails.text
@@ -139,15 +232,19 @@ def test_a_busy_machine_is_told():
     assert "cannot tell: other processes took 1.4 of 2 CPUs" in found.text
 
 
+def bought_in(cases: list[Case], device: str, *names: str) -> dict[str, findings.Bought]:
+    benchmark = Benchmark(cases, PROVENANCE | {"device": device})
+    rows = {"implementations": dict.fromkeys(names, ROW)}
+    return {each.idea: each for each in findings.bought(benchmark, rows, {"two_layer": SIZES})}
+
+
 def what_was_bought(
     medians: dict[str, float], *, device: str = "cpu", others: float = 0.0, names: tuple[str, ...] = ()
 ) -> dict[str, findings.Bought]:
     cases = [case(medians, trusted=not others)] if medians else []
     rows = dict.fromkeys(names or [name for name in medians if "/" not in name], ROW)
-    benchmark = Benchmark(cases, PROVENANCE | {"cpus_of_other_processes": others})
-    return {
-        each.idea: each for each in findings.bought(benchmark, {"implementations": rows}, device, {"two_layer": SIZES})
-    }
+    benchmark = Benchmark(cases, PROVENANCE | {"device": device, "cpus_of_other_processes": others})
+    return {each.idea: each for each in findings.bought(benchmark, {"implementations": rows}, {"two_layer": SIZES})}
 
 
 MEDIANS = {

@@ -17,7 +17,6 @@ from conftest import HOST
 
 from benchmarks.bench import EFFORT, LESSONS, SIZES
 from pipeline.contract import Array
-from pipeline.environment import available_cpus
 from pipeline.measuring import samples
 from pipeline.measuring.benchmark import Effort, Size, benchmark
 from pipeline.measuring.intervals import ratio, verdict
@@ -32,10 +31,9 @@ def compared(count: int) -> Iterator[dict[str, str]]:
     """What each comparison says of the same program twice, and of one that is slowed down by 5 %."""
     for seed in range(count):
         plan = [Size(PROBLEM, SMALL, ["numpy_arrays", SAME, SLOWED])]
-        taken, others = benchmark(plan, effort=EFFORT, dtype="float32", environment=HOST, seed=seed)
-        facts = {"device": "cpu", "cpus_of_other_processes": others, "cpus": available_cpus()}
+        taken, meanwhile = benchmark(plan, effort=EFFORT, dtype="float32", environment=HOST, seed=seed)
         rows = ({key: str(value) for key, value in each._asdict().items()} for each in taken)
-        measured = samples.read(rows, facts)
+        measured = samples.read(rows, {"device": "cpu"} | meanwhile)
         (case,) = measured.cases
         found = {}
         for candidate in (SAME, SLOWED):

@@ -1,9 +1,11 @@
 """The report of a small run of all implementations, in a real browser."""
 
+import csv
 import json
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import browser
@@ -127,6 +129,88 @@ def test_a_benchmark_on_a_busy_machine_gives_no_ratio(clone: Clone, page: str):
     assert ratio.search(page)
     assert not ratio.search(doubted)
     assert "speed_up" not in figures
+
+
+def on_a_gpu(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Samples as a GPU would have given them: torch's steps replayed, beside eager ones and two baselines."""
+    found = []
+    for row in rows:
+        name, seconds = row["candidate"], float(row["seconds"])
+
+        def also(candidate: str, factor: float, row: Any = row, seconds: float = seconds, **other: str) -> None:
+            found.append(row | {"candidate": candidate, "seconds": str(factor * seconds)} | other)
+
+        if name.startswith(("tuned/torch", "build/", "lower_bound/numpy")):
+            continue
+        if name.startswith("torch"):
+            also(name, 0.01, replays=row["steps"])
+            also(f"eager/{name}", 0.05)
+            also(f"launch_floor/{name}", 0.008)
+            if row["round"] == "0":
+                also(f"capture/{name}", 20 / int(row["steps"]), steps="1")
+            if name == "torch_tensors":
+                also("cpu/torch_tensors", 1)
+        elif name == "lower_bound/torch":
+            also(name, 0.004)
+            also("lower_bound/tensorflow", 0.006)
+            also("lower_bound/numpy", 1)
+        else:
+            also(name, 1)
+    return found
+
+
+def test_a_benchmark_on_a_gpu_says_what_was_replayed_and_names_both_baselines(clone: Clone, tmp_path: Path):
+    """The figures are made up of this machine's; the page is not."""
+    names = (
+        "results/benchmark.csv",
+        "results/benchmark.json",
+        "environment.json",
+        "results/torch_autograd/timing.json",
+    )
+    before = {name: (clone.path / name).read_bytes() for name in names}
+    with (clone.path / names[0]).open() as table:
+        rows = on_a_gpu(list(csv.DictReader(table)))
+    for name in names:
+        (clone.path / name).unlink()  # it may be a link to DVC's cache
+    with (clone.path / names[0]).open("w", newline="") as table:
+        writer = csv.DictWriter(table, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    gpu = {"other_processes": 0, "busy_before_percent": 0, "throttled_by": [], "power_capped": False}
+    device = {"device": "cuda:0", "device_name": "NVIDIA H100"}
+    for name, changed in zip(
+        names[1:],
+        (device | {"gpu": gpu}, device | {"driver": "580.1"}, device | {"replayed_steps": 24, "captured_graphs": 6}),
+        strict=True,
+    ):
+        (clone.path / name).write_text(json.dumps(json.loads(before[name]) | changed))
+    clone.run("python", "-m", "stages.report")
+    page, lessons = ((clone.path / f"{each}.html").read_text() for each in ("report", "lessons"))
+    step_time = (clone.path / "report/step_time.svg").read_text()
+    if folder := os.environ.get("KEEP_PAGES"):
+        Path(folder, "report.html").write_text(page)
+    for name, content in before.items():
+        (clone.path / name).write_bytes(content)
+    clone.run("dvc", "repro", "-f", "-s", "report")
+    for baseline in (
+        "lower bound: the matrix products alone, torch",
+        "lower bound: the matrix products alone, tensorflow",
+    ):
+        assert baseline in step_time
+    assert re.search("launch floor: as many empty kernels as torch_[a-z]+ has", step_time)
+    for text in (
+        "Replaying a CUDA graph",
+        "ran eagerly: replaying a CUDA graph runs no Python and no autograd",
+        "Capturing the step on a batch takes",
+        "the gradient of <code>tf.gather_nd</code>, on the CPU",
+        "hand-tuned variants are left out on a GPU",
+        "24 steps were replays of 6 CUDA graphs",
+    ):
+        assert text in page, text
+    assert "24 steps were replays of 6 CUDA graphs" in lessons
+    assert "torch_loop ran eagerly" in lessons
+    cpu_row = page[page.index(">cpu/torch_tensors<") :].partition("</tr>")[0]
+    assert "×" not in cpu_row.rpartition("<td")[2], "a step on the host has no multiple of the GPU's lower bound"
 
 
 def test_what_make_bench_measured_is_shown(clone: Clone, page: str):

@@ -1,11 +1,12 @@
 """What the runtimes do to make a step faster does not change it, and what they set holds."""
 
 import ctypes
+import gc
 import os
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import HOST, LESSONS, REPOSITORY, Lesson
+from fake_cuda import Recorded
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from benchmarks.peers import torch_static_graph
 from pipeline import runtimes
 from pipeline.contract import load_problem
-from pipeline.measuring.candidates import draw
+from pipeline.errors import UserError
+from pipeline.measuring.candidates import Candidate, draw
 from pipeline.runtimes import load_runtime, open_implementation
 
 TINY = SimpleNamespace(batch_size=16, inputs=20, hidden=8, outputs=3)
@@ -143,72 +147,209 @@ def test_the_peak_of_memory_is_what_was_in_use_at_once():
     assert 95 < float(run_python(PEAK)) < 115
 
 
-# A loop of CUDA graphs, with the capture replaced by what a replay would compute: in which order, and which losses.
+# CUDA graphs, with the capture replaced by what a replay would compute: in which order, which losses, and what is kept.
 
 
-class Recorded:
-    """A capture without CUDA: replaying takes the step, and leaves the loss in the same place each time."""
-
-    def __init__(self, take_step: Any) -> None:
-        import torch
-
-        self.take_step, self.loss = take_step, torch.full((), float("nan"), dtype=torch.float64)
-
-    def replay(self) -> None:
-        self.loss.copy_(self.take_step())
+TORCH = [name for name in LESSONS if name.startswith("torch")]
 
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    runtime: Any = load_runtime("torch")
-    runtime.start(HOST)
-    monkeypatch.setattr(runtime, "_capture_stream", lambda: None)
-    monkeypatch.setattr(runtime.torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(runtime, "_beside", nullcontext)
-
-    def capture(self: Any, index: int) -> Any:
-        recorded = Recorded(lambda: runtime.PythonLoop.take_step(self, index))
-        return recorded, recorded.loss
-
-    monkeypatch.setattr(runtime.CudaGraphs, "_capture", capture)
-    return runtime.CudaGraphs
-
-
-@pytest.mark.parametrize("name", [name for name in LESSONS if name.startswith("torch")])
+@pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("calls", [(2, 7, 1, 1, 5), (1, 1, 3, 3, 2, 6), (16,)])
-def test_any_sequence_of_steps_replays(graphs: Any, name: str, calls: tuple[int, ...]):
+def test_a_batch_runs_eagerly_first_and_is_replayed_when_it_comes_again(cuda: Any, name: str, calls: tuple[int, ...]):
     lesson = Lesson(name, LESSONS[name], "float64")
-    plain = lesson.placed()
-    captured = graphs(lesson.create().implementation, lesson.initial)
-    captured.place(lesson.chunk)
-    captured.compile()
+    plain, captured = lesson.loop(cuda.PythonLoop), lesson.loop(cuda.CudaGraphs)
     np.testing.assert_array_equal(lesson.run(captured, *calls), lesson.run(plain, *calls))
     assert captured.captures == 3
-    assert captured.replays == sum(calls) - captured.first_steps
+    assert captured.replays == sum(calls) - 3
+    for key, weight in plain.weights().items():
+        np.testing.assert_array_equal(captured.weights()[key], weight)
 
 
-@pytest.mark.parametrize("name", [name for name in LESSONS if name.startswith("torch")])
-def test_a_new_chunk_takes_over_the_graphs_of_batches_like_its_own(graphs: Any, name: str):
+def test_nothing_is_captured_before_the_first_steps_or_for_steps_that_do_not_come(cuda: Any):
+    lesson = Lesson("torch_tensors", "two_layer", "float64")
+    loop = lesson.loop(cuda.CudaGraphs)
+    loop.compile()
+    loop.compile_for(10)
+    assert loop.captures == 0
+    lesson.run(loop, 2)
+    loop.compile_for(1)  # the third batch, which was not taken yet
+    assert loop.captures == 0
+    loop.compile_for(2)  # and the first again
+    assert loop.captures == 1
+    loop.compile()
+    assert loop.captures == 3
+    assert loop.replays == 0
+
+
+def test_a_single_batch_is_taken_twice_before_it_is_captured(cuda: Any):
+    lesson = Lesson("torch_autograd", "two_layer", "float64")
+    lesson.chunk = {key: array[:1] for key, array in lesson.chunk.items()}
+    loop = lesson.loop(cuda.CudaGraphs)
+    lesson.run(loop, 5)
+    assert (loop.captures, loop.replays) == (1, 3)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_a_new_chunk_takes_over_the_graphs_of_batches_like_its_own(cuda: Any, name: str):
     lesson = Lesson(name, LESSONS[name], "float64")
-    plain = lesson.placed()
-    captured = graphs(lesson.create().implementation, lesson.initial)
     other = {key: array[::-1].copy() for key, array in lesson.chunk.items()}
     if "lengths" in other:
         other["lengths"] = np.roll(other["lengths"], 1, axis=1)  # the same lengths, of other examples
-        lengths = np.sort(lesson.chunk["lengths"], axis=1)
-        same = (np.sort(other["lengths"], axis=1) == lengths).all(axis=1)
-    else:
-        same = np.ones(3, bool)
-    losses = []
-    for loop in (plain, captured):
+    loops, losses = [lesson.loop(kind) for kind in (cuda.PythonLoop, cuda.CudaGraphs)], []
+    for loop in loops:
         for chunk in (lesson.chunk, other, {key: array[:2] for key, array in lesson.chunk.items()}, other):
             loop.place({key: array.copy() for key, array in chunk.items()})  # its memory will be taken over
-            loop.compile()
+            loop.compile_for(5)
             losses.append(lesson.run(loop, 5))
     np.testing.assert_array_equal(losses[4:], losses[:4])
-    assert captured.replays == 4 * 5 - captured.first_steps
-    if same.all():
-        assert captured.captures == 4  # three batches, and the third again after a chunk of two
+    if "lengths" not in other:
+        assert loops[1].captures == 3  # the third stays for the chunk after the one of two
+        assert loops[1].replays == 4 * 5 - 3
+
+
+def test_graphs_of_a_loop_are_dropped_together(cuda: Any):
+    lesson = Lesson("torch_loop", "recurrent", "float64")
+    loop = lesson.loop(cuda.CudaGraphs)
+    lesson.run(loop, 6)
+    before = [weakref.ref(recorded.graph) for recorded, _ in loop.captured]
+    graphs = loop.graphs
+    shorter = {key: array.copy() for key, array in lesson.chunk.items()}
+    shorter["lengths"][2] = 1  # another shape, for which the graph of the third batch is no use
+    loop.place(shorter)
+    gc.collect()
+    assert [reference() for reference in before] == [None] * 3
+    assert loop.captured == [None] * 3
+    assert loop.graphs.stream.cuda_stream != graphs.stream.cuda_stream
+    assert loop.graphs.pool is not graphs.pool
+    captures = loop.captures
+    lesson.run(loop, 8)
+    assert loop.captures == captures + 3
+
+
+def test_a_loop_survives_another_one(cuda: Any):
+    lesson = Lesson("torch_autograd", "two_layer", "float64")
+    one, other = lesson.loop(cuda.CudaGraphs), lesson.loop(cuda.CudaGraphs)
+    for loop in (one, other):
+        lesson.run(loop, 6)
+    del other, loop
+    gc.collect()
+    assert Recorded.freed
+    lesson.run(one, 3)
+
+
+def test_no_two_that_are_alive_share_a_capture_stream(cuda: Any):
+    kept = cuda.Graphs()
+    for _ in range(70):
+        assert cuda.Graphs().stream.cuda_stream != kept.stream.cuda_stream
+    alive = [cuda.Graphs() for _ in range(31)]
+    assert len({each.stream.cuda_stream for each in [kept, *alive]}) == 32
+    with pytest.raises(RuntimeError, match="all 32 streams"):
+        cuda.Graphs()
+
+
+def test_a_recorded_step_keeps_its_batch_its_weights_and_its_loss(cuda: Any):
+    lesson = Lesson("torch_tensors", "two_layer", "float64")
+    loop = lesson.loop(cuda.CudaGraphs)
+    lesson.run(loop, 4)
+    recorded, loss = loop.captured[0]
+    used = [weakref.ref(tensor) for tensor in (*loop.slots[0], loop.implementation.w1, loop.implementation.w2, loss)]
+    recorded.graph.call = None  # which a real graph does not hold
+    del loop, loss
+    gc.collect()
+    assert all(reference() is not None for reference in used)
+    del recorded
+    gc.collect()
+    assert all(reference() is None for reference in used)
+
+
+def test_the_lower_bound_keeps_its_factors_and_products(cuda: Any, monkeypatch: pytest.MonkeyPatch):
+    """A graph holds addresses: the tensors must live as long as it can be replayed."""
+    used: list[Any] = []
+
+    def recorded(call: Any, _: Any) -> Any:
+        products = next(cell.cell_contents for cell in call.func.__closure__ if isinstance(cell.cell_contents, dict))
+        tensors = [*products.values(), *(tensor for pair in call.args[0] for tensor in pair)]
+        used.extend(weakref.ref(tensor) for tensor in tensors)
+        return SimpleNamespace(replay=lambda: None)
+
+    monkeypatch.setattr(cuda, "_recorded", recorded)
+    weights, chunk = draw("two_layer", TINY, "float32")
+    products = load_problem("two_layer").products
+    run = cuda.multiply([products(weights, *batch.values()) for batch in runtimes.batches_of(chunk)[:3]])
+    gc.collect()
+    assert len(used) == 3 * (4 + 10)  # two of the five products have the same shape
+    assert all(reference() is not None for reference in used)
+    run(7)
+    del run
+    gc.collect()
+    assert all(reference() is None for reference in used)
+
+
+def test_the_launch_floor_has_as_many_kernels_as_a_step_has_nodes(cuda: Any, monkeypatch: pytest.MonkeyPatch):
+    """The count is made up here: it takes a CUDA graph."""
+    counted: list[Any] = []
+
+    def count(graph: Any, numNodes: int) -> tuple[int, None, int]:  # noqa: N803 (CUDA's name)
+        counted.append(graph)
+        return 0, None, len(counted)
+
+    monkeypatch.setattr(sys.modules["cuda.bindings"].runtime, "cudaGraphGetNodes", count)
+    launched: list[int] = []
+    monkeypatch.setattr(cuda.torch.cuda, "_sleep", launched.append)
+    lesson = Lesson("torch_tensors", "two_layer", "float64")
+    candidate = Candidate("launch_floor/torch_tensors", "two_layer", replace(HOST, device="cuda:0"), lesson.initial)
+    four = {key: np.concatenate([array, array[:1]]) for key, array in lesson.chunk.items()}
+    candidate.place(
+        {key: np.concatenate([array] * 3) for key, array in four.items()}
+    )  # 12 batches, of which it takes 3
+    launched.clear()
+    candidate.run(4)
+    assert len(launched) == 1 + 2 + 3 + 1
+
+
+def test_one_graph_for_all_batches_takes_the_same_steps(cuda: Any):
+    lesson = Lesson("torch_autograd", "two_layer", "float64")
+    static: Any = torch_static_graph.Loop(lesson.initial, learning_rate=0.1, device="cpu", option="torch_autograd")
+    static.place(lesson.chunk)
+    plain = lesson.loop(cuda.PythonLoop)
+    np.testing.assert_array_equal(lesson.run(static, 2, 3, 4), lesson.run(plain, 2, 3, 4))
+    assert (static.captures, static.replays) == (1, 7)
+    static.compile()
+    assert static.captures == 1
+
+
+def test_a_step_that_does_not_change_its_weights_in_place_is_refused(cuda: Any, monkeypatch: pytest.MonkeyPatch):
+    lesson = Lesson("torch_tensors", "two_layer", "float64")
+    loop = lesson.loop(cuda.CudaGraphs)
+    lesson.run(loop, 3)
+
+    def moved(call: Any, *_: Any) -> Any:
+        loop.implementation.w1 = loop.implementation.w1.clone()
+
+    monkeypatch.setattr(cuda, "_recorded", moved)
+    with pytest.raises(UserError, match="must change its weights in place"):
+        lesson.run(loop, 1)
+
+
+def test_tensorflow_multiplies_all_batches_in_one_execution():
+    runtime: Any = load_runtime("tensorflow")
+    runtime.start(HOST)
+    weights, chunk = draw("two_layer", TINY, "float32")
+    products = load_problem("two_layer").products
+    factors = [products(weights, *batch.values()) for batch in runtimes.batches_of(chunk)[:4]]
+    run = runtime.multiply(factors)
+    assert run.least_steps == 4
+    (graph,) = run.calls
+    nodes = [node.op for node in graph.graph.as_graph_def().node]
+    assert nodes.count("MatMul") == 4 * 5
+    for found, (left, right) in zip(graph(), [pair for batch in factors for pair in batch], strict=True):
+        np.testing.assert_allclose(found, left @ right, rtol=1e-4, atol=1e-4)
+
+
+def test_tensorflow_without_its_cuda_libraries_is_a_sentence():
+    runtime: Any = load_runtime("tensorflow")
+    with pytest.raises(UserError, match=r"TensorFlow [\d.]+ sees 0 GPUs, and so cannot use cuda:0"):
+        runtime.start(replace(HOST, device="cuda:0"))
 
 
 def test_the_checks_on_a_gpu_need_torch_numpy_safetensors_and_pytest_alone(tmp_path: Path):

@@ -2,15 +2,18 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import HOST, LESSONS, REPOSITORY, TINY
+from fake_cuda import GPU
 
 from pipeline.contract import Weights, load_implementation
+from pipeline.environment import Environment
 from pipeline.errors import UserError
 from pipeline.experiment import data, history, progress, training
 from pipeline.experiment.certificate import certificate, table
@@ -19,7 +22,7 @@ from pipeline.experiment.outputs import outputs
 from pipeline.experiment.reference import reference_run
 from pipeline.measuring import clock
 from pipeline.params import Data, Params, load_params
-from pipeline.runtimes import Loop, load_runtime
+from pipeline.runtimes import Loop, load_runtime, open_implementation
 from pipeline.two_layer.numpy_arrays import Implementation
 
 NUMPY = "numpy_arrays"
@@ -76,6 +79,76 @@ def test_any_number_of_steps(dataset: data.DataSet, steps: int):
     assert stopwatch.steps == steps
     reference = reference_run("two_layer", dataset, steps=steps, batch_size=16, learning_rate=0.05)
     np.testing.assert_allclose(done.losses, reference["train_loss"], rtol=1e-11)
+
+
+class Slow:
+    """A stopwatch to which the first call takes a second and any other a microsecond a step."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    @contextmanager
+    def measure(self, _: str, *, steps: int = 0) -> Iterator[list[float]]:
+        seconds: list[float] = []
+        yield seconds
+        if steps:
+            seconds.append(1e-6 * steps if self.calls else 1.0)
+            self.calls.append(steps)
+
+
+def test_a_slow_first_call_does_not_make_the_later_ones_short(dataset: data.DataSet):
+    """On a GPU it holds what happens once: the libraries' start, kernels that are loaded, a thread that is made."""
+    stopwatch = Slow()
+    train(dataset, steps=1000, stopwatch=stopwatch)
+    assert stopwatch.calls[:3] == [1, 5, 50]
+    assert set(stopwatch.calls[3:-1]) == {50}
+
+
+class Noting(clock.Stopwatch):
+    """A stopwatch that says what is being timed."""
+
+    line = ""
+
+    @contextmanager
+    def measure(self, name: str, *, steps: int = 0) -> Iterator[list[float]]:
+        self.line = name
+        with super().measure(name, steps=steps) as seconds:
+            yield seconds
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_training_with_cuda_graphs(cuda: Any, dataset: data.DataSet, monkeypatch: pytest.MonkeyPatch, streamed: bool):
+    """With the captures of tests/fake_cuda.py: the same training, and captures are booked apart from the steps."""
+    name = "torch_autograd"
+
+    def opened(environment: Environment) -> Callable[[Weights, float], Loop]:
+        return open_implementation(name, "two_layer", environment).create
+
+    plain = train(dataset, opened(HOST), steps=45, name=name)
+    if streamed:  # chunks of four batches and of two
+        monkeypatch.setattr(data, "CHUNK_BYTES", 4 * 16 * 23 * 8)
+        read = dataset.read
+        monkeypatch.setattr(dataset, "read", lambda *where: {key: array.copy() for key, array in read(*where).items()})
+    stopwatch, recorded, captured_in = Noting(lambda: None), cuda._recorded, []
+
+    def noted(*what: Any) -> Any:
+        captured_in.append(stopwatch.line)
+        return recorded(*what)
+
+    monkeypatch.setattr(cuda, "_recorded", noted)
+    done = train(dataset, opened(GPU), steps=45, name=name, stopwatch=stopwatch)
+    np.testing.assert_array_equal(done.losses, plain.losses)
+    for key, weight in plain.weights.items():
+        np.testing.assert_array_equal(done.weights[key], weight)
+    batches = 4 if streamed else 6
+    assert (done.loop.captures, done.loop.replays) == (batches, 45 - batches)
+    assert captured_in == ["compile"] * batches
+
+
+def test_a_training_of_less_than_an_epoch_captures_nothing(cuda: Any, dataset: data.DataSet):
+    create = open_implementation("torch_tensors", "two_layer", GPU).create
+    done = train(dataset, create, steps=6, name="torch_tensors")
+    assert (done.loop.captures, done.loop.replays) == (0, 0)
 
 
 def test_a_long_training_keeps_every_nth_loss(dataset: data.DataSet, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,7 @@
-"""The two-layer network through `torch.compile(mode="max-autotune")`, which needs a C compiler, and on a GPU triton."""
+"""The two-layer network through `torch.compile(mode="max-autotune")`, which needs a C compiler, and on a GPU triton.
+
+It must be alone in its process: its CUDA graphs clear the workspaces of cuBLAS that other graphs use.
+"""
 
 import torch
 
@@ -11,7 +14,7 @@ class Loop:
         self.w1 = torch.tensor(weights["w1"], device=device, requires_grad=True)
         self.w2 = torch.tensor(weights["w2"], device=device, requires_grad=True)
         self.learning_rate = learning_rate
-        self.loss = torch.compile(self._loss, mode="max-autotune")
+        self.loss = torch.compile(self._loss, mode="max-autotune", dynamic=False)
 
     def _loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.mse_loss((x @ self.w1).relu() @ self.w2, y)

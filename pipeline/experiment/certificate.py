@@ -8,7 +8,7 @@ from pipeline.params import Params, Tolerances
 
 def certificate(params: Params, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The parity certificate: for each implementation what was measured, what it breaches, and whether all passed."""
-    tolerances: Tolerances = getattr(params.parity, params.dtype)
+    tolerances = params.tolerances
     rows = {
         name: {"problem": params.implementations[name], **measures, "breaches": breaches(measures, tolerances)}
         for name, measures in measured.items()

@@ -6,7 +6,9 @@ from pipeline.contract import Array, Weights, load_problem
 from pipeline.errors import UserError
 from pipeline.experiment.data import DataSet
 
-SAME_WEIGHTS = 1e-2  # how far predictions of the same weights may be apart; TF32 rounds its products to 1e-3
+SAME_WEIGHTS = (
+    5e-2  # how far predictions of the same weights may be apart; by TF32's rounding up to 1e-2 (tests/tf32.py)
+)
 
 
 def evaluate(

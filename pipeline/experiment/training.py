@@ -54,7 +54,8 @@ def train(
     kept = kept_steps(steps)
     losses = np.empty(len(kept))
     losses[: len(state.losses)] = state.losses
-    chunks, per_call = data.chunks(batch_size), max(1, min(steps // CALLS, CALL_STEPS))
+    chunks, most = data.chunks(batch_size), max(1, min(steps // CALLS, CALL_STEPS))
+    per_call = most
     started = done = state.done
     for chunk, first in _from_step(done, chunks, batch_size):
         with stopwatch.measure("read"):
@@ -62,18 +63,16 @@ def train(
         with stopwatch.measure("transfer"):
             loop.place(batches)
             loop.next = first
-        with stopwatch.measure("compile"):
-            loop.compile()
         # With a single chunk an epoch ends where the next one begins, and nothing has to be placed again.
         end = steps if len(chunks) == 1 else min(steps, done + len(batches["y"]) - first)
         while done < end:
             count = min(loop.first_steps if done == started else per_call, end - done)
+            with stopwatch.measure("compile"):
+                loop.compile_for(count)
             with stopwatch.measure("first_steps" if done == started else "train", steps=count) as seconds:
                 on_device = loop.run(count)
-            per_call = min(per_call, max(1, int(CALL_SECONDS * count / seconds[0])))
-            if done == started:
-                with stopwatch.measure("compile"):
-                    loop.compile()  # what can only be recorded after the first steps
+            # The first call also pays for what happens once, and any call may be disturbed: so it may grow again.
+            per_call = max(1, min(most, int(CALL_SECONDS * count / seconds[0])))
             with stopwatch.measure("read_back"):
                 found = runtime.to_host(on_device)
             finite = np.isfinite(found)

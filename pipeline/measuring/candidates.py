@@ -2,16 +2,19 @@
 
 NAME                     an implementation, in its runtime's loop
 lower_bound/FRAMEWORK    the matrix products of a step alone, with the framework's own library
-eager/NAME               a static graph's lines, run as Python instead
+launch_floor/NAME        on a GPU: as many empty kernels as the CUDA graph of the step has nodes
+eager/NAME               the lines of an implementation whose steps are graphs, run as Python instead
 cpu/NAME                 the implementation on the CPU of a machine with a GPU
 tuned/NAME               hand-tuned for speed (benchmarks/tuned)
 peers/NAME+OPTION        what a user might write instead (benchmarks/peers)
 NAME+nondeterministic    the implementation with `deterministic: false`
-NAME+tf32                the implementation with `precision: tf32`
+NAME+tf32                the implementation, or the lower bound, with `precision: tf32`
+NAME+no_xla              a static graph that XLA does not compile
 self/NAME                the implementation once more, for an A/A test
 slowed/NAME              the implementation with every 20th step taken twice: a slowdown of 5 %, planted for a test
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -24,15 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contract import Array, Chunk, Weights, load_problem
-from pipeline.environment import Environment
-from pipeline.measuring.samples import framework_of_candidate, parts_of
+from pipeline.contract import Array, Chunk, Weights, load_implementation, load_problem
+from pipeline.environment import Environment, framework_of
+from pipeline.measuring.samples import LAUNCH_FLOOR, framework_of_candidate, parts_of
 from pipeline.runtimes import Loop, batches_of, load_runtime, open_implementation
 
 LEARNING_RATE = 1e-3
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 16 * 2**20
-PRODUCTS_SHARE = 4  # a lower bound uses the first quarter of a chunk: the factors take more memory than the batches
+PRODUCTS_SHARE = 4  # a baseline uses the first quarter of a chunk: the factors take more memory than the batches
 SLOWED = 20
 SEED = 0
 
@@ -68,8 +71,17 @@ class Candidate:
     call: one that works by epochs takes a whole one.
     """
 
-    def __init__(self, name: str, problem: str, environment: Environment, weights: Weights) -> None:
+    def __init__(
+        self,
+        name: str,
+        problem: str,
+        environment: Environment,
+        weights: Weights,
+        *,
+        learning_rate: float = LEARNING_RATE,
+    ) -> None:
         kind, implementation, option = parts_of(name)
+        self.name, self.learning_rate = name, learning_rate
         self.runtime, self.base, self.environment = load_runtime(implementation), environment, environment
         if kind == "cpu":
             self.environment = replace(environment, device="cpu", device_name=environment.cpu_name)
@@ -83,14 +95,21 @@ class Candidate:
         if kind == "lower_bound":
             self.runtime.start(self.environment)
             return Products(self.runtime, problem, weights)
+        if kind == "launch_floor":
+            device = self.runtime.start(self.environment)
+            step = load_implementation(problem, implementation)
+            made = step(weights, learning_rate=self.learning_rate, device=device)
+            return Launches(self.runtime, self.runtime.PythonLoop(made, weights))
         if kind in ("tuned", "peers"):
             module = import_module(f"benchmarks.{kind}.{implementation}")
             device = self.runtime.start(self.environment)
             options = {"option": option} if option else {}
-            made = module.Loop(weights, learning_rate=LEARNING_RATE, device=device, **options)
+            made = module.Loop(weights, learning_rate=self.learning_rate, device=device, **options)
             return InCalls(made) if kind == "tuned" else made
         opened = open_implementation(implementation, problem, self.environment, eagerly=kind == "eager")
-        loop = opened.create(weights, LEARNING_RATE)
+        loop: Any = opened.create(weights, self.learning_rate)
+        if option == "no_xla":
+            loop.xla = False
         if kind == "eager":
             return Eagerly(loop, self.runtime)
         return Slowed(loop) if kind == "slowed" else loop
@@ -101,14 +120,17 @@ class Candidate:
 
     def start(self) -> None:
         """Compile, and take the first step."""
+        self.compile()
         with self.settings():
-            getattr(self.loop, "compile", _nothing)()
             self.loop.run(self.least_steps)
 
     def warm_up(self) -> None:
-        """Go on until a step is as fast as it will be."""
+        """Take the second step, after which CUDA graphs can be captured."""
         with self.settings():
             self.loop.run(self.least_steps)
+
+    def compile(self) -> None:
+        with self.settings():
             getattr(self.loop, "compile", _nothing)()
 
     @property
@@ -118,6 +140,14 @@ class Candidate:
     @property
     def replays(self) -> int:
         return getattr(self.loop, "replays", 0)
+
+    @property
+    def captures(self) -> int:
+        return getattr(self.loop, "captures", 0)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.environment.device != "cpu" and not self.runtime.CPU_ONLY
 
     def run(self, steps: int) -> None:
         """Within `settings`."""
@@ -143,9 +173,20 @@ class Products:
         self.runtime, self.problem, self.weights = runtime, problem, weights
 
     def place(self, chunk: Chunk) -> None:
-        products, batches = load_problem(self.problem).products, batches_of(chunk)
-        batches = batches[: -(-len(batches) // PRODUCTS_SHARE)]
+        products, batches = load_problem(self.problem).products, batches_of(chunk)[: _share(len(chunk["y"]))]
         self.run = self.runtime.multiply([products(self.weights, *batch.values()) for batch in batches])
+        self.least_steps = self.run.least_steps
+
+
+class Launches:
+    """The launches of a step, and nothing else. The step itself is only captured, to count them."""
+
+    def __init__(self, runtime: ModuleType, loop: Loop) -> None:
+        self.runtime, self.loop = runtime, loop
+
+    def place(self, chunk: Chunk) -> None:
+        self.loop.place({key: array[: _share(len(chunk["y"]))] for key, array in chunk.items()})
+        self.run = self.runtime.launch(self.runtime.nodes(self.loop))
 
 
 class Eagerly:
@@ -185,6 +226,16 @@ class InCalls:
 
 def _nothing() -> None:
     """What a loop that compiles nothing does beforehand."""
+
+
+def _share(batches: int) -> int:
+    return math.ceil(batches / PRODUCTS_SHARE)
+
+
+def launch_floors(environment: Environment, names: list[str]) -> list[str]:
+    """Of the implementations whose steps are captured, where the nodes of a CUDA graph can be counted."""
+    captured = [name for name in names if framework_of(name) == "torch" and environment.device != "cpu"]
+    return [f"{LAUNCH_FLOOR}{name}" for name in captured if find_spec("cuda")]
 
 
 def lower_bounds(environment: Environment, framework: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 BUSY = 0.2  # CPUs taken by other processes beyond which a measurement is not to be relied on
 KEPT_CALLS = 500
+STAT = Path("/proc/stat")
 
 # Where the time of a training goes, in the order in which it first goes there; the residual is what no other has.
 TIME_BREAKDOWN = {
@@ -107,16 +108,19 @@ def process_seconds() -> float:
 
 @contextmanager
 def other_processes() -> Iterator[list[float]]:
-    """Yields a list that holds, afterwards, how many CPUs other processes kept busy meanwhile, on average."""
+    """Yields a list that holds, afterwards, how many CPUs other processes kept busy meanwhile, on average, and how many
+    a virtual machine's host took away (steal time)."""
     found: list[float] = []
     before = _other_seconds()
     with timed(lambda: None) as seconds:
         yield found
-    found.append(max(0.0, _other_seconds() - before) / seconds[0])
+    found += [max(0.0, after - start) / seconds[0] for after, start in zip(_other_seconds(), before, strict=True)]
 
 
-def _other_seconds() -> float:
-    """CPU seconds since the start of the machine, but for this process's and its children's."""
-    first = Path("/proc/stat").read_text().partition("\n")[0]
-    user, nice, system, _, _, *interrupts = map(int, first.split()[1:9])  # without idle and iowait; guests are in user
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+def _other_seconds() -> tuple[float, float]:
+    """CPU seconds since the start of the machine: of processes but this one and its children, and of steal time."""
+    first = STAT.read_text().partition("\n")[0]
+    # Neither idle nor iowait is busy, and user holds what guests take.
+    user, nice, system, _, _, irq, softirq, steal = map(int, first.split()[1:9])
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq) / ticks - sum(os.times()[:4]), steal / ticks

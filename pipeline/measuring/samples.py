@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline import gpus
 from pipeline.contract import Array
 from pipeline.environment import framework_of
 from pipeline.measuring.clock import BUSY
 from pipeline.measuring.intervals import Estimate, ratio, spread
 
-LOWER_BOUND = "lower_bound/"
+LOWER_BOUND, LAUNCH_FLOOR = "lower_bound/", "launch_floor/"
+BASELINES = (LOWER_BOUND, LAUNCH_FLOOR)  # what no step can be faster than; not steps themselves
+ONCE = ("build/", "capture/")  # measured once in a process
 SIZES = ("batch_size", "inputs", "hidden", "outputs", "min_length", "max_length")
 
 
@@ -19,8 +22,8 @@ class Sample(NamedTuple):
     """A turn: `steps` steps of `candidate` took `seconds`, `replays` of them from a CUDA graph.
 
     `position` is the turn's place in its round. For the candidate build/NAME it is what a graph costs before its second
-    step, once in a process. min_length and max_length are 0, and total_length, the mean sum of the lengths in a batch,
-    is the batch size, where there are no sequences.
+    step, once in a process; for capture/NAME `steps` CUDA graphs were captured in that time. min_length and max_length
+    are 0, and total_length, the mean sum of the lengths in a batch, is the batch size, where there are no sequences.
     """
 
     problem: str
@@ -66,6 +69,7 @@ class Case(NamedTuple):
     seconds: dict[str, dict[int, Array]]
     trusted: bool
     on_gpu: bool
+    replayed: frozenset[str] = frozenset()  # the candidates whose steps were executed from a CUDA graph
 
     @property
     def label(self) -> str:
@@ -87,12 +91,24 @@ class Case(NamedTuple):
         return spread(list(self.seconds[candidate].values())).median
 
     def lower_bound(self, candidate: str) -> str | None:
-        """On a GPU the framework's own; on a CPU the fastest of the libraries that were measured with the candidate."""
+        """On a CPU the fastest of the libraries that were measured with the candidate. On a GPU the framework's own, at
+        the candidate's own precision; of a step on the host beside it, none."""
         shared = [name for name in self.seconds if name.startswith(LOWER_BOUND) and self._shared(name, candidate)]
-        own = f"{LOWER_BOUND}{framework_of_candidate(candidate)}"
-        if self.on_gpu:
-            return own if own in shared else None
-        return min(shared, key=self.median, default=None)
+        if not self.on_gpu:
+            return min(shared, key=self.median, default=None)
+        kind, name, option = parts_of(candidate)
+        own = f"{LOWER_BOUND}{framework_of(name)}{'+tf32' * (option == 'tf32')}"
+        return own if own in shared and kind != "cpu" else None
+
+    def launch_floor(self, name: str) -> str | None:
+        """Of an implementation that replays CUDA graphs: as many empty kernels as its step has nodes."""
+        floor = f"{LAUNCH_FLOOR}{name}"
+        return floor if floor in self.seconds else None
+
+    def in_python(self, name: str) -> str:
+        """The candidate in which an implementation's Python ran: where its steps were replays, the eager one."""
+        eager = f"eager/{name}"
+        return eager if name in self.replayed and eager in self.seconds else name
 
     def ratio(self, above: str, below: str) -> Estimate | None:
         """Of two candidates' times, or None where they were not interleaved, or the machine was too busy."""
@@ -115,7 +131,10 @@ class Benchmark(NamedTuple):
     def doubt(self) -> str:
         """Why no ratio is given, or nothing."""
         others, cpus = self.provenance["cpus_of_other_processes"], self.provenance["cpus"]
-        return f"cannot tell: other processes took {others:.1f} of {cpus} CPUs" if others > BUSY else ""
+        if others > BUSY:
+            return f"cannot tell: other processes took {others:.1f} of {cpus} CPUs"
+        why = gpus.doubt(self.provenance.get("gpu"))
+        return f"cannot tell: {why}" if why else ""
 
     def of(self, problem: str) -> list[Case]:
         return [case for case in self.cases if case.problem == problem]
@@ -139,18 +158,21 @@ def ratio_between(one: Case, above: str, other: Case, below: str) -> Estimate | 
 def read(rows: Iterable[Mapping[str, str]], provenance: Mapping[str, Any]) -> Benchmark:
     """A benchmark from the rows of its table."""
     found: dict[tuple, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    replayed: dict[tuple, set[str]] = defaultdict(set)
     for row in rows:
         head = (row["problem"], *(int(row[key]) for key in SIZES), float(row["total_length"]))
         pace = float(row["seconds"]) / int(row["steps"])
         found[head][row["candidate"]][int(row["process"])].append(pace)  # rounds are in order in the table
+        if int(row["replays"]):
+            replayed[head].add(row["candidate"])
     benchmark = Benchmark([], dict(provenance))
     trusted, on_gpu = not benchmark.doubt, provenance["device"] != "cpu"
-    for (problem, *sizes, total_length), candidates in found.items():
+    for head, candidates in found.items():
+        problem, *sizes, total_length = head
         seconds = {
             name: {process: np.array(paces) for process, paces in processes.items()}
             for name, processes in candidates.items()
         }
-        benchmark.cases.append(
-            Case(problem, dict(zip(SIZES, sizes, strict=True)), total_length, seconds, trusted, on_gpu)
-        )
+        at: dict[str, int] = dict(zip(SIZES, sizes, strict=True))
+        benchmark.cases.append(Case(problem, at, total_length, seconds, trusted, on_gpu, frozenset(replayed[head])))
     return benchmark

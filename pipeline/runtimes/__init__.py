@@ -2,20 +2,24 @@
 changing it. Each offers the same:
 
 CPU_ONLY                        whether the framework knows no other device
+GRAPHS                          the kinds of device on which a Loop executes graphs instead of Python: cpu, cuda
 start(environment) -> str       set the framework up; returns its own name for the device
 Loop(implementation, names)     the loop over the steps of an implementation whose weights have these names
-eagerly                         a context in which graphs run as the Python that they come from; None without graphs
+PythonLoop                      the same without graphs: every step is a call from Python
+eagerly                         a context in which the steps of a PythonLoop run operation by operation
 to_host(losses) -> Array        what a loop's `run` returned, in host memory
-multiply(batches) -> function   run(steps) computes the matrix products of as many batches, again from the first after
-                                the last: the lower bound of a step
+multiply(batches) -> Cycle      the matrix products of each batch, and nothing else: the lower bound of a step
 synchronize()                   return when the device has done all that was asked of it
-peak_memory_bytes() -> int      the most memory in use so far: the device's for CUDA, else the process's
+peak_memory_bytes() -> int      the most memory in use so far: the device's for CUDA, else the process's. PyTorch's
+                                figure for CUDA includes 32 MiB of cuBLAS workspace for each thread and stream that
+                                multiplied; TensorFlow's does not.
 """
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import cycle, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +52,12 @@ class Loop:
         self.next = 0
 
     def compile(self) -> None:
-        """Do beforehand what can be done before a step on the placed batches."""
+        """Do beforehand all that can be done before a step on the placed batches."""
+
+    def compile_for(self, steps: int) -> None:
+        """The same, as far as it pays for the next `steps` steps."""
+        if steps:
+            self.compile()
 
     def run(self, steps: int) -> Any:
         """Take so many steps, each on the next batch. Returns their losses (steps,), on the device, without waiting."""
@@ -71,6 +80,20 @@ class Loop:
     def weights(self) -> Weights:
         """Copies of the weights in host memory."""
         raise NotImplementedError
+
+
+class Cycle:
+    """Calls that are made one after the other, again from the first after the last.
+
+    A call stands for `least_steps` steps. `kept` is what the calls use and do not hold themselves.
+    """
+
+    def __init__(self, calls: Sequence[Callable[[], Any]], *, least_steps: int = 1, kept: Any = None) -> None:
+        self.calls, self.least_steps, self.kept = calls, least_steps, kept
+
+    def __call__(self, steps: int) -> None:
+        for call in islice(cycle(self.calls), -(-steps // self.least_steps)):
+            call()
 
 
 @dataclass(frozen=True)

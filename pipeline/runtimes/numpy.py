@@ -1,9 +1,9 @@
 """NumPy: the CPU, with as many BLAS threads as the environment grants."""
 
 import ctypes
-from collections.abc import Callable
+from contextlib import nullcontext as eagerly
+from functools import partial
 from importlib.util import find_spec
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,24 @@ from pipeline import runtimes
 from pipeline.contract import Array, Factors, Weights
 from pipeline.environment import Environment
 from pipeline.errors import UserError
-from pipeline.runtimes import keep_freed_memory
+from pipeline.runtimes import Cycle, keep_freed_memory
 from pipeline.runtimes import peak_process_bytes as peak_memory_bytes
 
-__all__ = ["CPU_ONLY", "Loop", "eagerly", "multiply", "peak_memory_bytes", "start", "synchronize", "to_host"]
+__all__ = [
+    "CPU_ONLY",
+    "GRAPHS",
+    "Loop",
+    "PythonLoop",
+    "eagerly",
+    "multiply",
+    "peak_memory_bytes",
+    "start",
+    "synchronize",
+    "to_host",
+]
 
 CPU_ONLY = True
-eagerly = None
+GRAPHS = ()
 
 
 def start(environment: Environment) -> str:
@@ -47,7 +58,7 @@ def set_blas_threads(threads: int) -> None:
                 getattr(loaded, name)(threads)
 
 
-class Loop(runtimes.Loop):
+class PythonLoop(runtimes.Loop):
     def gather(self, losses: list[Any]) -> Array:
         return np.array(losses)
 
@@ -55,19 +66,21 @@ class Loop(runtimes.Loop):
         return {name: getattr(self.implementation, name).copy() for name in self.names}
 
 
+Loop = PythonLoop
+
+
 def to_host(losses: Array) -> Array:
     return losses
 
 
-def multiply(batches: list[Factors]) -> Callable[[int], None]:
+def multiply(batches: list[Factors]) -> Cycle:
     out = {(len(left), right.shape[1]): left @ right for factors in batches for left, right in factors}
 
-    def run(steps: int) -> None:
-        for factors in islice(cycle(batches), steps):
-            for left, right in factors:
-                np.matmul(left, right, out=out[len(left), right.shape[1]])
+    def batch(factors: Factors) -> None:
+        for left, right in factors:
+            np.matmul(left, right, out=out[len(left), right.shape[1]])
 
-    return run
+    return Cycle([partial(batch, factors) for factors in batches])
 
 
 def synchronize() -> None:

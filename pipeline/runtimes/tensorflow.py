@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import cycle, islice
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -13,9 +12,11 @@ import numpy as np
 from pipeline import runtimes
 from pipeline.contract import Array, Chunk, Factors, Weights
 from pipeline.environment import Environment
-from pipeline.runtimes import keep_freed_memory, peak_process_bytes
+from pipeline.errors import UserError
+from pipeline.runtimes import Cycle, keep_freed_memory, peak_process_bytes
 
 CPU_ONLY = False
+GRAPHS = ("cpu", "cuda")
 
 # Before the import, or its notices drown the stage's own lines. What goes wrong is raised, not only logged.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -61,6 +62,14 @@ _device = ""
 def start(environment: Environment) -> str:
     global _device
     kind, _, index = environment.device.partition(":")
+    seen = len(tf.config.list_physical_devices("GPU"))
+    if kind == "cuda" and int(index) >= seen:
+        raise UserError(
+            f"TensorFlow {tf.__version__} sees {seen} GPUs, and so cannot use {environment.device}. To learn which "
+            f"library of CUDA it does not find: TF_CPP_MIN_LOG_LEVEL=0 {sys.executable} -c "
+            "'import tensorflow as tf; tf.config.list_physical_devices()'. Set device to cpu in params.yaml, "
+            "or run `docker compose run --rm gpu`, whose image has the libraries."
+        )
     _device = "CPU:0" if kind == "cpu" else f"GPU:{index}"
     keep_freed_memory()
     tf.config.threading.set_intra_op_parallelism_threads(environment.threads)
@@ -73,6 +82,11 @@ def start(environment: Environment) -> str:
     with tf.device(_device):
         tf.zeros(1)  # makes the device's context
     return _device
+
+
+def xla_pays(weights: int) -> bool:
+    """Whether XLA makes a loop over steps faster, whose network has so many weights."""
+    return _device != "CPU:0" or weights <= XLA_WEIGHTS
 
 
 class PythonLoop(runtimes.Loop):
@@ -98,6 +112,8 @@ class Loop(PythonLoop):
     """The loop over the steps is part of the graph: executing it does not come back to Python between steps."""
 
     graph: Any = None  # once it is defined
+    xla: bool | None = None  # None: where `xla_pays`
+    compiled_for: Any = None  # the stacked chunk
 
     def place(self, chunk: Chunk) -> None:
         """Also as one tensor for each part of a batch, the batches in front, for the graph to take them from."""
@@ -112,8 +128,10 @@ class Loop(PythonLoop):
             signature = [tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in specs]
             count = tf.TensorSpec([], tf.int32)
             self.graph = tf.function(self._steps, input_signature=[signature, count, count])
-            # XLA must know how often a loop inside the loop over the steps goes round.
-            if _loops(self.graph) == 1 and (_device != "CPU:0" or self._size() <= XLA_WEIGHTS):
+            if self.xla is None:
+                # XLA must know how often a loop inside the loop over the steps goes round.
+                self.xla = _loops(self.graph) == 1 and xla_pays(self._size())
+            if self.xla:
                 self.graph = tf.function(self.graph, jit_compile=True)
         return self.graph
 
@@ -131,8 +149,10 @@ class Loop(PythonLoop):
     def compile(self) -> None:
         """Define the graph, if this is its first chunk, and execute no step of it."""
         graph = self._defined()
-        with tf.device(_device):
-            graph(self.stacked, tf.constant(self.next), tf.constant(0))
+        if self.compiled_for is not self.stacked:
+            with tf.device(_device):
+                graph(self.stacked, tf.constant(self.next), tf.constant(0))
+            self.compiled_for = self.stacked
 
     def run(self, steps: int) -> tf.Tensor:
         graph, parts = self._defined(), []
@@ -178,16 +198,16 @@ def to_host(losses: Any) -> Array:
     return losses.numpy()
 
 
-def multiply(batches: list[Factors]) -> Callable[[int], None]:
+def multiply(batches: list[Factors]) -> Cycle:
+    """All batches in one function, compiled on a GPU, which multiplies faster than Python could call it."""
     with tf.device(_device):
-        on_device = [[(tf.constant(left), tf.constant(right)) for left, right in factors] for factors in batches]
+        pairs = [(tf.constant(left), tf.constant(right)) for factors in batches for left, right in factors]
 
-    def run(steps: int) -> None:
-        for factors in islice(cycle(on_device), steps):
-            for left, right in factors:
-                tf.linalg.matmul(left, right)
+        def products() -> Any:
+            return [left @ right for left, right in pairs]  # what is not returned is not computed
 
-    return run
+        graph: Any = tf.function(products, jit_compile=True if _device != "CPU:0" else None)
+        return Cycle([graph.get_concrete_function()], least_steps=len(batches))
 
 
 def synchronize() -> None:

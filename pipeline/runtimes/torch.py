@@ -3,9 +3,10 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
-from itertools import cycle, islice
-from typing import Any
+from contextlib import nullcontext as eagerly
+from functools import partial
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 
@@ -13,10 +14,28 @@ from pipeline import runtimes
 from pipeline.contract import Array, Chunk, Factors, Weights
 from pipeline.environment import Environment
 from pipeline.errors import UserError
-from pipeline.runtimes import batches_of, keep_freed_memory, peak_process_bytes
+from pipeline.runtimes import Cycle, batches_of, keep_freed_memory, peak_process_bytes
+
+__all__ = [
+    "CPU_ONLY",
+    "GRAPHS",
+    "CudaGraphs",
+    "Graphs",
+    "Loop",
+    "PythonLoop",
+    "eagerly",
+    "launch",
+    "multiply",
+    "nodes",
+    "peak_memory_bytes",
+    "start",
+    "synchronize",
+    "to_host",
+]
 
 CPU_ONLY = False
-eagerly = None
+GRAPHS = ("cuda",)
+STREAMS = 32  # that PyTorch has for a device; it hands them out in turn
 _device = torch.device("cpu")
 
 
@@ -48,42 +67,115 @@ class PythonLoop(runtimes.Loop):
         return {name: getattr(self.implementation, name).numpy(force=True).copy() for name in self.names}
 
 
-class CudaGraphs(PythonLoop):
-    """A loop in which the step on each placed batch is captured once as a CUDA graph, then replayed in any order.
+class Recorded:
+    """A CUDA graph, and the tensors that it reads and writes: a graph holds their addresses and does not keep them."""
 
-    A small step is bound by its launches, some 5 µs each from Python where the arithmetic takes less than one; a graph
-    launches all kernels of a step at once. The first steps run as they are: cuBLAS and autograd allocate then what may
-    not be allocated during a capture. All graphs share a memory pool. A step reads nothing there that another one left,
-    only weights and batches, which lie outside; and its loss is copied out, since another replay may overwrite it.
+    def __init__(self, graphs: "Graphs", graph: Any, kept: Any) -> None:
+        self.graphs, self.graph, self.kept = graphs, graph, kept
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+class Graphs:
+    """CUDA graphs with a capture stream and a memory pool of their own. They end together.
+
+    cuBLAS has a workspace for each stream, and a graph holds its address. Since version 2.12 PyTorch frees the
+    workspace of a capture stream when any graph that was captured there is destroyed (pytorch #175276, #193402): the
+    others would go on to use freed memory. So no two of these share a stream, and none drops a single graph.
     """
 
-    first_steps = 2
+    _alive: ClassVar[WeakSet["Graphs"]] = WeakSet()
+
+    def __init__(self) -> None:
+        self.stream = self._unused_stream()
+        self.pool = torch.cuda.graph_pool_handle()
+        self._alive.add(self)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Work on the capture stream, after everything queued so far and before everything queued later.
+
+        What is to be captured must have run here once: cuBLAS and autograd allocate then what they keep.
+        """
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+    def record(self, call: Callable[[], Any], *kept: Any) -> Recorded:
+        """Capture what `call` launches, and execute nothing. `kept` is all that `call` reads and writes."""
+        return Recorded(self, _recorded(call, self), kept)
+
+    def _unused_stream(self) -> torch.cuda.Stream:
+        taken = {graphs.stream.cuda_stream for graphs in self._alive}
+        for _ in range(STREAMS):
+            stream = torch.cuda.Stream(_device)
+            if stream.cuda_stream not in taken:
+                return stream
+        raise RuntimeError(f"CUDA graphs are alive on all {STREAMS} streams. Let one loop go, then make another.")
+
+
+def _recorded(call: Callable[[], Any], graphs: Graphs, **options: bool) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph(**options)
+    with torch.cuda.graph(graph, pool=graphs.pool, stream=graphs.stream):
+        call()
+    return graph
+
+
+class CudaGraphs(PythonLoop):
+    """A loop in which the step on a placed batch is captured as a CUDA graph when the batch comes again.
+
+    A small step is bound by its launches, some 5 µs each from Python where the arithmetic takes less than one; a graph
+    launches all kernels of a step at once. Capturing takes longer than a step, so a batch that comes once runs as it
+    is. The graphs share a memory pool: a step reads nothing there that another one left, only weights and batches,
+    which lie outside. Its loss is copied out, since another replay may overwrite it.
+
+    `placed` are the batches of the chunk, `slots` all places for batches on the device: a chunk with fewer batches
+    leaves the rest, and their graphs, for the next one.
+    """
+
+    first_steps = 2  # before a capture: cuBLAS, autograd and the allocator make then what they keep
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.stream = _capture_stream()
-        self.pool = torch.cuda.graph_pool_handle()
-        self.taken = 0
-        self.captured: list[tuple[torch.cuda.CUDAGraph, torch.Tensor] | None] = []
+        self.slots: list[tuple[Any, ...]] = []
+        self.visited: list[bool] = []
+        self.captured: list[tuple[Recorded, torch.Tensor] | None] = []
+        self._drop_graphs()
+
+    def _drop_graphs(self) -> None:
+        self.captured = [None] * len(self.slots)
+        self.graphs, self.warm = Graphs(), 0
 
     def place(self, chunk: Chunk) -> None:
-        """A batch like the one that stood in its place takes over that one's memory, and with it its graph."""
-        before, self.placed, self.next = self.placed, [], 0
-        for index, batch in enumerate(batches_of(chunk)):
+        """A new batch with the shapes of the one in its slot is copied there, so the captured graph stays valid."""
+        batches = batches_of(chunk)
+        for index, batch in enumerate(batches):
             placed = self.implementation.place(batch)
-            if index < len(before) and _taken_over(before[index], placed):
-                placed = before[index]
-            elif index < len(self.captured):
-                self.captured[index] = None
-            else:
+            if index == len(self.slots):
+                self.slots.append(placed)
+                self.visited.append(False)
                 self.captured.append(None)
-            self.placed.append(placed)
-        del self.captured[len(self.placed) :]
+            elif not _copied(placed, self.slots[index]):
+                if self.captured[index]:
+                    self._drop_graphs()
+                self.slots[index], self.visited[index] = placed, False
+        self.placed, self.next = self.slots[: len(batches)], 0
 
     def compile(self) -> None:
-        if self.taken >= self.first_steps:
+        """Capture the step on every batch, also on one that was not taken yet."""
+        if self.warm >= self.first_steps:
             for index in range(len(self.placed)):
-                self._graph(index)
+                self._capture(index)
+
+    def compile_for(self, steps: int) -> None:
+        """Capture the steps that come again among the next ones."""
+        if self.warm >= self.first_steps:
+            for offset in range(min(steps, len(self.placed))):
+                index = (self.next + offset) % len(self.placed)
+                if self.visited[index]:
+                    self._capture(index)
 
     def run(self, steps: int) -> torch.Tensor:
         # A graph leaves its loss in the same place each time, so losses are copied before a batch comes again.
@@ -95,62 +187,46 @@ class CudaGraphs(PythonLoop):
         return torch.cat(parts) if parts else self.gather([])
 
     def take_step(self, index: int) -> torch.Tensor:
-        if self.taken < self.first_steps:
-            self.taken += 1
-            with _beside(self.stream):
-                return super().take_step(index)
-        graph, loss = self._graph(index)
-        graph.replay()
+        if self.captured[index] is None and (self.warm < self.first_steps or not self.visited[index]):
+            self.warm, self.visited[index] = self.warm + 1, True
+            with self.graphs.beside():
+                return self._step(index)
+        recorded, loss = self._capture(index)
+        recorded.replay()
         self.replays += 1
         return loss
 
-    def _graph(self, index: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    def _step(self, index: int) -> torch.Tensor:
+        return self.implementation.step(*self.slots[index]).detach()
+
+    def _capture(self, index: int) -> tuple[Recorded, torch.Tensor]:
+        """The graph of the step on a batch, and the loss that replaying it leaves."""
         found = self.captured[index]
         if found is None:
-            found = self.captured[index] = self._capture(index)
+            weights = [getattr(self.implementation, name) for name in self.names]
+            addresses = [weight.data_ptr() for weight in weights]
+            loss = torch.empty((), dtype=weights[0].dtype, device=_device)
+            recorded = self.graphs.record(lambda: loss.copy_(self._step(index)), weights, self.slots[index], loss)
+            if [getattr(self.implementation, name).data_ptr() for name in self.names] != addresses:
+                name = type(self.implementation).__module__
+                raise UserError(
+                    f"{name}: `step` must change its weights in place, as in `self.w1 -= …`, to run on a GPU."
+                )
+            found = self.captured[index] = recorded, loss
             self.captures += 1
         return found
 
-    def _capture(self, index: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        """Record the step on a batch; it executes nothing. A graph holds addresses, so weights must keep theirs."""
-        graph, before = torch.cuda.CUDAGraph(), self._addresses()
-        loss = torch.empty((), dtype=getattr(self.implementation, self.names[0]).dtype, device=_device)
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            loss.copy_(super().take_step(index))
-        if self._addresses() != before:
-            name = type(self.implementation).__module__
-            raise UserError(f"{name}: `step` must change its weights in place, as in `self.w1 -= …`, to run on a GPU.")
-        return graph, loss
 
-    def _addresses(self) -> list[int]:
-        return [getattr(self.implementation, name).data_ptr() for name in self.names]
-
-
-@cache
-def _capture_stream() -> torch.cuda.Stream:
-    """One for all loops: cuBLAS keeps a workspace for each stream that it has worked on."""
-    return torch.cuda.Stream()
-
-
-@contextmanager
-def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Work on another stream, after everything queued so far and before everything queued later."""
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
-
-
-def _taken_over(there: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
-    """Whether a placed batch is like the new one but for the tensors' values, and then holds those."""
-    alike = len(there) == len(new) and all(
+def _copied(new: tuple[Any, ...], slot: tuple[Any, ...]) -> bool:
+    """Copy a placed batch into a slot, if they are alike in all but the values of their tensors."""
+    alike = len(slot) == len(new) and all(
         (isinstance(one, torch.Tensor) and one.shape == other.shape and one.dtype == other.dtype)
         if isinstance(other, torch.Tensor)
         else one == other
-        for one, other in zip(there, new, strict=True)
+        for one, other in zip(slot, new, strict=True)
     )
     if alike:
-        for one, other in zip(there, new, strict=True):
+        for one, other in zip(slot, new, strict=True):
             if isinstance(one, torch.Tensor):
                 one.copy_(other)
     return alike
@@ -164,7 +240,7 @@ def to_host(losses: torch.Tensor) -> Array:
     return losses.cpu().numpy()
 
 
-def multiply(batches: list[Factors]) -> Callable[[int], None]:
+def multiply(batches: list[Factors]) -> Cycle:
     on_device = [
         [(torch.as_tensor(left).to(_device), torch.as_tensor(right).to(_device)) for left, right in factors]
         for factors in batches
@@ -176,21 +252,45 @@ def multiply(batches: list[Factors]) -> Callable[[int], None]:
             torch.mm(left, right, out=out[len(left), right.shape[1]])
 
     calls = [partial(batch, factors) for factors in on_device]
-    if _device.type == "cuda":  # the lower bound is the arithmetic, not its launches
-        calls = [_recorded(call).replay for call in calls]
+    # On a GPU the lower bound is the arithmetic, not its launches.
+    return _replayed(calls, on_device, out) if _device.type == "cuda" else Cycle(calls)
 
-    def run(steps: int) -> None:
-        for call in islice(cycle(calls), steps):
+
+def launch(kernels: list[int]) -> Cycle:
+    """Captured graphs of so many empty kernels each: what a GPU takes to launch a step, whatever the step computes."""
+
+    def empty(count: int) -> None:
+        for _ in range(count):
+            torch.cuda._sleep(0)
+
+    return _replayed([partial(empty, count) for count in kernels])
+
+
+def _replayed(calls: list[Callable[[], None]], *kept: Any) -> Cycle:
+    graphs = Graphs()
+    with graphs.beside():
+        for call in calls:
             call()
+    recorded = [graphs.record(call, kept) for call in calls]
+    return Cycle([each.replay for each in recorded], kept=recorded)
 
-    return run
 
+def nodes(loop: PythonLoop) -> list[int]:
+    """How many nodes the CUDA graph of the step on each placed batch has: kernels, copies and memory that is set."""
+    from cuda.bindings import runtime  # pyright: ignore[reportMissingImports] (PyTorch's CUDA builds depend on it)
 
-def _recorded(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph
+    graphs, steps = Graphs(), [partial(PythonLoop.take_step, loop, index) for index in range(len(loop.placed))]
+    with graphs.beside():
+        for step in steps * 2:
+            step()
+    recorded, counts = [], []
+    for step in steps:
+        recorded.append(_recorded(step, graphs, keep_graph=True))
+        error, _, count = runtime.cudaGraphGetNodes(recorded[-1].raw_cuda_graph(), numNodes=0)
+        if error != runtime.cudaError_t.cudaSuccess:
+            raise RuntimeError(f"The nodes of a CUDA graph cannot be counted: {error}.")
+        counts.append(count)
+    return counts
 
 
 def synchronize() -> None:

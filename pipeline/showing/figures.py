@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from pipeline.environment import framework_of
 from pipeline.measuring.clock import TIME_BREAKDOWN
 from pipeline.measuring.intervals import mean, spread
-from pipeline.measuring.samples import Benchmark, Case
+from pipeline.measuring.samples import LAUNCH_FLOOR, Benchmark, Case
 from pipeline.showing.findings import GPU_CLAIM, break_even
 from pipeline.showing.seeds import Seeds, losses
 
@@ -138,23 +139,43 @@ def _step_times(results: Results, cases: list[Case]) -> Figure:
     figure, axes = _new(7, 4)
     for (name, _), (colour, marker) in _styled(results):
         _line(axes, cases, [name] * len(cases), color=colour, marker=marker, label=name)
-    bounds = [bound for case in cases if (bound := case.lower_bound(list(results)[-1]))]
-    if len(bounds) == len(cases):
-        _line(axes, cases, bounds, color=INK, linestyle="--", label="lower bound: the matrix products alone")
+    styles = iter(("--", ":", "-.", (0, (1, 3))))
+    for label, baselines in _baselines(results, cases).items():
+        _line(axes, cases, baselines, color=INK, linestyle=next(styles), label=label)
     axes.set(ylabel="seconds a step", yscale="log")
     axes.legend(fontsize=8)
     return figure
 
 
+def _baselines(results: Results, cases: list[Case]) -> dict[str, list[str]]:
+    """What no step can be faster than, by what it is called: at each of the sizes a candidate."""
+    products = "lower bound: the matrix products alone"
+    if not cases[0].on_gpu:
+        found = {products: [case.lower_bound(list(results)[-1]) for case in cases]}
+    else:
+        found = {}
+        for framework, name in {framework_of(name): name for name in results}.items():
+            if framework != "numpy":  # which is drawn as what the GPU is compared with
+                found[f"{products}, {framework}"] = [case.lower_bound(name) for case in cases]
+        floors = {name: [case.launch_floor(name) for case in cases] for name in results}
+        names = [name for name, line in floors.items() if all(line)]
+        highest = max(names, key=lambda name: cases[0].median(f"{LAUNCH_FLOOR}{name}"), default=None)
+        if highest:
+            found[f"launch floor: as many empty kernels as {highest} has"] = floors[highest]
+    return {label: [each for each in line if each] for label, line in found.items() if all(line)}
+
+
 def _speed_ups(results: Results, cases: list[Case]) -> Figure | None:
     """Over NumPy, where the two were interleaved."""
     figure, axes = _new(7, 3.6)
+    highest = 0.0
     for (name, _), (colour, marker) in _styled(results):
         ratios = [(case, case.ratio("numpy_arrays", name)) for case in cases]
         known = [(case.operations, ratio) for case, ratio in ratios if ratio]
         if name == "numpy_arrays" or not known:
             continue
         x, speeds = zip(*known, strict=True)
+        highest = max(highest, *(speed.value for speed in speeds))
         axes.plot(x, [speed.value for speed in speeds], color=colour, marker=marker, label=name)
         axes.fill_between(
             x, [each.low for each in speeds], [each.high for each in speeds], color=colour, alpha=0.15, lw=0
@@ -166,7 +187,7 @@ def _speed_ups(results: Results, cases: list[Case]) -> Figure | None:
     text = f"{GPU_CLAIM:.0f} ×, the text's claim for GPUs"
     axes.text(0.01, GPU_CLAIM, text, va="bottom", transform=axes.get_yaxis_transform())
     _ticks(axes, cases)
-    axes.set(ylabel="times as fast as numpy_arrays", yscale="log", ylim=(0.2, 2 * GPU_CLAIM))
+    axes.set(ylabel="times as fast as numpy_arrays", yscale="log", ylim=(0.2, max(2 * GPU_CLAIM, 1.3 * highest)))
     axes.legend(fontsize=8, loc="center left")
     return figure
 
@@ -250,11 +271,11 @@ def _seeds_loss(seeds: Seeds, parameter: str) -> Figure:
     return figure
 
 
-def _line(axes: Axes, cases: list[Case], candidates: list[str], *, color: str, **style: str) -> None:
+def _line(axes: Axes, cases: list[Case], candidates: list[str], *, color: str, **style: Any) -> None:
     """Medians over size, with the quartiles as a band."""
     spreads = [spread(list(case.seconds[each].values())) for case, each in zip(cases, candidates, strict=True)]
     x = [case.operations for case in cases]
-    axes.plot(x, [each.median for each in spreads], color=color, **style)  # pyright: ignore[reportArgumentType]
+    axes.plot(x, [each.median for each in spreads], color=color, **style)
     low, high = [each.lower_quartile for each in spreads], [each.upper_quartile for each in spreads]
     axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
     _ticks(axes, cases)

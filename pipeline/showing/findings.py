@@ -14,6 +14,12 @@ from pipeline.measuring.samples import Benchmark, Case, ratio_between
 from pipeline.showing.claims import CLAIMS, Claim
 
 GPU_CLAIM = 50.0  # times as fast as NumPy
+ON_THE_HOST = (  # scatter_nd_op.cc of TensorFlow 2.21
+    "On a GPU, with `deterministic: true`, TensorFlow computes one part of this lesson's backward pass, the gradient "
+    "of `tf.gather_nd`, on the CPU: copies to the host and back in every step."
+)
+OF_PYTHON = ("Autograd", "The loop in the graph")  # ideas that are about what Python and autograd do in a step
+REPLAYED = ("torch_autograd", "torch_loop")  # the lessons of which the report says what replaying buys
 ALIKE = 0.1  # two sums of lengths that differ by less are taken to be the same
 
 HOLDS, FAILS, PARTLY, OPEN = "holds", "does not hold", "partly", "not answered here"
@@ -32,7 +38,11 @@ class Run(NamedTuple):
     cases: list[Case]
     at: Case | None
     rows: Mapping[str, Any]
-    device: str
+    provenance: Mapping[str, Any]  # of the benchmark
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.provenance["device"] != "cpu"
 
 
 class Bought(NamedTuple):
@@ -79,7 +89,7 @@ def summary(
 
 
 def findings(
-    benchmark: Benchmark, comparison: Mapping[str, Any], device: str, training_sizes: Mapping[str, Mapping[str, int]]
+    benchmark: Benchmark, comparison: Mapping[str, Any], training_sizes: Mapping[str, Mapping[str, int]]
 ) -> list[Finding]:
     """A finding for each claim whose implementations were run.
 
@@ -95,7 +105,7 @@ def findings(
         if {claim.subject, claim.other or claim.subject} <= rows.keys():
             problem = rows[claim.subject]["problem"]
             at = benchmark.at(problem, training_sizes[problem])
-            found.append(rules[claim.rule](claim, Run(benchmark.of(problem), at, rows, device)))
+            found.append(rules[claim.rule](claim, Run(benchmark.of(problem), at, rows, benchmark.provenance)))
     return [each._replace(text=f"{each.text}{_doubted(benchmark, each)}") for each in found]
 
 
@@ -104,14 +114,20 @@ def _doubted(benchmark: Benchmark, finding: Finding) -> str:
 
 
 def bought(
-    benchmark: Benchmark, comparison: Mapping[str, Any], device: str, training_sizes: Mapping[str, Mapping[str, int]]
+    benchmark: Benchmark, comparison: Mapping[str, Any], training_sizes: Mapping[str, Mapping[str, int]]
 ) -> list[Bought]:
     """What autograd, the static graph, the GPU and the loop in the graph bought, of those that were run."""
+    on_gpu = benchmark.provenance["device"] != "cpu"
     ideas = (
         ("Autograd", "torch_autograd", "torch_tensors", "one whose backward pass is written by hand"),
         ("The static graph", "tensorflow_graph", "eager/tensorflow_graph", "the same lines run eagerly"),
         ("The GPU", "torch_tensors", "numpy_arrays", "NumPy's on this host"),
         ("The loop in the graph", "tensorflow_scan", "torch_loop", "one of the loop in Python"),
+        *(
+            ("Replaying a CUDA graph", name, f"eager/{name}", "the same lines run eagerly")
+            for name in REPLAYED
+            if on_gpu
+        ),
     )
     rows = comparison["implementations"]
     found = []
@@ -120,8 +136,9 @@ def bought(
             continue
         problem = rows[subject]["problem"]
         at = benchmark.at(problem, training_sizes[problem])
-        ratio = at.ratio(subject, other) if at else None
-        if idea == "The GPU" and device == "cpu":
+        in_python = idea in OF_PYTHON
+        ratio = at and (_in_python(at, subject, other) if in_python else at.ratio(subject, other))
+        if idea == "The GPU" and not on_gpu:
             found.append(Bought(idea, "This run had no CUDA device.", None))
         elif ratio is None:
             why = benchmark.doubt or (
@@ -131,12 +148,37 @@ def bought(
         else:
             even = break_even(at, subject) if at and other.startswith("eager/") else None
             paid = f" What it costs to build is paid back {even}." if even else ""
-            found.append(Bought(idea, f"A step takes {as_long(ratio)} as {of_other}.{paid}", ratio))
+            captured = capture_cost(at, subject) if at and other.startswith("eager/") else ""
+            eagerly = _eagerly([at], subject, other) if at and in_python else ""
+            found.append(Bought(idea, f"A step takes {as_long(ratio)} as {of_other}.{eagerly}{paid}{captured}", ratio))
     return found
 
 
+def _in_python(at: Case, subject: str, other: str) -> Estimate | None:
+    """The ratio of two implementations' steps, each as it takes where its Python runs."""
+    return at.ratio(at.in_python(subject), at.in_python(other))
+
+
+def _eagerly(cases: list[Case], *names: str) -> str:
+    """A sentence on the implementations that `_in_python` takes otherwise than they train, or nothing."""
+    changed = [name for name in names if any(case.in_python(name) != name for case in cases)]
+    if not changed:
+        return ""
+    return f" For this, {' and '.join(changed)} ran eagerly: replaying a CUDA graph runs no Python and no autograd."
+
+
+def capture_cost(case: Case, name: str) -> str:
+    """A sentence on what the CUDA graph of a step costs, or nothing where none was captured."""
+    eager, capture = f"eager/{name}", f"capture/{name}"
+    if not {eager, capture, name} <= case.seconds.keys():
+        return ""
+    saved, seconds = case.median(eager) - case.median(name), case.median(capture)
+    paid = f"paid back after {seconds / saved:.0f} replays" if saved > 0 else "never paid back"
+    return f" Capturing the step on a batch takes {1e3 * seconds:.2f} ms, {paid}."
+
+
 def times_as_fast_as_numpy(claim: Claim, run: Run) -> Finding:
-    if run.device == "cpu":
+    if not run.on_gpu:
         return Finding(claim, OPEN, "This run had no CUDA device; `make gpu` runs all of it on one.", "none")
     ratios = [(case, case.ratio("numpy_arrays", claim.subject)) for case in run.cases]
     measured = [(case, ratio) for case, ratio in ratios if ratio is not None]
@@ -145,7 +187,8 @@ def times_as_fast_as_numpy(claim: Claim, run: Run) -> Finding:
         return Finding(claim, OPEN, "The benchmark gave no ratio.", samples)
     best, highest = max(measured, key=lambda pair: pair[1].value)
     words = []
-    for whom, candidate in (("NumPy", "numpy_arrays"), ("PyTorch", f"cpu/{claim.subject}")):
+    compared = (("NumPy", "numpy_arrays"), ("PyTorch", f"cpu/{claim.subject}"))
+    for whom, candidate in ((whom, each) for whom, each in compared if each in run.cases[-1].seconds):
         beyond = crossover(run.cases, candidate, claim.subject)
         where = f"at {beyond.label} and beyond" if beyond else f"not at the largest size, {run.cases[-1].label}"
         words.append(f"The GPU beats {whom} on this host {where}.")
@@ -157,6 +200,10 @@ def times_as_fast_as_numpy(claim: Claim, run: Run) -> Finding:
             f"{GPU_CLAIM:.0f} × over NumPy is not reached at the largest size, {run.cases[-1].label}; "
             f"at best it is {highest}, at {best.label}."
         )
+    words.append(
+        f"float32 at precision {run.provenance['precision']}; NumPy on {run.provenance['threads']} threads. "
+        "`make bench-gpu` measures larger sizes."
+    )
     return Finding(claim, HOLDS if beyond else FAILS, " ".join(words), samples)
 
 
@@ -172,7 +219,7 @@ def crossover(cases: list[Case], slower: str, faster: str, factor: float = 1.0) 
 
 
 def computes_the_same(claim: Claim, run: Run) -> Finding:
-    ratio = run.at.ratio(claim.subject, claim.other) if run.at else None
+    ratio = _in_python(run.at, claim.subject, claim.other) if run.at else None
     rows = [(name, run.rows[name]) for name in (claim.other, claim.subject)]
     differences = " and ".join(
         f"{name} by {row['gradient_relative_error']:.1e} and {row['loss_curve_relative_difference']:.1e}"
@@ -181,6 +228,7 @@ def computes_the_same(claim: Claim, run: Run) -> Finding:
     text = f"Gradient and loss curve are off the float64 reference: {differences}."
     if ratio:
         text += f" A step takes {as_long(ratio)} as {claim.of_other}."
+        text += _eagerly([run.at] if run.at else [], claim.subject, claim.other)
     return Finding(
         claim, _parity(run.rows, claim), text, _samples([run.at] if run.at else [], claim.subject, claim.other)
     )
@@ -213,10 +261,13 @@ def break_even(case: Case, name: str) -> BreakEven | None:
 def follows_the_lengths(claim: Claim, run: Run) -> Finding:
     said = {name: loops(run.cases, name) for name in (claim.other, claim.subject)}
     words = "; ".join(f"{name}: {' and '.join(each)}" for name, each in said.items() if each)
-    ratio = run.at.ratio(claim.subject, claim.other) if run.at else None
+    ratio = _in_python(run.at, claim.subject, claim.other) if run.at else None
     text = f"Both compute the same, and pay for different things. {words}." if words else "Both compute the same."
     if ratio:
         text += f" At the training's size a step of {claim.subject} takes {as_long(ratio)} as {claim.of_other}."
+    text += _eagerly(run.cases, claim.subject, claim.other)
+    if run.on_gpu and run.provenance["deterministic"]:
+        text += f" {ON_THE_HOST}"
     return Finding(claim, _parity(run.rows, claim), text, _samples(run.cases, claim.subject, claim.other))
 
 
@@ -226,7 +277,7 @@ def loops(cases: list[Case], name: str) -> list[str]:
     Only cases that differ in the lengths alone are compared, and nothing is said where there are none.
     """
     pairs = [
-        (a, b, ratio_between(b, name, a, name))
+        (a, b, ratio_between(b, b.in_python(name), a, a.in_python(name)))
         for a in cases
         for b in cases
         if a is not b and _but_lengths(a) == _but_lengths(b)

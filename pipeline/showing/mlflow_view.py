@@ -116,7 +116,7 @@ def _send_parent(
     name = os.environ.get("DVC_EXP_NAME") or f"pipeline {state[:7]}"
     environment, comparison = files.read_environment(), files.read_json(files.COMPARISON)
     sizes = {problem: params.sizes(problem) for problem in params.implementations.values()}
-    found = findings(benchmark, comparison, environment.device, sizes)
+    found = findings(benchmark, comparison, sizes)
     begin, end = notes.state_span([result["timing"] for result in results.values()], current_run())
     tags = _state_tags(params, environment) | {"state": state, "role": "pipeline"}
     tags |= notes.source("dvc repro", tags["git.commit"])

@@ -8,6 +8,7 @@ from pipeline.experiment.certificate import table
 from pipeline.measuring.intervals import Estimate
 from pipeline.measuring.samples import Case
 from pipeline.showing.findings import Finding
+from pipeline.showing.page import replayed
 
 
 def training_span(timing: Mapping[str, Any]) -> tuple[int, int]:
@@ -54,6 +55,7 @@ def of_result(name: str, timing: Mapping[str, Any], row: Mapping[str, Any], case
         "A step": f"{step}; in the benchmark {multiple} the lower bound" if multiple else step,
         "Measured": f"{timing['measured_at'][:19]} UTC on {timing['measured_on']}"
         + (", restored here" if restored else ""),
+        **({"Replayed": replayed(timing)} if replayed(timing) else {}),
         **({"Taken up again": f"at step {broken}"} if broken else {}),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])

@@ -38,11 +38,18 @@ def row(name: str, result: Result, comparison: Mapping[str, Any], case: Case | N
         "step": duration(result.timing["step_seconds_median"]),
         "p95": duration(result.timing["step_seconds_p95"]),
         "multiple": (case and case.multiple(name)) or "–",
+        "replayed": replayed(result.timing),
         "device": result.timing["device_name"],
         "when": when(result.timing),
         "where": result.timing["measured_on"],
         "earlier": result.timing["run_began"] < latest,
     }
+
+
+def replayed(timing: Mapping[str, Any]) -> str:
+    """How many steps of a training were replays of CUDA graphs, or nothing where none was."""
+    steps, graphs = timing["replayed_steps"], timing["captured_graphs"]
+    return f"{steps:,} steps were replays of {graphs:,} CUDA graphs" if steps else ""
 
 
 def breakdown(result: Result) -> dict[str, str]:

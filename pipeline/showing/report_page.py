@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.environment import Environment
 from pipeline.measuring.clock import TIME_BREAKDOWN
 from pipeline.measuring.intervals import spread
-from pipeline.measuring.samples import LOWER_BOUND, Benchmark, Case
+from pipeline.measuring.samples import BASELINES, ONCE, Benchmark, Case
 from pipeline.params import Params
 from pipeline.showing import figures
 from pipeline.showing.figures import Results
@@ -45,7 +45,7 @@ def write(
         environment=environment,
         comparison=comparison,
         benchmarked={**benchmark.provenance, "when": when(benchmark.provenance), "doubt": benchmark.doubt},
-        bought=_on_one_scale(bought(benchmark, comparison, environment.device, sizes)),
+        bought=_on_one_scale(bought(benchmark, comparison, sizes)),
         findings=found,
         rows=[
             row(name, result, comparison, benchmark.at(result.problem, sizes[result.problem]), latest)
@@ -156,7 +156,7 @@ def _samples(case: Case) -> dict[str, Any]:
     for name, processes in case.seconds.items():
         of_all = spread(list(processes.values()))
         rounds = max(len(samples) for samples in processes.values())
-        ratio = "" if name.startswith(("build/", LOWER_BOUND)) else case.multiple(name) or ""
+        ratio = "" if name.startswith((*ONCE, *BASELINES)) else case.multiple(name) or ""
         quartiles = f"{duration(of_all.lower_quartile)} … {duration(of_all.upper_quartile)}"
         rows.append((name, duration(of_all.median), quartiles, f"{len(processes)} × {rounds}", ratio))
     return {"label": case.label, "problem": case.problem, "rows": rows}

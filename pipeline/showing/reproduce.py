@@ -182,7 +182,7 @@ def _compare(client: Any, child: Any, params: Params, then: Path, checkout: Path
         before, after = child.data.tags[f"md5.{what}"], store.md5(checkout / path)
         rows.append(Row(f"{name}: {what}", before[:8], after[:8], "yes" if before == after else "no"))
     one, other = read_arrays(then / "outputs.safetensors"), read_arrays(checkout / files.outputs_file(name))
-    tolerances = getattr(params.parity, params.dtype)
+    tolerances = params.tolerances
     curve = float(np.max(np.abs(other["train_loss"] / one["train_loss"] - 1)))
     predictions = relative_difference(other["predictions"], one["predictions"])
     for what, found, limit in (

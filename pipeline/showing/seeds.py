@@ -72,7 +72,7 @@ class Seeds(NamedTuple):
 
 def read(params: Params) -> Seeds:
     """The table that `make seeds` wrote, judged by the tolerances of `params`."""
-    tolerances = getattr(params.parity, params.dtype)
+    tolerances = params.tolerances
     found = []
     for row in files.read_rows(files.SEEDS):
         names = list(row)

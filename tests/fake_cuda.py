@@ -1,0 +1,99 @@
+"""CUDA graphs without CUDA: what captures, replays and destroys them is replaced, and all else of the runtime runs.
+
+A replay computes what the captured call would. So it shows in which order steps are taken, which losses they leave, and
+what is kept alive; whether a real graph computes the same is for tests/test_gpu.py.
+"""
+
+import gc
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from pipeline.environment import Environment
+from pipeline.runtimes import load_runtime
+
+GPU = Environment(
+    device="cuda:0",
+    device_name="the GPU",
+    cpu_name="the CPU",
+    driver="580.1",
+    threads=2,
+    precision="highest",
+    deterministic=True,
+    python="3.11",
+    versions={"numpy": "2", "torch": "2"},
+)
+
+
+class Stream:
+    """PyTorch hands out 32 streams of a device in turn."""
+
+    made = 0
+
+    def __init__(self, _: Any) -> None:
+        self.cuda_stream = Stream.made % 32
+        Stream.made += 1
+
+
+class Recorded:
+    """A capture without CUDA: replaying makes the call. Destroying it frees its stream's workspace, as in PyTorch."""
+
+    freed: ClassVar[set[tuple[int, int]]] = set()
+
+    def __init__(self, call: Any, graphs: Any, **_: Any) -> None:
+        self.call, self.workspace = call, (id(graphs), graphs.stream.cuda_stream)
+
+    def replay(self) -> None:
+        assert self.workspace not in self.freed, "replayed with a workspace that was freed"
+        self.call()
+
+    def raw_cuda_graph(self) -> "Recorded":
+        return self
+
+    def __del__(self) -> None:
+        self.freed.add(self.workspace)
+
+
+class FakeCuda(str):
+    """The CPU to PyTorch, a GPU to the runtime."""
+
+    type = "cuda"
+
+
+NODES = 18
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """PyTorch's runtime as on a GPU, which `cuda:0` is."""
+    runtime: Any = load_runtime("torch")
+    start = runtime.start
+
+    def start_here(environment: Environment) -> str:
+        start(replace(environment, device="cpu"))
+        if environment.device != "cpu":
+            monkeypatch.setattr(runtime, "_device", FakeCuda("cpu"))
+        return "cpu"
+
+    package: Any = ModuleType("cuda")
+    package.__spec__ = ModuleSpec("cuda", None)
+    success, counted = SimpleNamespace(cudaSuccess=0), lambda _, **__: (0, None, NODES)
+    bindings = SimpleNamespace(runtime=SimpleNamespace(cudaError_t=success, cudaGraphGetNodes=counted))
+    monkeypatch.setitem(sys.modules, "cuda", package)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    gc.collect()
+    monkeypatch.setattr(runtime, "start", start_here)
+    monkeypatch.setattr(runtime, "synchronize", lambda: None)
+    monkeypatch.setattr(runtime.torch.cuda, "_sleep", lambda _: None)
+    start_here(GPU)
+    monkeypatch.setattr(runtime.torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(runtime.torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(runtime.Graphs, "beside", lambda _: nullcontext())
+    monkeypatch.setattr(runtime, "_recorded", Recorded)
+    monkeypatch.setattr(Recorded, "freed", set())
+    return runtime
