@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.measuring.monitor import sentence
+
 
 def heading(where: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{framework} {version}" for framework, version in where["versions"].items())
@@ -12,18 +14,10 @@ def heading(where: Mapping[str, Any]) -> Iterator[str]:
         f"Other processes took {where['cpus_of_other_processes']:.2f} of {where['cpus']} CPUs meanwhile, "
         f"a virtual machine's host {where['stolen_cpus']:.2f}"
     )
-    if gpu := where["gpu"]:
-        yield "The GPU meanwhile: " + "; ".join(
-            f"{key.replace('_', ' ')} {_shown(value)}" for key, value in gpu.items()
-        )
+    if where["gpu"]:
+        yield f"The GPU meanwhile: {sentence(where['gpu'])}"
     if where["variables"]:
         yield f"Set in the environment: {' '.join(f'{key}={value}' for key, value in where['variables'].items())}"
-
-
-def _shown(value: Any) -> str:
-    if not isinstance(value, list):
-        return {"None": "unknown", "True": "yes", "False": "no"}.get(str(value), str(value))
-    return " … ".join(f"{each:.0f}" if isinstance(each, float) else str(each) for each in value) or "nothing"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -42,6 +42,7 @@ NO_RESULT = {
     "pipeline/checkout.py": "locks, and what a killed run left",
     "pipeline/processes.py": "when a process ends",
     "pipeline/environment.py": "what it finds out is environment.json",
+    "pipeline/gpus.py": "what it finds out is environment.json, or is noted beside a measurement",
     "pipeline/provenance.py": "facts that are noted beside a result",
     "pipeline/files.py": "names and formats of files",
     "pipeline/array_files.py": "the format of a file",

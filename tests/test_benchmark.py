@@ -24,10 +24,10 @@ from pipeline import files
 from pipeline.contract import load_problem
 from pipeline.environment import framework_of
 from pipeline.errors import UserError, out_of_memory
-from pipeline.gpus import Monitor
 from pipeline.measuring import candidates, clock, samples
 from pipeline.measuring.benchmark import GPU_WARM_SECONDS, Effort, Size, _calibrated, benchmark, measure
 from pipeline.measuring.candidates import Candidate, Slowed, draw
+from pipeline.measuring.monitor import Monitor
 from pipeline.measuring.plan import default_plan
 from pipeline.measuring.samples import HEADER, Sample, parts_of
 from pipeline.params import Benchmark, load_params

@@ -95,19 +95,20 @@ def test_autograd_is_judged_where_python_ran():
 
 def test_what_replaying_a_cuda_graph_bought():
     found = bought_in([replayed(REPLAYED)], "cuda:0", "torch_tensors", "torch_autograd")
-    replaying = found["Replaying a CUDA graph"]
+    replaying = found["Replaying torch_autograd"]
     assert replaying.ratio
     assert replaying.ratio.value == pytest.approx(4 / 30, rel=0.05)
     assert re.search(
         r"Capturing the step on a batch takes 2\.[56]\d* ms, paid back after (9|10) replays", replaying.text
     )
-    assert "Replaying a CUDA graph" not in what_was_bought(REPLAYED)
+    assert "Replaying torch_autograd" not in what_was_bought(REPLAYED)
 
 
 def test_a_claim_on_steps_is_judged_where_python_ran():
     found = judged([replayed(REPLAYED)], "torch_tensors", "torch_autograd", device="cuda:0")["torch_autograd"]
     assert re.search(r"A step takes 1\.[45]\d* × \(", found.text)
     assert "ran eagerly: replaying" in found.text
+    assert found.samples.startswith("eager/torch_autograd, eager/torch_tensors at 64")
 
 
 def test_the_loop_in_python_is_judged_where_python_ran():

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import gpus
 from pipeline.gpus import Device, visible_devices
+from pipeline.measuring import monitor
 
 NO_DRIVER = pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
 
@@ -96,18 +97,18 @@ def test_a_device_node_without_an_answer_is_doubtful(
 def test_a_machine_without_nvidia_ml_py(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpus, "pynvml", None)
     assert "nvidia-ml-py" in gpus.find().absence
-    assert gpus.Monitor("cuda:0").summary() is None
+    assert monitor.Monitor("cuda:0").summary() is None
 
 
 # While something is measured.
 
 
 def test_what_a_gpu_did_while_it_was_measured(driver: Any):
-    monitor = gpus.Monitor("cuda:1")
-    monitor.read()
-    driver(DeviceGetClockInfo=1755, DeviceGetCurrentClocksEventReasons=gpus.POWER_CAP)
-    monitor.read()
-    summary = monitor.summary()
+    seen = monitor.Monitor("cuda:1")
+    seen.read()
+    driver(DeviceGetClockInfo=1755, DeviceGetCurrentClocksEventReasons=monitor.POWER_CAP)
+    seen.read()
+    summary: Any = seen.summary()
     assert summary == {
         "other_processes": 0,
         "busy_before_percent": 0,
@@ -117,7 +118,11 @@ def test_what_a_gpu_did_while_it_was_measured(driver: Any):
         "throttled_by": [],
         "power_capped": True,
     }
-    assert gpus.doubt(summary) == ""
+    assert monitor.disturbance(summary) == ""
+    assert monitor.sentence(summary) == (
+        "SM clock 1755 … 1980 MHz, 654 … 654 W, 61 … 61 °C, other processes on it: 0, power cap reached, "
+        "throttled by: nothing"
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,18 +137,18 @@ def test_what_a_gpu_did_while_it_was_measured(driver: Any):
 def test_a_shared_or_throttled_gpu_is_doubted(
     driver: Any, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], doubt: str
 ):
-    monkeypatch.setattr(gpus, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(monitor, "IDLE_SECONDS", 0.01)
     driver(**answers)
-    monitor = gpus.Monitor("cuda:0")
-    monitor.read()
+    seen = monitor.Monitor("cuda:0")
+    seen.read()
     quiet = {"other_processes": 0, "busy_before_percent": 0, "throttled_by": [], "power_capped": False}
-    assert gpus.doubt(gpus.merged([quiet, monitor.summary(), None])) == doubt
+    assert monitor.disturbance(monitor.merged([quiet, seen.summary(), None])) == doubt
 
 
 def test_a_gpu_that_was_used_a_moment_ago_is_waited_for(driver: Any):
     answers = iter((80, 12, 0))
     driver(DeviceGetUtilizationRates=lambda _: SimpleNamespace(gpu=next(answers)))
-    assert (gpus.Monitor("cuda:0").summary() or {})["busy_before_percent"] == 0
+    assert (monitor.Monitor("cuda:0").summary() or {})["busy_before_percent"] == 0
 
 
 def test_what_nvml_does_not_know_is_left_out(driver: Any):
@@ -154,25 +159,25 @@ def test_what_nvml_does_not_know_is_left_out(driver: Any):
         DeviceGetPowerUsage=unknown,
         DeviceGetCurrentClocksEventReasons=unknown,
     )
-    monitor = gpus.Monitor("cuda:0")
-    monitor.read()
-    summary = monitor.summary()
+    seen = monitor.Monitor("cuda:0")
+    seen.read()
+    summary = seen.summary()
     assert summary
     assert summary["other_processes"] is None
     assert "power_watts" not in summary
-    assert gpus.doubt(gpus.merged([summary])) == ""
+    assert monitor.disturbance(monitor.merged([summary])) == ""
 
 
 def test_several_processes_are_merged_to_the_worst(driver: Any):
     one = {"other_processes": 0, "sm_clock_mhz": [1700, 1900], "throttled_by": ["too hot"], "power_capped": False}
     two = {"other_processes": None, "sm_clock_mhz": [1600, 1980], "throttled_by": [], "power_capped": True}
-    assert gpus.merged([one, two]) == {
+    assert monitor.merged([one, two]) == {
         "other_processes": 0,
         "sm_clock_mhz": [1600, 1980],
         "throttled_by": ["too hot"],
         "power_capped": True,
     }
-    assert gpus.merged([None, None]) is None
+    assert monitor.merged([None, None]) is None
 
 
 # Which devices CUDA shows.

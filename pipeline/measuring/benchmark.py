@@ -31,12 +31,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import gpus
 from pipeline.contract import load_implementation
 from pipeline.environment import Environment
 from pipeline.errors import UserError, out_of_memory
 from pipeline.measuring.candidates import Candidate, draw, python_of
 from pipeline.measuring.clock import other_processes, timed
+from pipeline.measuring.monitor import Monitor, merged
 from pipeline.measuring.samples import SIZES, Sample, parts_of
 from pipeline.processes import end_with_parent
 from pipeline.provenance import beside
@@ -121,10 +121,10 @@ def benchmark(
         samples += [Sample(*fields) for fields in answer["samples"]]
         on_process(f"process {number + 1} of {effort.processes * len(pythons)}: {len(answer['samples'])} samples")
     cpus = [max(answer["cpus"][at] for answer in answers) for at in (0, 1)]
-    return samples, beside(cpus, gpus.merged([answer["gpu"] for answer in answers]))
+    return samples, beside(cpus, merged([answer["gpu"] for answer in answers]))
 
 
-def measure(task: Mapping[str, Any], monitor: gpus.Monitor) -> Iterator[Sample]:
+def measure(task: Mapping[str, Any], monitor: Monitor) -> Iterator[Sample]:
     """The samples of one process."""
     generator = np.random.default_rng(task["seed"])
     groups: dict[tuple, list[Size]] = defaultdict(list)
@@ -136,7 +136,7 @@ def measure(task: Mapping[str, Any], monitor: gpus.Monitor) -> Iterator[Sample]:
 
 
 def _measure_group(
-    group: list[Size], task: Mapping[str, Any], generator: np.random.Generator, monitor: gpus.Monitor
+    group: list[Size], task: Mapping[str, Any], generator: np.random.Generator, monitor: Monitor
 ) -> Iterator[Sample]:
     """The samples of sizes that are interleaved with each other."""
     environment, effort = Environment(**task["environment"]), Effort(*task["effort"])
@@ -255,7 +255,7 @@ def _fastest(candidate: Candidate, steps: int, synchronize: Callable[[], None]) 
 def main() -> None:
     end_with_parent(signal.SIGKILL)
     task = json.load(sys.stdin)
-    monitor = gpus.Monitor(task["environment"]["device"])
+    monitor = Monitor(task["environment"]["device"])
     try:
         with other_processes() as others:
             samples = list(measure(task, monitor))

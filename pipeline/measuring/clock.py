@@ -99,6 +99,10 @@ def now() -> float:
     return time.monotonic()
 
 
+def pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 def process_seconds() -> float:
     """The seconds since this process was started, to 10 ms; an exec within it starts nothing anew."""
     # Field 22 of proc(5)'s stat; what stands before the last parenthesis is the program's name, which may hold spaces.

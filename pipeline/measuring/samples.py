@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import gpus
 from pipeline.contract import Array
 from pipeline.environment import framework_of
 from pipeline.measuring.clock import BUSY
 from pipeline.measuring.intervals import Estimate, ratio, spread
+from pipeline.measuring.monitor import disturbance
 
 LOWER_BOUND, LAUNCH_FLOOR = "lower_bound/", "launch_floor/"
 BASELINES = (LOWER_BOUND, LAUNCH_FLOOR)  # what no step can be faster than; not steps themselves
@@ -133,7 +133,7 @@ class Benchmark(NamedTuple):
         others, cpus = self.provenance["cpus_of_other_processes"], self.provenance["cpus"]
         if others > BUSY:
             return f"cannot tell: other processes took {others:.1f} of {cpus} CPUs"
-        why = gpus.doubt(self.provenance.get("gpu"))
+        why = disturbance(self.provenance.get("gpu"))
         return f"cannot tell: {why}" if why else ""
 
     def of(self, problem: str) -> list[Case]:

@@ -143,7 +143,7 @@ def _step_times(results: Results, cases: list[Case]) -> Figure:
     for label, baselines in _baselines(results, cases).items():
         _line(axes, cases, baselines, color=INK, linestyle=next(styles), label=label)
     axes.set(ylabel="seconds a step", yscale="log")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 

@@ -123,11 +123,7 @@ def bought(
         ("The static graph", "tensorflow_graph", "eager/tensorflow_graph", "the same lines run eagerly"),
         ("The GPU", "torch_tensors", "numpy_arrays", "NumPy's on this host"),
         ("The loop in the graph", "tensorflow_scan", "torch_loop", "one of the loop in Python"),
-        *(
-            ("Replaying a CUDA graph", name, f"eager/{name}", "the same lines run eagerly")
-            for name in REPLAYED
-            if on_gpu
-        ),
+        *((f"Replaying {name}", name, f"eager/{name}", "the same lines run eagerly") for name in REPLAYED if on_gpu),
     )
     rows = comparison["implementations"]
     found = []
@@ -157,6 +153,11 @@ def bought(
 def _in_python(at: Case, subject: str, other: str) -> Estimate | None:
     """The ratio of two implementations' steps, each as it takes where its Python runs."""
     return at.ratio(at.in_python(subject), at.in_python(other))
+
+
+def _taken(cases: list[Case], *names: str) -> list[str]:
+    """The candidates that `_in_python` takes for some implementations."""
+    return list(dict.fromkeys(case.in_python(name) for name in names for case in cases))
 
 
 def _eagerly(cases: list[Case], *names: str) -> str:
@@ -220,6 +221,7 @@ def crossover(cases: list[Case], slower: str, faster: str, factor: float = 1.0) 
 
 def computes_the_same(claim: Claim, run: Run) -> Finding:
     ratio = _in_python(run.at, claim.subject, claim.other) if run.at else None
+    cases = [run.at] if run.at else []
     rows = [(name, run.rows[name]) for name in (claim.other, claim.subject)]
     differences = " and ".join(
         f"{name} by {row['gradient_relative_error']:.1e} and {row['loss_curve_relative_difference']:.1e}"
@@ -228,10 +230,9 @@ def computes_the_same(claim: Claim, run: Run) -> Finding:
     text = f"Gradient and loss curve are off the float64 reference: {differences}."
     if ratio:
         text += f" A step takes {as_long(ratio)} as {claim.of_other}."
-        text += _eagerly([run.at] if run.at else [], claim.subject, claim.other)
-    return Finding(
-        claim, _parity(run.rows, claim), text, _samples([run.at] if run.at else [], claim.subject, claim.other)
-    )
+        text += _eagerly(cases, claim.subject, claim.other)
+    samples = _samples(cases, *_taken(cases, claim.subject, claim.other))
+    return Finding(claim, _parity(run.rows, claim), text, samples)
 
 
 def pays_for_itself(claim: Claim, run: Run) -> Finding:
@@ -268,7 +269,8 @@ def follows_the_lengths(claim: Claim, run: Run) -> Finding:
     text += _eagerly(run.cases, claim.subject, claim.other)
     if run.on_gpu and run.provenance["deterministic"]:
         text += f" {ON_THE_HOST}"
-    return Finding(claim, _parity(run.rows, claim), text, _samples(run.cases, claim.subject, claim.other))
+    samples = _samples(run.cases, *_taken(run.cases, claim.subject, claim.other))
+    return Finding(claim, _parity(run.rows, claim), text, samples)
 
 
 def loops(cases: list[Case], name: str) -> list[str]:

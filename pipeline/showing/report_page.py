@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.environment import Environment
 from pipeline.measuring.clock import TIME_BREAKDOWN
 from pipeline.measuring.intervals import spread
+from pipeline.measuring.monitor import sentence
 from pipeline.measuring.samples import BASELINES, ONCE, Benchmark, Case
 from pipeline.params import Params
 from pipeline.showing import figures
@@ -44,7 +45,12 @@ def write(
         params=params,
         environment=environment,
         comparison=comparison,
-        benchmarked={**benchmark.provenance, "when": when(benchmark.provenance), "doubt": benchmark.doubt},
+        benchmarked={
+            **benchmark.provenance,
+            "when": when(benchmark.provenance),
+            "doubt": benchmark.doubt,
+            "gpu": (gpu := benchmark.provenance.get("gpu")) and sentence(gpu),
+        },
         bought=_on_one_scale(bought(benchmark, comparison, sizes)),
         findings=found,
         rows=[
