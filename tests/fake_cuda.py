@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import pytest
 
@@ -44,9 +45,11 @@ class Recorded:
     """A capture without CUDA: replaying makes the call. Destroying it frees its stream's workspace, as in PyTorch."""
 
     freed: ClassVar[set[tuple[int, int]]] = set()
+    alive: ClassVar[WeakSet["Recorded"]] = WeakSet()
 
     def __init__(self, call: Any, graphs: Any, **_: Any) -> None:
         self.call, self.workspace = call, (id(graphs), graphs.stream.cuda_stream)
+        self.alive.add(self)
 
     def replay(self) -> None:
         assert self.workspace not in self.freed, "replayed with a workspace that was freed"
@@ -63,6 +66,10 @@ class FakeCuda(str):
     """The CPU to PyTorch, a GPU to the runtime."""
 
     type = "cuda"
+
+
+def clear_workspaces() -> None:
+    assert not Recorded.alive, "a graph that can still be replayed uses its workspace"
 
 
 NODES = 18
@@ -92,6 +99,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(runtime.torch.cuda, "_sleep", lambda _: None)
     start_here(GPU)
     monkeypatch.setattr(runtime.torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(runtime.torch._C, "_cuda_clearCublasWorkspaces", clear_workspaces, raising=False)
     monkeypatch.setattr(runtime.torch.cuda, "graph_pool_handle", object)
     monkeypatch.setattr(runtime.Graphs, "beside", lambda _: nullcontext())
     monkeypatch.setattr(runtime, "_recorded", Recorded)

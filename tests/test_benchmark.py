@@ -209,6 +209,14 @@ def test_tensorflow_out_of_memory_is_a_sentence():
     assert "nvidia-smi" in found
 
 
+def test_a_benchmark_of_no_process_has_no_samples():
+    """As in a sweep whose experiments share a node: `benchmark.processes` is 0 there."""
+    plan = [Size("two_layer", sizes("two_layer")[0], ["numpy_arrays"])]
+    none = EFFORT._replace(processes=0)
+    taken, meanwhile = benchmark(plan, effort=none, dtype="float32", environment=HOST)
+    assert (taken, meanwhile["cpus_of_other_processes"], meanwhile["gpu"]) == ([], 0.0, None)
+
+
 def test_a_candidate_that_fails_is_a_sentence():
     plan = [Size("two_layer", sizes("two_layer")[0], ["numpy_nowhere"])]
     with pytest.raises(UserError, match="The benchmark failed in its process 1"):

@@ -94,7 +94,7 @@ def test_forced_runs_are_byte_identical(whole: Clone):
     assert whole.digests(*patterns) == before
 
 
-def test_the_rounding_of_tf32_passes_with_its_own_tolerances_alone(whole: Clone):
+def test_the_rounding_of_tf32_needs_tolerances_of_its_own(whole: Clone):
     done = whole.run(sys.executable, str(REPOSITORY / "tests/tf32.py"), env={"PYTHONPATH": str(whole.path)})
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {(each["name"], each["rounding"]) for each in found} == {
@@ -103,6 +103,6 @@ def test_the_rounding_of_tf32_passes_with_its_own_tolerances_alone(whole: Clone)
     parity = whole.params()["parity"]
     kinds = {"gradient": "gradient_relative_error", "loss_curve": "loss_curve_relative_difference"}
     kinds["predictions"] = "predictions_relative_difference"
-    for each in found:
-        assert all(each[measure] <= parity["tf32"][kind] for kind, measure in kinds.items()), each
-        assert any(each[measure] > parity["float32"][kind] for kind, measure in kinds.items()), each
+    for kind, measure in kinds.items():
+        assert max(each[measure] for each in found) <= parity["tf32"][kind], kind
+    assert max(each["gradient_relative_error"] for each in found) > 10 * parity["float32"]["gradient"]

@@ -120,7 +120,7 @@ def benchmark(
         answers.append(answer)
         samples += [Sample(*fields) for fields in answer["samples"]]
         on_process(f"process {number + 1} of {effort.processes * len(pythons)}: {len(answer['samples'])} samples")
-    cpus = [max(answer["cpus"][at] for answer in answers) for at in (0, 1)]
+    cpus = [max((answer["cpus"][at] for answer in answers), default=0.0) for at in (0, 1)]
     return samples, beside(cpus, merged([answer["gpu"] for answer in answers]))
 
 

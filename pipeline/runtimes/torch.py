@@ -88,6 +88,8 @@ class Graphs:
     _alive: ClassVar[WeakSet["Graphs"]] = WeakSet()
 
     def __init__(self) -> None:
+        if not self._alive:  # no graph uses a workspace, and each stream would keep its own
+            torch._C._cuda_clearCublasWorkspaces()
         self.stream = self._unused_stream()
         self.pool = torch.cuda.graph_pool_handle()
         self._alive.add(self)
