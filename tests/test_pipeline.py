@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Clone, outside_variables
+from conftest import LESSONS, Clone, outside_variables
 
 from pipeline.array_files import write_arrays
 
@@ -253,3 +253,31 @@ def test_an_interrupted_stage_leaves_the_last_good_results(changed: Clone):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert results(changed) == before
+
+
+@pytest.mark.faults  # for its time
+def test_a_gpu_machine_with_few_packages_runs_the_stages(make_clone: Callable[..., Clone], tmp_path: Path):
+    """The lessons of NumPy and PyTorch where there is no TensorFlow, no DVC, no MLflow and no Ray: only the stages."""
+    absent = ["dvc", "mlflow", "pynvml", "ray", "scipy", "tensorflow", "pandas"]
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.metadata, importlib.util, sys\n"
+        f"absent = {absent}\n"
+        "sys.modules.update(dict.fromkeys(absent))\n"
+        "find, found = importlib.util.find_spec, importlib.metadata.distributions\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name in absent else find(name, *rest)\n"
+        "def distributions(**about):\n"
+        "    return [] if about.get('name', '').startswith('tensorflow') else found(**about)\n"
+        "importlib.metadata.distributions = distributions\n"
+    )
+    names = [name for name in LESSONS if not name.startswith("tensorflow")]
+    clone = make_clone(*names)
+    environment = {"PYTHONPATH": str(tmp_path), "PIPELINE_COMMIT": "abc1234"}
+    problems = sorted(set(LESSONS.values()))
+    stages = ["environment", *(f"{stage} {of}" for of in problems for stage in ("generate", "reference"))]
+    stages += [f"{stage} {name}" for name in names for stage in ("train", "evaluate")]
+    for stage in [*stages, "compare", "benchmark", "report"]:
+        clone.run("python", "-m", *f"stages.{stage}".split(), env=environment)
+    timing = json.loads((clone.path / "results/torch_autograd/timing.json").read_text())
+    assert timing["commit"] == "abc1234"
+    assert timing["versions"].keys() == {"numpy", "torch"}
+    assert "Parity passed" in (clone.path / "report.html").read_text()
