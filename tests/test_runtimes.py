@@ -97,6 +97,12 @@ def test_threads_are_set_without_threadpoolctl(monkeypatch: pytest.MonkeyPatch):
         assert {pool["num_threads"] for pool in threadpool_info() if numpys in pool["filepath"]} == {1}
 
 
+def torch_sees_a_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 # The allocator.
 
 FAULTS = """
@@ -366,3 +372,13 @@ def test_the_checks_on_a_gpu_need_torch_numpy_safetensors_and_pytest_alone(tmp_p
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d+ (skipped|passed)", done.stdout)
     assert "error" not in done.stdout.lower()
+
+
+@pytest.mark.skipif(torch_sees_a_gpu(), reason="there is a GPU, and they run")
+def test_the_checks_on_a_gpu_fail_where_they_run_nothing():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/test_gpu.py"]
+    environment = os.environ | {"REQUIRE_GPU": "1"}  # as `make check-gpu` sets it
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no CUDA device that an installed framework can use: nothing was tested" in done.stdout
+    assert "REQUIRE_GPU=1" in (REPOSITORY / "Makefile").read_text()
