@@ -29,7 +29,11 @@ def out_of_memory(error: BaseException) -> str:
         where = ""
     if re.search(r"device:GPU:\d|GPU_\d_bfc|CUDA", text):
         where = " on the GPU"
-    asked = [words.format(found[1]) for pattern, words in ASKED.items() if (found := re.search(pattern, text))]
+    asked = [
+        words.format(found[1].replace(". ", " "))  # NumPy's 610. MiB
+        for pattern, words in ASKED.items()
+        if (found := re.search(pattern, text))
+    ]
     of_what = f": {asked[0]} did not fit" if asked else ""
     others = ", or free the GPU: nvidia-smi shows what else uses it" if where else ""
     return f"there is not enough memory{where}{of_what}. Lower batch_size or the other sizes in params.yaml{others}."
