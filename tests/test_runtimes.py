@@ -103,7 +103,20 @@ def torch_sees_a_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-# The allocator.
+# Memory.
+
+
+@pytest.mark.parametrize("name", [name for name in LESSONS if name.startswith("numpy")])
+def test_the_weights_of_numpy_begin_at_a_cache_line(name: str):
+    lesson = Lesson(name, LESSONS[name], "float32")
+    for gap in range(16, 96, 16):
+        kept = np.empty(100_000 + gap, np.uint8)
+        loop = lesson.placed()
+        assert all(getattr(loop.implementation, key).ctypes.data % 64 == 0 for key in loop.names)
+        for key, weight in loop.weights().items():
+            np.testing.assert_array_equal(weight, lesson.initial[key])
+        del kept
+
 
 FAULTS = """
 import resource, sys, numpy as np
