@@ -145,6 +145,14 @@ def test_a_shared_or_throttled_gpu_is_doubted(
     assert monitor.disturbance(monitor.merged([quiet, seen.summary(), None])) == doubt
 
 
+def test_a_process_that_comes_to_the_gpu_later_is_counted(driver: Any):
+    seen = monitor.Monitor("cuda:0")
+    driver(DeviceGetComputeRunningProcesses=lambda _: ["this one"])
+    assert (seen.summary() or {})["other_processes"] == 0
+    driver(DeviceGetComputeRunningProcesses=lambda _: ["this one", "another"])
+    assert monitor.disturbance(seen.summary()) == "1 other process used the GPU"
+
+
 def test_a_gpu_that_was_used_a_moment_ago_is_waited_for(driver: Any):
     answers = iter((80, 12, 0))
     driver(DeviceGetUtilizationRates=lambda _: SimpleNamespace(gpu=next(answers)))

@@ -4,7 +4,8 @@ A plan names sizes, and for each the candidates. It is carried out in several fr
 may be faster in one process than in the next; where each framework has an interpreter of its own, in several for each.
 In a process all candidates of a size are interleaved: in every round each takes a turn, in a random order, so that a
 slow minute of the machine, or a neighbour that leaves its threads awake, is there for all alike. Before the timed part
-of a turn the candidate runs untimed, so that caches hold its data and a GPU has left its idle clock.
+of a turn the candidate runs untimed, so that caches hold its data and a GPU has left its idle clock; not where a step
+takes over a second.
 
 How many steps fill a turn is decided by the fastest of several trials: noise makes a trial longer, never shorter. One
 disturbed call used to leave a candidate with one cold step a turn for the whole process.

@@ -16,8 +16,8 @@ POWER_CAP = 0x04
 class Monitor:
     """What a GPU does while it is measured: its clock, power and temperature, why it is slow, and who else uses it.
 
-    Make it before the process uses the GPU, whose other processes are counted then. NVML may know less of a GPU, or
-    nothing at all; what it does not tell is left out.
+    Make it before the process uses the GPU: other processes there are counted then, and again at the end. NVML may know
+    less of a GPU, or nothing at all; what it does not tell is left out.
     """
 
     def __init__(self, device: str) -> None:
@@ -30,8 +30,8 @@ class Monitor:
         devices = gpus.find().devices if device != "cpu" else []
         index = int(device.partition(":")[2] or 0)
         if index < len(devices):
-            self.nvml.nvmlInit()
             with suppress(self.nvml.NVMLError):
+                self.nvml.nvmlInit()
                 self.handle = self.nvml.nvmlDeviceGetHandleByUUID(devices[index].uuid)
                 self.facts = {"other_processes": self._others(), "busy_before_percent": self._busy()}
 
@@ -70,6 +70,8 @@ class Monitor:
         """Lowest and highest of each figure, and the reasons for which the GPU was slow; None of a CPU."""
         if self.handle is None:
             return None
+        if (after := self._others()) is not None:  # of which this process is one
+            self.facts["other_processes"] = max(self.facts["other_processes"] or 0, after - 1)
         ranges = {key: [min(values), max(values)] for key, values in self.seen.items()}
         throttled = [reason for bit, reason in THROTTLED.items() if self.reasons & bit]
         return {**self.facts, **ranges, "throttled_by": throttled, "power_capped": bool(self.reasons & POWER_CAP)}
