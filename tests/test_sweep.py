@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -95,7 +94,7 @@ WHOLE = ("--num-cpus", "1", "--resources", '{"node": 1}')
 @contextmanager
 def cluster(
     *nodes: tuple[str, ...], environments: tuple[dict[str, str], ...] = ({}, {})
-) -> Iterator[tuple[dict[str, str], list[subprocess.Popen[bytes]]]]:
+) -> Iterator[tuple[dict[str, str], list[subprocess.Popen[str]]]]:
     """Ray nodes as processes of this machine, each with resources of its own; the first is the head. Gives what a
     sweep's environment needs to find it, and the processes."""
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
@@ -107,23 +106,23 @@ def cluster(
         for number, resources in enumerate(nodes):
             head = ["--head", "--port", str(port), "--include-dashboard", "false", "--disable-usage-stats"]
             place = ["--address", address] if number else head
-            processes.append(
-                subprocess.Popen(
-                    [BIN / "ray", "start", *place, "--block", *resources],
-                    env=environment | environments[number],
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+            process = subprocess.Popen(
+                [BIN / "ray", "start", *place, "--block", *resources],
+                env=environment | environments[number],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
             )
-            time.sleep(6)
+            processes.append(process)
+            said_until(process, "Ray runtime started")
         yield {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}, processes
     finally:
         for process in processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         for process in processes:
-            process.wait()
+            process.communicate()
 
 
 def test_what_is_queued_comes_home_as_it_would_serially(clone: Clone):
@@ -211,11 +210,13 @@ def test_a_node_whose_disk_is_full_passes_its_experiment_on(clone: Clone, tmp_pa
             sweep = start(clone, **environment)
             said = sweep.communicate(timeout=100)[0]
             assert re.search(r"FAILED on \S+: no node has room for it on its disk", said), said
-        queue(clone, "seed=1,2")
+        queue(clone, "seed=1,2,3")
         with cluster(WHOLE, WHOLE, environments=environments) as (environment, _):
             said = start(clone, **environment).communicate(timeout=200)[0]
-    assert re.search(r"the disk of \S+ is full; it goes to another node", said), said
-    assert len(experiments(clone)) == 2
+    moved = re.findall(r"^(\S+): the disk of \S+ is full; it goes to another node", said, re.MULTILINE)
+    assert moved
+    assert len(moved) == len(set(moved)), said  # each moves once: there is one other node
+    assert len(experiments(clone)) == 3
 
 
 def test_a_gpu_for_each_experiment_and_none_for_one_on_the_cpu(clone: Clone):

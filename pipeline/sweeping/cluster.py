@@ -1,6 +1,7 @@
 """Ray, on this machine alone or on the cluster that RAY_ADDRESS names."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -64,11 +65,12 @@ def check_head() -> None:
 
 def elsewhere(ray: Any, nodes: set[str], resource: str) -> Any:
     """How to schedule a task on a node that offers `resource` and is none of these; None where there is no other."""
-    others = [each for each in ray.nodes() if each["Alive"] and each["Resources"].get(resource)]
-    if not {each["NodeID"] for each in others} - nodes:
-        return None
-    strategies = ray.util.scheduling_strategies
-    return strategies.NodeLabelSchedulingStrategy(hard={"ray.io/node-id": strategies.NotIn(*nodes)})
+    alive = {each["NodeID"] for each in ray.nodes() if each["Alive"] and each["Resources"].get(resource)}
+    others = sorted(alive - nodes)
+    # One node by name, not "any node but these" by label: Ray hands a task with labels to a worker that it has already
+    # leased, whatever node that is on. Soft: if this node is lost, Ray chooses another.
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    return strategy(random.choice(others), soft=True) if others else None  # noqa: S311
 
 
 def _join(address: str | None) -> bool:
