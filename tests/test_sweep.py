@@ -25,12 +25,21 @@ BIN = Path(sys.executable).parent
 WEIGHTS = f"models/{NUMPY}/weights.safetensors"
 
 
+SWEEPS: list[subprocess.Popen[str]] = []
+
+
 @pytest.fixture(autouse=True)
 def _fresh_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a node keeps for later experiments is in its temporary folder."""
+    """Gives nodes a temporary folder of their own, which caches data between experiments, and ends a sweep that a
+    failed test leaves running."""
     with tempfile.TemporaryDirectory(prefix="sw") as folder:
         monkeypatch.setenv("TMPDIR", folder)
         yield
+        while SWEEPS:
+            sweep = SWEEPS.pop()
+            if sweep.poll() is None:
+                os.killpg(sweep.pid, signal.SIGKILL)
+                sweep.communicate()
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def queue(clone: Clone, *overrides: str, name: str = "") -> None:
 
 
 def start(clone: Clone, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    sweep = subprocess.Popen(
         [sys.executable, "-m", "stages.sweep"],
         cwd=clone.path,
         env=outside_variables() | {"PATH": f"{BIN}:{os.environ['PATH']}"} | environment,
@@ -58,6 +67,8 @@ def start(clone: Clone, **environment: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    SWEEPS.append(sweep)
+    return sweep
 
 
 def said_until(process: subprocess.Popen[str], pattern: str) -> str:
@@ -286,12 +297,20 @@ def test_on_a_terminal_a_row_is_rewritten_and_a_bar_counts(
     assert "1/2" in said
 
 
-def test_ctrl_c_keeps_what_is_done(clone: Clone):
+@pytest.mark.parametrize("where", ["terminal", "destructor"])
+def test_ctrl_c_keeps_what_is_done(clone: Clone, where: str):
+    if where == "destructor":  # Python prints a KeyboardInterrupt that is raised there, and goes on
+        press = "import os\n\n\nclass Press:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        clone.edit("pipeline/sweeping/sweep.py", "import signal\n", f"import signal\n{press}\n")
+        clone.edit(
+            "pipeline/sweeping/sweep.py", "        self.home.append(", "        Press()\n        self.home.append("
+        )
     queue(clone, "seed=1")
     queue(clone, "seed=2,3", *LONG)
     sweep = start(clone)
     said = said_until(sweep, "1 of 3 done")
-    os.killpg(sweep.pid, signal.SIGINT)
+    if where == "terminal":
+        os.killpg(sweep.pid, signal.SIGINT)
     said += sweep.communicate(timeout=60)[0]
     assert sweep.returncode == 130
     assert "Stopped: 1 of 3 are done" in said

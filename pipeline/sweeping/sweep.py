@@ -1,8 +1,10 @@
 """The sweep: queued experiments, one Ray task each, on this machine or on the cluster that RAY_ADDRESS names."""
 
 import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.sweeping import arrival, node, queue
@@ -45,6 +47,7 @@ class _Sweep:
         self.pending: dict[Any, Queued] = {}
         self.full: dict[Queued, set[str]] = {}  # the nodes whose disk had no room for it
         self.home: list[Queued] = []
+        self.interrupted = False
 
     def run(self, experiments: list[Queued]) -> bool:
         self.bundle = self.ray.put(queue.bundle(experiments))
@@ -52,18 +55,37 @@ class _Sweep:
             self._submit(each)
         failed = 0
         try:
-            for experiment, outcome in self._outcomes():
-                failed += not self._end(experiment, outcome)
-        except KeyboardInterrupt:
-            self.display.console.print(
-                f"Stopped: {len(self.home)} of {len(experiments)} are done; `make sweep` goes on with the rest."
-            )
-            raise
+            with self._interruptible():
+                for experiment, outcome in self._outcomes():
+                    failed += not self._end(experiment, outcome)
         finally:
             queue.remove(self.home)
             for task in self.pending:
                 self.ray.cancel(task, force=True)
+            if self.interrupted:
+                done = f"{len(self.home)} of {len(experiments)} are done"
+                self.display.console.print(f"Stopped: {done}; `make sweep` goes on with the rest.")
         return not failed
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C sets `interrupted`, which is read once a second, and raises KeyboardInterrupt at the end; a second
+        Ctrl-C raises it at once. Python drops a KeyboardInterrupt that is raised in a destructor or a callback."""
+
+        def interrupt(*_: Any) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        except Exception:
+            if not self.interrupted:  # else Ctrl-C ended git or another program as well
+                raise
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def _submit(self, experiment: Queued, strategy: Any = "DEFAULT") -> None:
         gpu = self.has_gpu and queue.params(experiment).get("device") != "cpu"
@@ -74,12 +96,12 @@ class _Sweep:
 
     def _outcomes(self) -> Iterator[tuple[Queued, node.Outcome | Exception]]:
         """Each as it ends; one at a time is held here."""
-        while self.pending:
+        while self.pending and not self.interrupted:
             ended, _ = self.ray.wait(list(self.pending), num_returns=1, timeout=1)
             check_head()
             for line in self.ray.get(self.board.take.remote()):
                 self.display.say(*line)
-            for task in ended:
+            for task in () if self.interrupted else ended:
                 experiment = self.pending.pop(task)
                 try:
                     yield experiment, node.Outcome(*self.ray.get(task))
