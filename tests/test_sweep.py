@@ -133,7 +133,9 @@ def cluster(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         for process in processes:
-            process.communicate()
+            process.wait()
+            if process.stdout:  # not read to its end: a child of Ray's may still hold it
+                process.stdout.close()
 
 
 def test_what_is_queued_comes_home_as_it_would_serially(clone: Clone):

@@ -64,7 +64,8 @@ def check_head() -> None:
 
 
 def elsewhere(ray: Any, nodes: set[str], resource: str) -> Any:
-    """How to schedule a task on a node that offers `resource` and is none of these; None where there is no other."""
+    """The strategy that schedules a task on a node which offers `resource` and is not in `nodes`, a set of Ray's node
+    ids. None if the cluster has no such node."""
     alive = {each["NodeID"] for each in ray.nodes() if each["Alive"] and each["Resources"].get(resource)}
     others = sorted(alive - nodes)
     # One node by name, not "any node but these" by label: Ray hands a task with labels to a worker that it has already

@@ -69,8 +69,11 @@ class _Sweep:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C sets `interrupted`, which is read once a second, and raises KeyboardInterrupt at the end; a second
-        Ctrl-C raises it at once. Python drops a KeyboardInterrupt that is raised in a destructor or a callback."""
+        """Make Ctrl-C set `interrupted`, which the loop reads at least once a second, and raise KeyboardInterrupt after
+        the loop. A second Ctrl-C raises it at once.
+
+        Python's own handler is not enough: a KeyboardInterrupt that it raises in a destructor or a callback is lost.
+        """
 
         def interrupt(*_: Any) -> None:
             self.interrupted = True
@@ -80,7 +83,7 @@ class _Sweep:
         try:
             yield
         except Exception:
-            if not self.interrupted:  # else Ctrl-C ended git or another program as well
+            if not self.interrupted:  # a terminal sends Ctrl-C to git as well, which then fails
                 raise
         finally:
             signal.signal(signal.SIGINT, before)
