@@ -19,7 +19,7 @@ setup:  ## .venv from the hash-locked requirements, if it is missing or out of d
 repro: setup  ## run what is not up to date: dvc repro $(ARGS)
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "This folder is no git repository, which DVC works in. Make it one:" \
 	  "git init && git add -A && git commit -m start" >&2; exit 1; }
-	@python -m stages.params
+	@python -m commands.params
 	dvc repro $(ARGS)
 
 test: setup  ## the whole test suite, the files of tests in two processes: pytest $(ARGS)
@@ -45,25 +45,25 @@ check: setup  ## ruff, pyright and hadolint
 
 reproduce:  ## a run again, from its id in MLflow, with a verdict: make reproduce RUN=…
 	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
-	@python -m stages.reproduce $(RUN)
+	@python -m commands.reproduce $(RUN)
 
 sweep:  ## the queued experiments side by side, here or on the cluster RAY_ADDRESS names; SHARE=N: N CPUs each; ARGS: stages
 	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
-	@python -m stages.sweep "$(SHARE)" $(ARGS)
+	@python -m commands.sweep "$(SHARE)" $(ARGS)
 
 seeds:  ## the experiment on seeds 0 … N-1, side by side, SHARE=1 CPU each: make seeds N=24
 	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
-	@python -m stages.seeds "$(N)" $(SHARE)
+	@python -m commands.seeds "$(N)" $(SHARE)
 
 export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/: make export RUN=…
 	@requirements/export.sh
-	@python -m stages.export run $(RUN)
+	@python -m commands.export run $(RUN)
 
 verify-export: setup  ## whether every file of what was exported is as it was: EXPORT=FOLDER, or all in exported/
-	@python -m stages.export verify $(EXPORT)
+	@python -m commands.export verify $(EXPORT)
 
 ui: setup  ## the MLflow UI on 127.0.0.1:$(PORT)
-	@python -m stages.ui $(PORT)
+	@python -m commands.ui $(PORT)
 
 bench: setup  ## every lesson's step beside the lower bound, hand-tuned variants and what a user might write instead; PEERS=1: and JAX
 	@[ -z "$(PEERS)" ] || requirements/peers.sh

@@ -1,6 +1,6 @@
 """`make bench`: every lesson beside the lower bound, its hand-tuned variant, and what a user might write instead.
 
-All candidates of a size are interleaved (pipeline/measuring/benchmark.py). Leaves the samples in results/bench.csv,
+All candidates of a size are interleaved (pipeline/benchmark/benchmark.py). Leaves the samples in results/bench.csv,
 where the report finds them too, and with --output in a folder of docs/results.
 
     python -m benchmarks.bench --at small --processes 3
@@ -18,15 +18,15 @@ import numpy as np
 
 from benchmarks.table import columns, heading, mark
 from pipeline import files
+from pipeline.benchmark import samples
+from pipeline.benchmark.benchmark import Effort, Size, benchmark
+from pipeline.benchmark.intervals import ratio
+from pipeline.benchmark.plan import tuned
+from pipeline.benchmark.samples import HEADER, Benchmark, Case, Sample
+from pipeline.clock import BUSY
 from pipeline.contract import Array
 from pipeline.environment import Environment, resolve
 from pipeline.errors import UserError
-from pipeline.measuring import samples
-from pipeline.measuring.benchmark import Effort, Size, benchmark
-from pipeline.measuring.clock import BUSY
-from pipeline.measuring.intervals import ratio
-from pipeline.measuring.plan import tuned
-from pipeline.measuring.samples import HEADER, Benchmark, Case, Sample
 from pipeline.params import load_params
 from pipeline.provenance import provenance
 
@@ -60,7 +60,7 @@ if find_spec("jax"):
 # The same lines without the allocator's setting: a process of its own, which patches it away before a runtime starts.
 BY_DEFAULT = (
     "from pipeline import runtimes; runtimes.keep_freed_memory = lambda: None;"
-    "from pipeline.measuring.benchmark import main; main()"
+    "from pipeline.benchmark.benchmark import main; main()"
 )
 
 

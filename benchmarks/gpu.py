@@ -25,17 +25,17 @@ import numpy as np
 
 from benchmarks.table import columns, heading, mark
 from pipeline import files, gpus
+from pipeline.benchmark import samples
+from pipeline.benchmark.benchmark import Effort, Size, benchmark
+from pipeline.benchmark.candidates import Candidate, draw, launch_floors, lower_bounds
+from pipeline.benchmark.intervals import spread
+from pipeline.benchmark.samples import BASELINES, HEADER, ONCE, Benchmark, Case, Sample
 from pipeline.contract import Array, load_problem
 from pipeline.environment import Environment, available_cpus, cpu_name, enter_interpreter, versions_of
 from pipeline.errors import UserError, out_of_memory
-from pipeline.measuring import samples
-from pipeline.measuring.benchmark import Effort, Size, benchmark
-from pipeline.measuring.candidates import Candidate, draw, launch_floors, lower_bounds
-from pipeline.measuring.intervals import spread
-from pipeline.measuring.samples import BASELINES, HEADER, ONCE, Benchmark, Case, Sample
 from pipeline.provenance import provenance
-from pipeline.showing.claims import CLAIMS
-from pipeline.showing.findings import Run, capture_cost, crossover, times_as_fast_as_numpy
+from pipeline.report.claims import CLAIMS
+from pipeline.report.findings import Run, capture_cost, crossover, times_as_fast_as_numpy
 
 NAMES = ["torch_tensors", "torch_autograd", "torch_function"]
 VARIANTS = ["torch_autograd+nondeterministic", "torch_autograd+tf32"]

@@ -28,15 +28,15 @@ import yaml
 
 from benchmarks.table import columns, heading, mark
 from pipeline import files
+from pipeline.benchmark.intervals import Estimate, ratio
+from pipeline.clock import other_processes, timed
 from pipeline.contract import Array, load_problem
 from pipeline.environment import resolve
 from pipeline.errors import UserError
-from pipeline.experiment.data import DRAW, DataSet, generate
-from pipeline.measuring.clock import other_processes, timed
-from pipeline.measuring.intervals import Estimate, ratio
 from pipeline.params import PARAMS, load_params
 from pipeline.provenance import beside, provenance
 from pipeline.runtimes import load_runtime, open_implementation
+from pipeline.training.data import DRAW, DataSet, generate
 
 SIZES = (10_000, 100_000, 1_000_000, 2_000_000)
 # Bytes of an example: two_layer as params.yaml has it by default, recurrent with time steps to make it the same.

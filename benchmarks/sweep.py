@@ -66,7 +66,7 @@ def speed(folder: Path, experiments: int, repeats: int) -> None:
         os.environ["TMPDIR"] = str(folder / f"nodes-{repeat}")  # or what an earlier sweep left would be found
         Path(os.environ["TMPDIR"]).mkdir()
         begun = time.perf_counter()
-        said = quietly([sys.executable, "-m", "stages.sweep", "1"], swept)
+        said = quietly([sys.executable, "-m", "commands.sweep", "1"], swept)
         side_by_side = time.perf_counter() - begun
         ratios.append(one_after_another / side_by_side)
         print(f"{experiments} experiments: {one_after_another:.1f} s one after another on one CPU,")
@@ -89,7 +89,7 @@ def pair(clone: Path) -> float:
     os.environ["TMPDIR"] = f"{clone}-node"
     Path(os.environ["TMPDIR"]).mkdir()
     quietly(["dvc", "exp", "run", "--queue", "-S", "seed=77"], clone)
-    said = quietly([sys.executable, "-m", "stages.sweep", "1"], clone)
+    said = quietly([sys.executable, "-m", "commands.sweep", "1"], clone)
     (swept,) = (float(line.split()[-2]) for line in said.splitlines() if ": done on" in line)
     params = yaml.safe_load((clone / "params.yaml").read_text())
     params |= {"seed": 78, "benchmark": params["benchmark"] | {"processes": 0}}
@@ -103,10 +103,10 @@ def pair(clone: Path) -> float:
 
 
 def scale(folder: Path, experiments: int, collect: int) -> None:
-    from pipeline.sweeping import queue
-    from pipeline.sweeping.cluster import cluster
-    from pipeline.sweeping.display import Display
-    from pipeline.sweeping.sweep import LOGS, _Sweep
+    from pipeline.sweep import queue
+    from pipeline.sweep.cluster import cluster
+    from pipeline.sweep.display import Display
+    from pipeline.sweep.driver import LOGS, _Sweep
 
     repository = folder / "repository"
     repository.mkdir()

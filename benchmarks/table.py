@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.measuring.monitor import sentence
+from pipeline.benchmark.monitor import sentence
 
 
 def heading(where: Mapping[str, Any]) -> Iterator[str]:

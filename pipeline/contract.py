@@ -1,6 +1,6 @@
 """What every implementation offers, and how one is found by its name.
 
-An implementation is the class `Implementation` in `pipeline/PROBLEM/NAME.py`. There is no registry: the line
+An implementation is the class `Implementation` in `pipeline/lessons/PROBLEM/NAME.py`. There is no registry: the line
 `NAME: PROBLEM` in params.yaml makes it part of the experiment. NAME is `<framework>_<mechanism>`, and the part before
 the underscore names the runtime, a module of `pipeline/runtimes/`.
 
@@ -73,8 +73,8 @@ def load_problem(problem: str) -> Problem:
 
 
 def implementation_file(problem: str, name: str) -> Path:
-    return Path("pipeline", problem, f"{name}.py")
+    return Path("pipeline", "lessons", problem, f"{name}.py")
 
 
 def load_implementation(problem: str, name: str) -> type[Implementation]:
-    return import_module(f"pipeline.{problem}.{name}").Implementation
+    return import_module(f"pipeline.lessons.{problem}.{name}").Implementation

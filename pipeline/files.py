@@ -1,13 +1,13 @@
 """What a stage leaves on disk: the one place that names, writes and checks result files.
 
     environment.json                    what the experiment runs on
-    data/PROBLEM/                       the random data and the initial weights (pipeline/experiment/data.py)
+    data/PROBLEM/                       the random data and the initial weights (pipeline/training/data.py)
     reference/PROBLEM.safetensors       the float64 reference run
     models/NAME/weights.safetensors     weights after training
     models/NAME/outputs.safetensors     what is judged: losses, predictions before and after training, first gradient
     results/NAME/history.csv            step, train_loss
     results/NAME/metrics.json           train_loss, steps
-    results/NAME/graph.json             the graphs that a step builds, or its operations (pipeline/tracing)
+    results/NAME/graph.json             the graphs that a step builds, or its operations (pipeline/graphs)
     results/NAME/timing.json            what the training took, and on what
     results/NAME/evaluation.json        held-out loss and R², and the differences that parity is judged by
     parity/NAME.json                    the same differences, with the curve; in a folder of their own (see dvc.yaml)

@@ -169,10 +169,10 @@ class Params(Section):
                     f"examples (data.{problem}.train_examples). Lower the one or raise the other."
                 )
         for name, problem in self.implementations.items():
-            if not Path(f"pipeline/{problem}/{name}.py").is_file():
-                known = sorted(path.stem for path in Path(f"pipeline/{problem}").glob("[!_]*.py"))
+            if not Path(f"pipeline/lessons/{problem}/{name}.py").is_file():
+                known = sorted(path.stem for path in Path(f"pipeline/lessons/{problem}").glob("[!_]*.py"))
                 raise UserError(
-                    f"{PARAMS}: implementations.{name}: there is no pipeline/{problem}/{name}.py. "
+                    f"{PARAMS}: implementations.{name}: there is no pipeline/lessons/{problem}/{name}.py. "
                     f"Write it, or name one of {', '.join(known)}."
                 )
         return self

@@ -42,7 +42,7 @@ def provenance(environment: Environment, device: str, device_name: str) -> dict[
 
 def beside(cpus: Sequence[float], gpu: dict[str, Any] | None = None) -> dict[str, Any]:
     """What else the machine was doing: `cpus`, how many of its CPUs other processes took, on average, and how many a
-    virtual machine's host; and `gpu`, what the GPU did (pipeline/measuring/monitor.py)."""
+    virtual machine's host; and `gpu`, what the GPU did (pipeline/benchmark/monitor.py)."""
     other_cpus, stolen_cpus = cpus
     return {
         "cpus_of_other_processes": other_cpus,

@@ -1,12 +1,12 @@
 """results/benchmark.csv: how long a step takes, over a range of sizes, all candidates interleaved."""
 
 from pipeline import files
-from pipeline.experiment.demand import check_memory
-from pipeline.measuring import samples
-from pipeline.measuring.benchmark import Effort, benchmark
-from pipeline.measuring.plan import default_plan
+from pipeline.benchmark import samples
+from pipeline.benchmark.benchmark import Effort, benchmark
+from pipeline.benchmark.plan import default_plan
 from pipeline.params import load_params
 from pipeline.provenance import provenance
+from pipeline.training.resource_check import check_memory
 from stages import run
 
 

@@ -3,8 +3,8 @@
 import sys
 
 from pipeline import files
-from pipeline.experiment.certificate import certificate, table
 from pipeline.params import load_params
+from pipeline.parity.report import certificate, table
 from stages import run
 
 

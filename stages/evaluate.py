@@ -2,9 +2,9 @@
 
 from pipeline import files
 from pipeline.array_files import read_arrays
-from pipeline.experiment.data import DataSet
-from pipeline.experiment.evaluation import evaluate
 from pipeline.params import load_params
+from pipeline.parity.evaluation import evaluate
+from pipeline.training.data import DataSet
 from stages import run
 
 

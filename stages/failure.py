@@ -11,7 +11,7 @@ import yaml
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.params import load_params
-from pipeline.showing import mlflow_view
+from pipeline.tracking import view
 
 
 def restore_outputs() -> None:
@@ -37,7 +37,7 @@ def main(error: str, stage: str, *arguments: str) -> None:
         with suppress(UserError):  # what is wrong with params.yaml or the name is what the stage has just said
             params = load_params()
             problem = params.problem_of(arguments[0])
-            mlflow_view.record_failure(arguments[0], problem, params, files.read_environment(), error)
+            view.record_failure(arguments[0], problem, params, files.read_environment(), error)
 
 
 if __name__ == "__main__":

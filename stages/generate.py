@@ -1,8 +1,8 @@
 """data/PROBLEM: random data and initial weights."""
 
-from pipeline.experiment.data import generate
-from pipeline.experiment.demand import check_disk, check_memory
 from pipeline.params import load_params
+from pipeline.training.data import generate
+from pipeline.training.resource_check import check_disk, check_memory
 from stages import run
 
 

@@ -2,11 +2,11 @@
 
 from pipeline import files
 from pipeline.array_files import write_arrays
-from pipeline.experiment.checkpoint import checkpoint_of
-from pipeline.experiment.data import DataSet
-from pipeline.experiment.demand import check_memory
-from pipeline.experiment.reference import reference_run
 from pipeline.params import load_params
+from pipeline.training.checkpoint import checkpoint_of
+from pipeline.training.data import DataSet
+from pipeline.training.reference import reference_run
+from pipeline.training.resource_check import check_memory
 from stages import run
 
 

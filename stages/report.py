@@ -1,11 +1,12 @@
 """report.html and report/: what was run, what it took, what the text claims. lessons.html: the lessons."""
 
 from pipeline import files
-from pipeline.measuring import samples
+from pipeline.benchmark import samples
+from pipeline.lessons_page import page as lessons_page
 from pipeline.params import load_params
-from pipeline.showing import lessons_page, report_page, seeds
-from pipeline.showing.figures import Result
-from pipeline.showing.findings import findings, summary
+from pipeline.report import report_page, seeds
+from pipeline.report.figures import Result
+from pipeline.report.findings import findings, summary
 from stages import run
 
 

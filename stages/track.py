@@ -1,12 +1,12 @@
 """The current results, in the MLflow store: whatever it does not show yet."""
 
 from pipeline.params import load_params
-from pipeline.showing import mlflow_view
+from pipeline.tracking import view
 from stages import run
 
 
 def main() -> None:
-    mlflow_view.show_results(load_params())
+    view.show_results(load_params())
 
 
 if __name__ == "__main__":

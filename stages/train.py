@@ -1,18 +1,18 @@
 """models/NAME and results/NAME: one implementation, trained."""
 
-from pipeline import files, tracing
+from pipeline import files, graphs
 from pipeline.array_files import write_arrays
+from pipeline.clock import Stopwatch
 from pipeline.environment import enter_interpreter, framework_of
-from pipeline.experiment.checkpoint import checkpoint_of
-from pipeline.experiment.data import DataSet
-from pipeline.experiment.demand import check_memory
-from pipeline.experiment.outputs import outputs
-from pipeline.experiment.progress import Progress
-from pipeline.experiment.training import train
-from pipeline.measuring.clock import Stopwatch
 from pipeline.params import load_params
 from pipeline.provenance import provenance
 from pipeline.runtimes import load_runtime, open_implementation
+from pipeline.training.checkpoint import checkpoint_of
+from pipeline.training.data import DataSet
+from pipeline.training.outputs import outputs
+from pipeline.training.progress import Progress
+from pipeline.training.resource_check import check_memory
+from pipeline.training.training import train
 from stages import run
 
 
@@ -45,12 +45,12 @@ def main(name: str) -> None:
     with stopwatch.measure("predict"):
         found = outputs(opened.create, training, data, schedule.batch_size)
     with stopwatch.measure("graph"):
-        graphs = tracing.trace(name, problem, opened.create, params.dtype)
+        traced = graphs.trace(name, problem, opened.create, params.dtype)
     with stopwatch.measure("save"):
         write_arrays(files.weights_file(name), training.weights)
         write_arrays(files.outputs_file(name), found)
         files.write_history(name, training.steps, training.losses.tolist(), schedule.steps)
-        files.write_json(files.result_file(name, "graph.json"), graphs)
+        files.write_json(files.result_file(name, "graph.json"), traced)
     counts = {"peak_memory_bytes": memory, "captured_graphs": loop.captures, "replayed_steps": loop.replays}
     measured = stopwatch.summary(schedule.batch_size) | counts | {"continued_at": list(training.continued_at)}
     where = provenance(environment, opened.device, opened.device_name)

@@ -17,7 +17,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from pipeline.showing.mlflow_store import TRAINING
+from pipeline.tracking.store import TRAINING
 
 FLAGS = [
     "headless",

@@ -25,7 +25,7 @@ SIZES = SimpleNamespace(inputs=7, hidden=5, outputs=3, min_length=1, max_length=
 LESSONS = {
     path.stem: problem
     for problem in ("two_layer", "recurrent")
-    for path in sorted((REPOSITORY / "pipeline" / problem).glob("[!_]*.py"))
+    for path in sorted((REPOSITORY / "pipeline/lessons" / problem).glob("[!_]*.py"))
 }
 HOST = Environment(
     device="cpu",

@@ -9,7 +9,9 @@ import yaml
 from conftest import LESSONS, REPOSITORY
 
 FILES = sorted(
-    path.relative_to(REPOSITORY) for folder in ("pipeline", "stages") for path in (REPOSITORY / folder).rglob("*.py")
+    path.relative_to(REPOSITORY)
+    for folder in ("pipeline", "stages", "commands")
+    for path in (REPOSITORY / folder).rglob("*.py")
 )
 # Who may import whom: a folder those before it, and its own. What stands in pipeline/ itself is what all stand on.
 LAYERS = (
@@ -17,12 +19,17 @@ LAYERS = (
     "problems",
     "lessons",
     "runtimes",
-    "tracing",
-    "measuring",
-    "experiment",
-    "showing",
-    "sweeping",
+    "graphs",
+    "training",
+    "parity",
+    "benchmark",
+    "report",
+    "lessons_page",
+    "tracking",
+    "archive",
+    "sweep",
     "stages",
+    "commands",
 )
 # A lesson is found by its name, and so is a problem: by these functions, whose users depend on what they find.
 FOUND_BY = {
@@ -31,14 +38,14 @@ FOUND_BY = {
     "implementation_file": "the lessons",
     "load_runtime": "pipeline/runtimes",
     "open_implementation": "the lessons",
-    "tracing": "pipeline/tracing",
+    "graphs": "pipeline/graphs",
 }
 # What a stage imports and need not depend on, and why an edit of it makes no result stale.
 NO_RESULT = {
     "pipeline/__init__.py": "settings of a process, which environment.json's stage would have to see",
     "pipeline/errors.py": "a class",
     "pipeline/params.py": "what it reads of params.yaml DVC compares by itself",
-    "pipeline/experiment/demand.py": "whether there is room for it",
+    "pipeline/training/resource_check.py": "whether there is room for it",
     "pipeline/checkout.py": "locks, and what a killed run left",
     "pipeline/processes.py": "when a process ends",
     "pipeline/environment.py": "what it finds out is environment.json",
@@ -46,7 +53,7 @@ NO_RESULT = {
     "pipeline/provenance.py": "facts that are noted beside a result",
     "pipeline/files.py": "names and formats of files",
     "pipeline/array_files.py": "the format of a file",
-    "pipeline/experiment/progress.py": "what a terminal and a live run show",
+    "pipeline/training/progress.py": "what a terminal and a live run show",
     "stages/__init__.py": "how a stage starts and ends",
 }
 
@@ -73,9 +80,7 @@ def own(file: Path) -> set[Path]:
 
 
 def layer(file: Path) -> str:
-    folder = file.parts[0] if file.parts[0] == "stages" else file.parts[1]
-    if folder in ("two_layer", "recurrent"):
-        return "lessons"
+    folder = file.parts[1] if file.parts[0] == "pipeline" else file.parts[0]
     return folder if folder in LAYERS else "foundation"
 
 
@@ -88,7 +93,7 @@ def test_imports_point_one_way(file: Path):
 @pytest.mark.parametrize("name", LESSONS)
 def test_a_lesson_imports_its_framework_and_the_contract_alone(name: str):
     framework = name.split("_", maxsplit=1)[0]
-    names = imports(Path("pipeline", LESSONS[name], f"{name}.py"))
+    names = imports(Path("pipeline/lessons", LESSONS[name], f"{name}.py"))
     assert {module.split(".")[0] for module in names} <= {framework, "pipeline"}
     assert {module for module in names if module.startswith("pipeline") and module.count(".") == 1} == {
         "pipeline.contract"
@@ -97,7 +102,7 @@ def test_a_lesson_imports_its_framework_and_the_contract_alone(name: str):
 
 @pytest.mark.parametrize(
     ("module", "users"),
-    [("mlflow", {"mlflow_store", "mlflow_view", "served_model"}), ("rich", {"progress", "display"})],
+    [("mlflow", {"store", "view", "served_model"}), ("rich", {"progress", "display"})],
 )
 def test_a_service_is_imported_in_one_place(module: str, users: set[str]):
     assert {file.stem for file in FILES if any(name.split(".")[0] == module for name in imports(file))} == users
@@ -105,11 +110,15 @@ def test_a_service_is_imported_in_one_place(module: str, users: set[str]):
 
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 def test_a_framework_is_imported_by_its_lessons_its_runtime_and_its_tracing_alone(framework: str):
+    compared = ("tuned", "peers")  # what the benchmark sets beside the lessons
     users = {file for file in FILES if framework in {name.split(".")[0] for name in imports(file)}}
+    users = {file for file in users if file.parts[2] not in compared}
     lessons = {
-        Path("pipeline", problem, f"{name}.py") for name, problem in LESSONS.items() if name.startswith(framework)
+        Path("pipeline/lessons", problem, f"{name}.py")
+        for name, problem in LESSONS.items()
+        if name.startswith(framework)
     }
-    assert users == lessons | {Path("pipeline", folder, f"{framework}.py") for folder in ("runtimes", "tracing")}
+    assert users == lessons | {Path("pipeline", folder, f"{framework}.py") for folder in ("runtimes", "graphs")}
 
 
 def test_only_one_clock():
@@ -133,7 +142,7 @@ def needs(stage: str) -> set[str]:
     seen: set[Path] = set()
     ahead = [Path("stages", f"{stage}.py")]
     if stage == "benchmark":  # its worker, which also imports what it measures beside the lessons
-        ahead.append(Path("pipeline/measuring/benchmark.py"))
+        ahead.append(Path("pipeline/benchmark/benchmark.py"))
     while ahead:
         file = ahead.pop()
         if file not in seen:
@@ -150,7 +159,7 @@ def missing(stage: str, deps: list[str]) -> set[str]:
 
     def is_there(file: str) -> bool:
         if file == "the lessons":
-            return "pipeline/${item}/${key}.py" in deps or {"pipeline/two_layer", "pipeline/recurrent"} <= set(deps)
+            return bool({"pipeline/lessons/${item}/${key}.py", "pipeline/lessons"} & set(deps))
         if file == "pipeline/problems":
             return "pipeline/problems/${item}.py" in deps or file in deps
         return any(file == dep or file.startswith(f"{dep}/") for dep in deps)
@@ -169,11 +178,11 @@ def test_a_stage_depends_on_what_it_imports(stage: str):
 
 def test_a_dependency_that_is_taken_out_is_missed():
     for stage, dependency in (
-        ("train", "pipeline/experiment/data.py"),
-        ("train", "pipeline/${item}/${key}.py"),
-        ("reference", "pipeline/experiment/history.py"),
-        ("benchmark", "pipeline/measuring"),
-        ("report", "pipeline/showing"),
+        ("train", "pipeline/training/data.py"),
+        ("train", "pipeline/lessons/${item}/${key}.py"),
+        ("reference", "pipeline/training/history.py"),
+        ("benchmark", "pipeline/benchmark"),
+        ("report", "pipeline/report"),
     ):
         deps = [dep for dep in deps_of(stage) if dep != dependency]
         assert len(deps) == len(deps_of(stage)) - 1

@@ -21,9 +21,9 @@ from pipeline import files
 from pipeline.array_files import read_arrays
 from pipeline.environment import available_memory
 from pipeline.errors import UserError
-from pipeline.experiment import demand
-from pipeline.experiment.data import DataSet
 from pipeline.params import load_params
+from pipeline.training import resource_check
+from pipeline.training.data import DataSet
 
 FUZZ = int(os.environ.get("FUZZ", "200"))
 SEED = int(os.environ.get("SEED", "0"))
@@ -90,7 +90,7 @@ def test_params_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         path.write_bytes(mutated(draw))
         try:
             params = load_params(path)
-            demand.check_memory(params)
+            resource_check.check_memory(params)
             said = ""
         except UserError as error:  # anything else is a traceback
             said = str(error)
@@ -159,15 +159,15 @@ def test_sizes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert old in DEFAULT
     path.write_text(DEFAULT.replace(old, f"{before} 9000000000", 1))
     with pytest.raises(UserError) as error:
-        demand.check_memory(load_params(path))
+        resource_check.check_memory(load_params(path))
     assert sentence in str(error.value)
     at_most = str(error.value).rpartition("about ")[2].rstrip(".").replace(",", "")
     path.write_text(DEFAULT.replace(old, f"{before} {at_most}", 1))  # what it says would fit, fits
-    demand.check_memory(load_params(path))
+    resource_check.check_memory(load_params(path))
 
 
 def test_the_default_fits():
-    demand.check_memory(load_params(REPOSITORY / "params.yaml"))
+    resource_check.check_memory(load_params(REPOSITORY / "params.yaml"))
     assert 2**28 < available_memory() < 2**44
 
 
@@ -176,7 +176,7 @@ def test_data_that_do_not_fit_on_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_p
     path = tmp_path / "params.yaml"
     path.write_text(DEFAULT.replace("train_examples: 6400", "train_examples: 9000000000000"))
     with pytest.raises(UserError, match=r"data\.two_layer\.train_examples is .* of disk are free\. Take at most about"):
-        demand.check_disk(load_params(path), "two_layer")
+        resource_check.check_disk(load_params(path), "two_layer")
 
 
 # Damaged files.

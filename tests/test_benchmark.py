@@ -20,16 +20,16 @@ from conftest import HOST, LESSONS, REPOSITORY, TINY, Lesson
 from fake_cuda import GPU
 
 from benchmarks import bench, gpu
-from pipeline import files
+from pipeline import clock, files
+from pipeline.benchmark import candidates, samples
+from pipeline.benchmark.benchmark import GPU_WARM_SECONDS, Effort, Size, _calibrated, benchmark, measure
+from pipeline.benchmark.candidates import Candidate, Slowed, draw
+from pipeline.benchmark.monitor import Monitor
+from pipeline.benchmark.plan import default_plan
+from pipeline.benchmark.samples import HEADER, Sample, parts_of
 from pipeline.contract import load_problem
 from pipeline.environment import framework_of
 from pipeline.errors import UserError, out_of_memory
-from pipeline.measuring import candidates, clock, samples
-from pipeline.measuring.benchmark import GPU_WARM_SECONDS, Effort, Size, _calibrated, benchmark, measure
-from pipeline.measuring.candidates import Candidate, Slowed, draw
-from pipeline.measuring.monitor import Monitor
-from pipeline.measuring.plan import default_plan
-from pipeline.measuring.samples import HEADER, Sample, parts_of
 from pipeline.params import Benchmark, load_params
 
 SIZES: Any = Benchmark.model_validate(TINY["benchmark"])
@@ -285,7 +285,7 @@ def test_the_products_of_a_recurrent_step_touch_no_padding():
 @pytest.mark.parametrize("kind", ["tuned", "peers"])
 def test_what_lessons_are_set_beside_takes_their_steps(kind: str):
     """Parity of every tuned variant, and of everything that a user might write instead, with the lesson beside it."""
-    candidates = [f"tuned/{name}" for name in LESSONS if (REPOSITORY / f"benchmarks/tuned/{name}.py").is_file()]
+    candidates = [f"tuned/{name}" for name in LESSONS if (REPOSITORY / f"pipeline/benchmark/tuned/{name}.py").is_file()]
     if kind == "peers":
         candidates = [
             peer for size in bench.plan(["small", "recurrent"], HOST) for peer in size.candidates if "peers" in peer
@@ -359,7 +359,7 @@ def test_the_default_plan_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_each_interpreter_has_a_lower_bound_for_its_candidates(monkeypatch: pytest.MonkeyPatch, device: str):
-    from pipeline.measuring.candidates import python_of
+    from pipeline.benchmark.candidates import python_of
 
     monkeypatch.setenv("TORCH_PYTHON", "/torch")
     monkeypatch.setenv("TENSORFLOW_PYTHON", "/tensorflow")

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from conftest import HOST, LESSONS, TINY
 
-from pipeline.experiment import checkpoint as checkpoints
-from pipeline.experiment import data, history, training
-from pipeline.experiment.checkpoint import Checkpoint
-from pipeline.experiment.reference import reference_run
-from pipeline.measuring.clock import Stopwatch
+from pipeline.clock import Stopwatch
 from pipeline.params import Data
 from pipeline.runtimes import load_runtime, open_implementation
+from pipeline.training import checkpoint as checkpoints
+from pipeline.training import data, history, training
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.reference import reference_run
 
 STEPS = 47  # of batches of 16 of 96 examples: seven epochs and five batches
 DIGEST = bytes(range(32))

@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY
 
 from pipeline.errors import UserError
-from pipeline.experiment import data
 from pipeline.params import Data
+from pipeline.training import data
 
 PROBLEMS = ("two_layer", "recurrent")
 

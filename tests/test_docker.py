@@ -160,7 +160,7 @@ def test_a_containers_run_again_in_a_container_and_on_the_host(containers: Conta
     trusting = {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig")}
     containers.clone.run("git", "clone", "-q", str(containers.clone.path), str(tmp_path / "host"), env=trusting)
     done = Clone(tmp_path / "host").run(
-        *[sys.executable, "-m", "stages.reproduce", run_id[:12]],
+        *[sys.executable, "-m", "commands.reproduce", run_id[:12]],
         env={"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{containers.port}"},
     )
     assert "bitwise identical" in done.stdout

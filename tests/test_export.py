@@ -41,7 +41,7 @@ def newest(clone: Clone, role: str) -> str:
 
 
 def stage(clone: Clone, *arguments: str, status: int = 0) -> str:
-    done = clone.run(sys.executable, "-m", "stages.export", *arguments, succeeds=None)
+    done = clone.run(sys.executable, "-m", "commands.export", *arguments, succeeds=None)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr

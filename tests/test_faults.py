@@ -107,8 +107,8 @@ def check(clone: Clone, before: dict[str, bytes], files: set[str], lock: dict[st
 @pytest.fixture(scope="module")
 def clone(make_clone: Callable[..., Clone]) -> Clone:
     clone = make_clone(NUMPY)
-    lesson = (clone.path / f"pipeline/two_layer/{NUMPY}.py").read_text()
-    (clone.path / "pipeline/two_layer/numpy_again.py").write_text(lesson)
+    lesson = (clone.path / f"pipeline/lessons/two_layer/{NUMPY}.py").read_text()
+    (clone.path / "pipeline/lessons/two_layer/numpy_again.py").write_text(lesson)
     clone.write_params(clone.params() | {"implementations": {NUMPY: "two_layer", "numpy_again": "two_layer"}})
     clone.run("dvc", "repro")
     return clone

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.measuring.samples import Benchmark, Case
-from pipeline.showing import findings
-from pipeline.showing.claims import CLAIMS
-from pipeline.showing.findings import break_even, crossover, loops
+from pipeline.benchmark.samples import Benchmark, Case
+from pipeline.report import findings
+from pipeline.report.claims import CLAIMS
+from pipeline.report.findings import break_even, crossover, loops
 
 SIZES = {"batch_size": 64, "inputs": 1000, "hidden": 100, "outputs": 10, "min_length": 0, "max_length": 0}
 PROVENANCE = {

@@ -15,11 +15,11 @@ import pytest
 from conftest import HOST, LESSONS, Lesson
 
 from pipeline.array_files import read_arrays, write_arrays
+from pipeline.benchmark.benchmark import Effort, Size, benchmark
+from pipeline.benchmark.candidates import Candidate, draw, launch_floors
 from pipeline.contract import load_problem
 from pipeline.environment import Environment, available_cpus, framework_of
 from pipeline.errors import UserError
-from pipeline.measuring.benchmark import Effort, Size, benchmark
-from pipeline.measuring.candidates import Candidate, draw, launch_floors
 from pipeline.runtimes import batches_of, load_runtime, open_implementation
 
 ON_GPU = [name for name in LESSONS if framework_of(name) != "numpy" and find_spec(framework_of(name))]
@@ -275,10 +275,10 @@ def test_the_benchmark_measures_replays_beside_their_baselines():
 def test_a_training_and_what_is_judged_of_it(name: str):
     """`train`, `outputs` and the picture of a step, as the stage `train` calls them."""
     pytest.importorskip("pydantic")
-    from pipeline import tracing
-    from pipeline.experiment.outputs import outputs
-    from pipeline.experiment.training import train
-    from pipeline.measuring.clock import Stopwatch
+    from pipeline import graphs
+    from pipeline.clock import Stopwatch
+    from pipeline.training.outputs import outputs
+    from pipeline.training.training import train
 
     lesson, runtime = on_gpu(name), load_runtime(name)
     opened = open_implementation(name, lesson.problem, GPU)
@@ -310,9 +310,9 @@ def test_a_training_and_what_is_judged_of_it(name: str):
     if name in TORCH:
         assert (training.loop.captures, training.loop.replays) == (3, 27)
         assert stopwatch.seconds["compile"] > 0
-    on_cuda = tracing.trace(name, lesson.problem, opened.create, "float32")
+    on_cuda = graphs.trace(name, lesson.problem, opened.create, "float32")
     load_runtime(name).start(HOST)
-    on_cpu = tracing.trace(name, lesson.problem, open_implementation(name, lesson.problem, HOST).create, "float32")
+    on_cpu = graphs.trace(name, lesson.problem, open_implementation(name, lesson.problem, HOST).create, "float32")
     assert "why" not in on_cuda
     assert on_cuda == on_cpu
 

@@ -8,8 +8,8 @@ import pynvml
 import pytest
 
 from pipeline import gpus
+from pipeline.benchmark import monitor
 from pipeline.gpus import Device, visible_devices
-from pipeline.measuring import monitor
 
 NO_DRIVER = pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
 

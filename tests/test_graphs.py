@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from conftest import HOST, LESSONS, REPOSITORY, Lesson
 
-from pipeline import tracing
+from pipeline import graphs as tracing
 from pipeline.contract import Weights
+from pipeline.lessons_page import drawing, layout
 from pipeline.runtimes import Loop, load_runtime, open_implementation
-from pipeline.showing import drawing, layout
 
 BY_HAND = ["h", "h_relu", "y_pred", "loss", "grad_y_pred", "grad_w2", "grad_h_relu", "grad_h", "grad_w1", "w1", "w2"]
 
@@ -232,7 +232,7 @@ def trace_source(name: str, problem: str, text: str, folder: Path) -> dict[str, 
 
 def test_a_step_that_cannot_be_traced_says_why(tmp_path: Path):
     """It uses the memory of an array, which no stand-in has."""
-    text = (REPOSITORY / "pipeline/two_layer/numpy_arrays.py").read_text()
+    text = (REPOSITORY / "pipeline/lessons/two_layer/numpy_arrays.py").read_text()
     text = text.replace("        # Forward pass.\n", "        x.__array_interface__['data']\n", 1)
     found = trace_source("numpy_arrays", "two_layer", text, tmp_path)
     assert found["graphs"] == []
@@ -241,7 +241,7 @@ def test_a_step_that_cannot_be_traced_says_why(tmp_path: Path):
 
 @pytest.mark.parametrize("name", MORE)
 def test_one_more_layer_is_found_and_drawn(graphs: Any, name: str, tmp_path: Path):
-    text = (REPOSITORY / "pipeline" / LESSONS[name] / f"{name}.py").read_text()
+    text = (REPOSITORY / "pipeline/lessons" / LESSONS[name] / f"{name}.py").read_text()
     for old, new in MORE[name]:
         assert text.count(old) == 1, old
         text = text.replace(old, new)

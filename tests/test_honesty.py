@@ -16,10 +16,10 @@ import pytest
 from conftest import HOST
 
 from benchmarks.bench import EFFORT, LESSONS, SIZES
+from pipeline.benchmark import samples
+from pipeline.benchmark.benchmark import Effort, Size, benchmark
+from pipeline.benchmark.intervals import ratio, verdict
 from pipeline.contract import Array
-from pipeline.measuring import samples
-from pipeline.measuring.benchmark import Effort, Size, benchmark
-from pipeline.measuring.intervals import ratio, verdict
 
 pytestmark = pytest.mark.honesty
 COMPARISONS = int(os.environ.get("HONESTY", "20"))

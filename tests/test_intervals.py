@@ -6,8 +6,8 @@ import yaml
 from conftest import REPOSITORY
 
 from benchmarks.bench import EFFORT
+from pipeline.benchmark.intervals import STUDENT, Estimate, ratio, spread, verdict
 from pipeline.contract import Array
-from pipeline.measuring.intervals import STUDENT, Estimate, ratio, spread, verdict
 
 DEFAULT = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["benchmark"]
 EFFORTS = {"dvc repro": (DEFAULT["processes"], DEFAULT["rounds"]), "make bench": (EFFORT.processes, EFFORT.rounds)}

@@ -9,14 +9,14 @@ import pytest
 from conftest import LESSONS, REPOSITORY, SIZES, Lesson
 
 from pipeline.contract import load_problem
-from pipeline.experiment.outputs import gradient_of
+from pipeline.training.outputs import gradient_of
 
 ORDER = ("numpy_arrays", "torch_tensors", "torch_autograd", "torch_function", "tensorflow_graph")
 MOST_LINES = {"two_layer": 50, "recurrent": 65}
 
 
 def source(name: str) -> str:
-    return (REPOSITORY / "pipeline" / LESSONS[name] / f"{name}.py").read_text()
+    return (REPOSITORY / "pipeline/lessons" / LESSONS[name] / f"{name}.py").read_text()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

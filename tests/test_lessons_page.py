@@ -12,11 +12,11 @@ import pytest
 from conftest import LESSONS, REPOSITORY, TINY, Clone
 
 from pipeline.contract import implementation_file, load_problem
+from pipeline.lessons_page.equation_map import equations_by_line, functions_used
+from pipeline.lessons_page.equations import equations
+from pipeline.lessons_page.exercises import EXERCISES
+from pipeline.lessons_page.source_view import changes, listing
 from pipeline.params import load_params
-from pipeline.showing.equations import equations
-from pipeline.showing.exercises import EXERCISES
-from pipeline.showing.links import equations_by_line, functions_used
-from pipeline.showing.listing import changes, listing
 
 needs_browser = pytest.mark.skipif(
     bool(browser.is_missing()), reason=f"the page is not looked at: {browser.is_missing()}"
@@ -229,7 +229,7 @@ def test_an_edited_lesson_changes_its_code_and_its_graph(clone: Clone, page: str
 
 def test_an_eighth_is_on_the_page_by_itself(clone: Clone, page: str):
     params = clone.params()
-    file = clone.path / "pipeline/two_layer/torch_eighth.py"
+    file = clone.path / "pipeline/lessons/two_layer/torch_eighth.py"
     assert MODULE
     file.write_text(MODULE[1])
     clone.write_params(params | {"implementations": params["implementations"] | {"torch_eighth": "two_layer"}})

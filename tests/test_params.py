@@ -60,7 +60,7 @@ def test_a_number_that_yaml_reads_as_text_is_the_number(tmp_path: Path):
         (
             "implementations",
             {"numpy_array": "two_layer"},
-            "implementations.numpy_array: there is no pipeline/two_layer/",
+            "implementations.numpy_array: there is no pipeline/lessons/two_layer/",
         ),
         ("implementations", {"numpy_arrays": "three_layer"}, "implementations.numpy_arrays is 'three_layer'"),
         ("train/two_layer/batch_size", 10**6, "train.two_layer.batch_size is 1000000, but there are only 6400"),

@@ -26,8 +26,8 @@ COMPARES = ["benchmark", "compare", "report"]
 def small(make_clone: Callable[..., Clone]) -> Clone:
     """Two implementations in NumPy, so that a whole run takes seconds. A test leaves it as `dvc repro` made it."""
     clone = make_clone(NUMPY)
-    (clone.path / "pipeline/two_layer/numpy_again.py").write_text(
-        (clone.path / "pipeline/two_layer/numpy_arrays.py").read_text()
+    (clone.path / "pipeline/lessons/two_layer/numpy_again.py").write_text(
+        (clone.path / "pipeline/lessons/two_layer/numpy_arrays.py").read_text()
     )
     clone.write_params(clone.params() | {"implementations": {NUMPY: "two_layer", "numpy_again": "two_layer"}})
     clone.run("dvc", "repro")
@@ -45,12 +45,12 @@ def changed(small: Clone):
 
 
 def test_changed_code_that_gives_the_same_result_is_measured_again_and_no_more(changed: Clone):
-    changed.edit(f"pipeline/two_layer/{NUMPY}.py", "# Update.", "# The update.")
+    changed.edit(f"pipeline/lessons/two_layer/{NUMPY}.py", "# Update.", "# The update.")
     assert changed.stages_run("dvc", "repro") == [f"train@{NUMPY}", "benchmark", "report"]
 
 
 def test_changed_code_reruns_its_chain_alone(changed: Clone):
-    changed.edit(f"pipeline/two_layer/{NUMPY}.py", "2 * (y_pred - y) / y.size", "(y_pred - y) * (2 / y.size)")
+    changed.edit(f"pipeline/lessons/two_layer/{NUMPY}.py", "2 * (y_pred - y) / y.size", "(y_pred - y) * (2 / y.size)")
     assert sorted(changed.stages_run("dvc", "repro")) == sorted([*CHAIN, *COMPARES])
 
 
@@ -73,8 +73,8 @@ def test_going_back_restores_without_running(changed: Clone):
 
 
 def test_an_eighth_is_one_file_and_one_line(changed: Clone):
-    source = (changed.path / f"pipeline/two_layer/{NUMPY}.py").read_text()
-    (changed.path / "pipeline/two_layer/numpy_eighth.py").write_text(source)
+    source = (changed.path / f"pipeline/lessons/two_layer/{NUMPY}.py").read_text()
+    (changed.path / "pipeline/lessons/two_layer/numpy_eighth.py").write_text(source)
     changed.edit("params.yaml", "numpy_again: two_layer", "numpy_again: two_layer\n  numpy_eighth: two_layer")
     assert sorted(changed.stages_run("dvc", "repro")) == sorted(
         [*(f"{stage}@numpy_eighth" for stage in ("train", "evaluate")), *COMPARES]
@@ -85,15 +85,15 @@ def test_an_eighth_is_one_file_and_one_line(changed: Clone):
     assert sorted(changed.stages_run("dvc", "repro")) == sorted(COMPARES)
     comparison = json.loads((changed.path / "results/comparison.json").read_text())
     assert set(comparison["implementations"]) == {NUMPY, "numpy_eighth"}
-    (changed.path / "pipeline/two_layer/numpy_eighth.py").unlink()
+    (changed.path / "pipeline/lessons/two_layer/numpy_eighth.py").unlink()
 
 
 def test_a_new_framework_is_one_module(changed: Clone):
     """NumPy under another name: a runtime and a lesson, and nothing else."""
     runtime = (changed.path / "pipeline/runtimes/numpy.py").read_text()
-    lesson = (changed.path / f"pipeline/two_layer/{NUMPY}.py").read_text()
+    lesson = (changed.path / f"pipeline/lessons/two_layer/{NUMPY}.py").read_text()
     (changed.path / "pipeline/runtimes/toy.py").write_text(runtime)
-    (changed.path / "pipeline/two_layer/toy_arrays.py").write_text(lesson)
+    (changed.path / "pipeline/lessons/two_layer/toy_arrays.py").write_text(lesson)
     changed.edit("params.yaml", "numpy_again: two_layer", "numpy_again: two_layer\n  toy_arrays: two_layer")
     changed.run("dvc", "repro")
     comparison = json.loads((changed.path / "results/comparison.json").read_text())
@@ -101,7 +101,7 @@ def test_a_new_framework_is_one_module(changed: Clone):
     assert "toy_arrays" in comparison["implementations"]
     assert "toy_arrays" in (changed.path / "results/benchmark.csv").read_text()
     assert "toy_arrays" in (changed.path / "report.html").read_text()
-    for file in ("pipeline/runtimes/toy.py", "pipeline/two_layer/toy_arrays.py"):
+    for file in ("pipeline/runtimes/toy.py", "pipeline/lessons/two_layer/toy_arrays.py"):
         (changed.path / file).unlink()
 
 
@@ -143,7 +143,11 @@ def results(clone: Clone) -> dict[str, bytes]:
         ("learning_rate: 0.05", "learning_rat: 0.05", "unknown key train.learning_rat"),
         ("learning_rate: 0.05", "learning_rate: fast", "train.learning_rate is 'fast'"),
         ("steps: 30", "steps: 0", "steps is 0"),
-        ("numpy_again: two_layer", "numpy_nowhere: two_layer", "there is no pipeline/two_layer/numpy_nowhere.py"),
+        (
+            "numpy_again: two_layer",
+            "numpy_nowhere: two_layer",
+            "there is no pipeline/lessons/two_layer/numpy_nowhere.py",
+        ),
         ("seed: 0", "seed: [", "params.yaml"),
         ("device: auto", "device: cuda:99", "device is cuda:99; found: "),
     ],
@@ -160,7 +164,7 @@ def test_no_params_at_all(changed: Clone):
     before = results(changed)
     (changed.path / "params.yaml").unlink()
     assert "params.yaml" in changed.run("dvc", "repro", succeeds=False).stderr
-    done = changed.run(sys.executable, "-m", "stages.params", succeeds=False)
+    done = changed.run(sys.executable, "-m", "commands.params", succeeds=False)
     assert done.stderr == "ERROR: params.yaml is missing. `git checkout params.yaml` brings the default back.\n"
     assert results(changed) == before
 
@@ -220,7 +224,7 @@ def test_without_git(make_clone: Callable[..., Clone]):
 
 
 def test_a_lost_relu_mask_fails_the_gate(changed: Clone):
-    changed.edit(f"pipeline/two_layer/{NUMPY}.py", "grad_h_relu * (h > 0)", "grad_h_relu")
+    changed.edit(f"pipeline/lessons/two_layer/{NUMPY}.py", "grad_h_relu * (h > 0)", "grad_h_relu")
     done = changed.run("dvc", "repro", succeeds=False)
     (row,) = (line for line in done.stdout.splitlines() if line.startswith(NUMPY) and "→" in line)
     assert "✗ BREACH" in row

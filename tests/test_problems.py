@@ -9,7 +9,7 @@ import pytest
 from conftest import SIZES
 
 from pipeline.contract import Array, load_problem
-from pipeline.showing.equations import Equation, equation_in, equations
+from pipeline.lessons_page.equations import Equation, equation_in, equations
 
 PROBLEMS = ("two_layer", "recurrent")
 

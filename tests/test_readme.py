@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, Clone, outside_variables
 
-from pipeline.experiment.certificate import table
+from pipeline.parity.report import table
 
 README = (REPOSITORY / "README.md").read_text()
 # What takes many minutes, a GPU or an advisory service, and is run elsewhere: only whether there is such a command.

@@ -11,7 +11,7 @@ import browser
 import pytest
 from conftest import LESSONS, Clone
 
-from pipeline.measuring.clock import TIME_BREAKDOWN
+from pipeline.clock import TIME_BREAKDOWN
 
 needs_browser = pytest.mark.skipif(
     bool(browser.is_missing()), reason=f"the report is not looked at: {browser.is_missing()}"
@@ -221,10 +221,10 @@ def test_what_make_bench_measured_is_shown(clone: Clone, page: str):
     for file in ("bench.csv", "bench.json"):
         (clone.path / "results" / file).unlink()
     clone.run("dvc", "repro", "-f", "-s", "report")
-    link = '<a href="benchmarks/peers/torch_module.py">peers/torch_module+fused</a>'
+    link = '<a href="pipeline/benchmark/peers/torch_module.py">peers/torch_module+fused</a>'
     assert link in shown
     assert link not in page
-    assert '<a href="benchmarks/tuned/torch_autograd.py">' in page
+    assert '<a href="pipeline/benchmark/tuned/torch_autograd.py">' in page
 
 
 @pytest.mark.parametrize("name", ["numpy_arrays", "tensorflow_graph", "torch_loop"])

@@ -52,7 +52,7 @@ def newest(server: str, role: str) -> str:
 def again(clone: Clone, server: str, run_id: str, status: int) -> str:
     before = clone.digests(*TRACKED)
     done = clone.run(
-        *[sys.executable, "-m", "stages.reproduce", run_id], succeeds=None, env={"MLFLOW_TRACKING_URI": server}
+        *[sys.executable, "-m", "commands.reproduce", run_id], succeeds=None, env={"MLFLOW_TRACKING_URI": server}
     )
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -75,10 +75,10 @@ def test_an_edited_params_file_from_the_beginning_of_an_id(clone: Clone, server:
 
 
 def test_a_whole_state_with_an_edited_and_a_new_lesson(clone: Clone, server: str):
-    lesson = clone.path / f"pipeline/two_layer/{NUMPY}.py"
+    lesson = clone.path / f"pipeline/lessons/two_layer/{NUMPY}.py"
     text = lesson.read_text()
     lesson.write_text(text.replace("2 * (y_pred - y) / y.size", "(y_pred - y) * (2 / y.size)"))
-    (clone.path / "pipeline/two_layer/numpy_again.py").write_text(text)
+    (clone.path / "pipeline/lessons/two_layer/numpy_again.py").write_text(text)
     secret = clone.path / "mlruns/secret.txt"  # which git ignores
     secret.write_text("a password")
     clone.edit("params.yaml", f"{NUMPY}: two_layer", f"{NUMPY}: two_layer\n  numpy_again: two_layer")
@@ -113,11 +113,11 @@ def test_what_cannot_be_reproduced(clone: Clone, server: str, tmp_path: Path):
     said = again(other, server, run_id, 2)
     assert "is not in this clone. Fetch it: git fetch origin " in said
     done = clone.run(
-        sys.executable, "-m", "stages.reproduce", "zzz", succeeds=False, env={"MLFLOW_TRACKING_URI": server}
+        sys.executable, "-m", "commands.reproduce", "zzz", succeeds=False, env={"MLFLOW_TRACKING_URI": server}
     )
     assert done.stderr == "ERROR: No runs of the store have an id that begins with zzz. Give more of it.\n"
     nobody = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    done = clone.run(sys.executable, "-m", "stages.reproduce", "zzz", succeeds=False, env=nobody)
+    done = clone.run(sys.executable, "-m", "commands.reproduce", "zzz", succeeds=False, env=nobody)
     assert "MLflow at http://127.0.0.1:9 cannot be read" in done.stderr
     client = mlflow.MlflowClient(server)
     parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]

@@ -18,11 +18,11 @@ from conftest import HOST, LESSONS, REPOSITORY, Lesson
 from fake_cuda import Recorded
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from benchmarks.peers import torch_static_graph
 from pipeline import runtimes
+from pipeline.benchmark.candidates import Candidate, draw
+from pipeline.benchmark.peers import torch_static_graph
 from pipeline.contract import load_problem
 from pipeline.errors import UserError
-from pipeline.measuring.candidates import Candidate, draw
 from pipeline.runtimes import load_runtime, open_implementation
 
 TINY = SimpleNamespace(batch_size=16, inputs=20, hidden=8, outputs=3)
@@ -62,7 +62,7 @@ def test_xla_is_for_graphs_that_are_small_and_have_one_loop(name: str, sizes: di
 def test_a_chunk_of_data_is_trained_on_where_it_lies(tmp_path: Path):
     weights, chunk = draw("two_layer", TINY, "float32")
     np.save(tmp_path / "x.npy", chunk["x"])
-    mapped = np.load(tmp_path / "x.npy", mmap_mode="c")  # as pipeline/experiment/data.py reads it
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="c")  # as pipeline/training/data.py reads it
     loop: Any = open_implementation("tensorflow_graph", "two_layer", HOST).create(weights, 0.1)
     loop.place(chunk | {"x": mapped})
     assert np.shares_memory(np.asarray(memoryview(loop.stacked[0])), mapped)

@@ -10,9 +10,9 @@ import pytest
 from conftest import LESSONS, REPOSITORY, Clone
 
 from pipeline import files
-from pipeline.measuring.intervals import mean
+from pipeline.benchmark.intervals import mean
 from pipeline.params import load_params
-from pipeline.showing import seeds
+from pipeline.report import seeds
 
 MEASURES = "initial_test_loss,test_loss,test_r2,gradient_relative_error,loss_curve_relative_difference"
 HEADER = f"experiment,seed,train.learning_rate,implementation,problem,{MEASURES},predictions_relative_difference"
@@ -88,21 +88,21 @@ def test_a_gradient_that_is_off_by_1_percent_is_flagged_in_every_seed_and_implem
 ):
     clone = make_clone(*LESSONS)
     commit(clone)
-    said = clone.run(sys.executable, "-m", "stages.seeds", "2").stdout
+    said = clone.run(sys.executable, "-m", "commands.seeds", "2").stdout
     for name in LESSONS:
         assert re.search(rf"^ *{name} +2 of 2 ", said, re.MULTILINE), said
         plant(clone, name)
     commit(clone)
-    said = clone.run(sys.executable, "-m", "stages.seeds", "2").stdout
+    said = clone.run(sys.executable, "-m", "commands.seeds", "2").stdout
     for name in LESSONS:
         assert re.search(rf"^ *{name} +0 of 2 .* ≤ 1\.0e-02 ", said, re.MULTILINE), said
     clone.run("dvc", "repro", "-f", "-s", "environment")
-    assert clone.run(sys.executable, "-m", "stages.seeds", "2").stdout.startswith("0 of 2 seeds are queued")
+    assert clone.run(sys.executable, "-m", "commands.seeds", "2").stdout.startswith("0 of 2 seeds are queued")
 
 
 def plant(clone: Clone, name: str) -> None:
     """The first weights' gradient times 1.01."""
-    file = clone.path / f"pipeline/{LESSONS[name]}/{name}.py"
+    file = clone.path / f"pipeline/lessons/{LESSONS[name]}/{name}.py"
     text = file.read_text()
     planted = re.sub(r"(-= |assign_sub\()self\.learning_rate \* ", r"\1 1.01 * self.learning_rate * ", text, count=1)
     assert planted != text

@@ -59,7 +59,7 @@ def queue(clone: Clone, *overrides: str, name: str = "") -> None:
 
 def start(clone: Clone, **environment: str) -> subprocess.Popen[str]:
     sweep = subprocess.Popen(
-        [sys.executable, "-m", "stages.sweep"],
+        [sys.executable, "-m", "commands.sweep"],
         cwd=clone.path,
         env=outside_variables() | {"PATH": f"{BIN}:{os.environ['PATH']}"} | environment,
         stdout=subprocess.PIPE,
@@ -142,7 +142,7 @@ def test_what_is_queued_comes_home_as_it_would_serially(clone: Clone):
     """On this machine without a cluster; one diverges, and is said to have failed."""
     queue(clone, "train.learning_rate=0.05,0.02")
     queue(clone, "train.learning_rate=1e9", name="diverging")
-    done = clone.run(sys.executable, "-m", "stages.sweep", succeeds=None)
+    done = clone.run(sys.executable, "-m", "commands.sweep", succeeds=None)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(r"diverging: FAILED on \S+: .* the loss is inf at step", done.stdout), done.stdout
     found = experiments(clone)
@@ -160,14 +160,14 @@ def test_what_is_queued_comes_home_as_it_would_serially(clone: Clone):
         clone.run("dvc", "repro", "-f", f"train@{NUMPY}")
         assert (clone.path / WEIGHTS).read_bytes() == swept, revision
         clone.run("git", "checkout", "-q", ".")
-    assert "Nothing is queued" in clone.run(sys.executable, "-m", "stages.sweep").stdout
+    assert "Nothing is queued" in clone.run(sys.executable, "-m", "commands.sweep").stdout
 
 
 def test_shares_of_a_node_have_a_cpu_each_and_no_benchmark(clone: Clone):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("there is one CPU")
     queue(clone, "seed=1,2")
-    said = clone.run(sys.executable, "-m", "stages.sweep", "1").stdout
+    said = clone.run(sys.executable, "-m", "commands.sweep", "1").stdout
     first = said.index(": done on ")
     assert len(set(re.findall(r"^(\S+), \S+: train@", said[:first], re.MULTILINE))) == 2, (
         "they did not run side by side"
@@ -209,7 +209,7 @@ def test_a_killed_head_is_a_sentence_and_what_is_done_is_kept(clone: Clone):
     assert "Traceback" not in said
     assert len(experiments(clone)) == 1
     with cluster(WHOLE) as (environment, _):
-        clone.run(sys.executable, "-m", "stages.sweep", env=environment)
+        clone.run(sys.executable, "-m", "commands.sweep", env=environment)
     assert len(experiments(clone)) == 2
     assert len(shown(clone)) == 2
 
@@ -241,7 +241,7 @@ def test_a_gpu_for_each_experiment_and_none_for_one_on_the_cpu(clone: Clone):
     for number, device in enumerate(("auto", "auto", "cpu")):
         queue(clone, f"device={device}", f"seed={number}", name=f"{device}-{number}")
     with cluster(("--num-cpus", "2", "--num-gpus", "2")) as (environment, _):
-        clone.run(sys.executable, "-m", "stages.sweep", "1", "generate@two_layer", env=environment)
+        clone.run(sys.executable, "-m", "commands.sweep", "1", "generate@two_layer", env=environment)
     seen = {
         path.stem: re.findall("^SEES (.*)$", path.read_text(), re.MULTILINE)
         for path in (clone.path / ".dvc/tmp/sweep").glob("*.log")
@@ -252,7 +252,7 @@ def test_a_gpu_for_each_experiment_and_none_for_one_on_the_cpu(clone: Clone):
 
 def test_some_stages_alone(clone: Clone):
     queue(clone, "seed=3")
-    clone.run(sys.executable, "-m", "stages.sweep", "", f"train@{NUMPY}")
+    clone.run(sys.executable, "-m", "commands.sweep", "", f"train@{NUMPY}")
     (revision,) = experiments(clone).values()
     assert f"evaluate@{NUMPY}:" not in clone.run("git", "show", f"{revision}:dvc.lock").stdout
     assert not (clone.path / "mlflow.db").exists()  # MLflow shows whole states
@@ -264,7 +264,7 @@ def test_some_stages_alone(clone: Clone):
 def test_what_experiments_share_is_made_once_a_node(clone: Clone):
     queue(clone, "train.learning_rate=0.05,0.02", name="rate")
     with cluster(WHOLE) as (environment, _):
-        clone.run(sys.executable, "-m", "stages.sweep", env=environment)
+        clone.run(sys.executable, "-m", "commands.sweep", env=environment)
     logs = [path.read_text() for path in (clone.path / ".dvc/tmp/sweep").glob("*.log")]
     assert len(logs) == 2
     assert sum("Running stage 'generate@two_layer'" in log for log in logs) == 1
@@ -274,7 +274,7 @@ def test_objects_travel_by_the_dvc_remote_where_there_is_one(clone: Clone, tmp_p
     clone.run("dvc", "remote", "add", "-d", "here", str(tmp_path / "remote"))
     clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "a remote")
     queue(clone, "seed=3")
-    clone.run(sys.executable, "-m", "stages.sweep")
+    clone.run(sys.executable, "-m", "commands.sweep")
     (name,) = experiments(clone)
     assert len(list((tmp_path / "remote").rglob("*/*/??/*"))) > 5
     clone.run("dvc", "exp", "apply", name)
@@ -284,7 +284,7 @@ def test_objects_travel_by_the_dvc_remote_where_there_is_one(clone: Clone, tmp_p
 def test_on_a_terminal_a_row_is_rewritten_and_a_bar_counts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from pipeline.sweeping.display import Display
+    from pipeline.sweep.display import Display
 
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     with Display(2) as display:
@@ -303,9 +303,9 @@ def test_on_a_terminal_a_row_is_rewritten_and_a_bar_counts(
 def test_ctrl_c_keeps_what_is_done(clone: Clone, where: str):
     if where == "destructor":  # Python prints a KeyboardInterrupt that is raised there, and goes on
         press = "import os\n\n\nclass Press:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
-        clone.edit("pipeline/sweeping/sweep.py", "import signal\n", f"import signal\n{press}\n")
+        clone.edit("pipeline/sweep/driver.py", "import signal\n", f"import signal\n{press}\n")
         clone.edit(
-            "pipeline/sweeping/sweep.py", "        self.home.append(", "        Press()\n        self.home.append("
+            "pipeline/sweep/driver.py", "        self.home.append(", "        Press()\n        self.home.append("
         )
     queue(clone, "seed=1")
     queue(clone, "seed=2,3", *LONG)
@@ -330,7 +330,7 @@ def test_a_killed_sweep_goes_on_with_the_rest(clone: Clone):
     os.killpg(sweep.pid, signal.SIGKILL)
     sweep.communicate()
     assert 1 <= len(experiments(clone)) < 3
-    clone.run(sys.executable, "-m", "stages.sweep")
+    clone.run(sys.executable, "-m", "commands.sweep")
     assert len(experiments(clone)) == 3
     assert len(shown(clone)) == 3
 
@@ -338,22 +338,22 @@ def test_a_killed_sweep_goes_on_with_the_rest(clone: Clone):
 def test_an_unreachable_server_is_told_afterwards(clone: Clone):
     queue(clone, "seed=1,2")
     nobody = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    done = clone.run(sys.executable, "-m", "stages.sweep", env=nobody)
+    done = clone.run(sys.executable, "-m", "commands.sweep", env=nobody)
     assert "WARNING: MLflow at http://127.0.0.1:9" in done.stderr
     assert len(experiments(clone)) == 2
-    clone.run(sys.executable, "-m", "stages.sweep")
-    clone.run(sys.executable, "-m", "stages.sweep")
+    clone.run(sys.executable, "-m", "commands.sweep")
+    clone.run(sys.executable, "-m", "commands.sweep")
     assert shown(clone) == sorted(experiments(clone))
 
 
 def test_what_has_changed_on_its_way_does_not_count(clone: Clone, monkeypatch: pytest.MonkeyPatch):
-    from pipeline.sweeping import arrival, node
-    from pipeline.sweeping.queue import Queued
+    from pipeline.sweep import import_results, node
+    from pipeline.sweep.queue import Queued
 
     monkeypatch.chdir(clone.path)
     outcome = node.Outcome("x", True, "here", "", 1.0, "", objects=_tar("ab/" + "0" * 30, b"another content"))
-    with pytest.raises(arrival.ArrivalError, match=r"the object ab0+ has changed on its way"):
-        arrival.take_in(Queued("x", "0" * 40, "0" * 40), outcome)
+    with pytest.raises(import_results.ArrivalError, match=r"the object ab0+ has changed on its way"):
+        import_results.take_in(Queued("x", "0" * 40, "0" * 40), outcome)
     assert not (clone.path / ".dvc/cache/files/md5/ab").exists()
 
 

@@ -23,9 +23,9 @@ from conftest import Clone, outside_variables
 from mlflow.entities import Run
 
 from pipeline.array_files import read_arrays
+from pipeline.clock import BUSY, TIME_BREAKDOWN
 from pipeline.contract import load_problem
-from pipeline.experiment import progress
-from pipeline.measuring.clock import BUSY, TIME_BREAKDOWN
+from pipeline.training import progress
 
 # MLflow, in this process, uses what SQLAlchemy deprecates and warns of its own types: not ours to fix.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred")
@@ -559,12 +559,12 @@ def test_a_store_that_is_no_store_costs_a_warning(clone: Clone, tmp_path: Path):
 def test_the_ui_on_a_port_that_is_taken(clone: Clone):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        done = clone.run(sys.executable, "-m", "stages.ui", port, succeeds=False)
+        done = clone.run(sys.executable, "-m", "commands.ui", port, succeeds=False)
     assert f"port {port} of 127.0.0.1 is taken" in done.stderr
 
 
 def test_the_ui_of_a_server_is_the_servers(clone: Clone):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"  # which never answers
-        done = clone.run(sys.executable, "-m", "stages.ui", "0", succeeds=False, env={"MLFLOW_TRACKING_URI": uri})
+        done = clone.run(sys.executable, "-m", "commands.ui", "0", succeeds=False, env={"MLFLOW_TRACKING_URI": uri})
     assert done.stderr == f"ERROR: MLFLOW_TRACKING_URI names a server, and its UI is there: {uri}\n"

@@ -12,18 +12,18 @@ import pytest
 from conftest import HOST, LESSONS, REPOSITORY, TINY
 from fake_cuda import GPU
 
+from pipeline import clock
 from pipeline.contract import Weights, load_implementation
 from pipeline.environment import Environment
 from pipeline.errors import UserError
-from pipeline.experiment import data, history, progress, training
-from pipeline.experiment.certificate import certificate, table
-from pipeline.experiment.evaluation import evaluate
-from pipeline.experiment.outputs import outputs
-from pipeline.experiment.reference import reference_run
-from pipeline.measuring import clock
+from pipeline.lessons.two_layer.numpy_arrays import Implementation
 from pipeline.params import Data, Params, load_params
+from pipeline.parity.evaluation import evaluate
+from pipeline.parity.report import certificate, table
 from pipeline.runtimes import Loop, load_runtime, open_implementation
-from pipeline.two_layer.numpy_arrays import Implementation
+from pipeline.training import data, history, progress, training
+from pipeline.training.outputs import outputs
+from pipeline.training.reference import reference_run
 
 NUMPY = "numpy_arrays"
 
@@ -249,9 +249,7 @@ def test_the_time_breakdown_adds_up_to_the_wall_clock(monkeypatch: pytest.Monkey
 
 
 def test_the_process_is_as_old_as_its_start(tmp_path: Path):
-    code = (
-        "import time; time.sleep(0.3); from pipeline.measuring.clock import process_seconds; print(process_seconds())"
-    )
+    code = "import time; time.sleep(0.3); from pipeline.clock import process_seconds; print(process_seconds())"
     with clock.timed(lambda: None) as seconds:
         age = float(subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY))
     assert 0.3 < age < seconds[0] + 0.02  # the kernel counts in hundredths

@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import files
 from pipeline.array_files import read_arrays
+from pipeline.clock import Stopwatch
 from pipeline.environment import resolve
-from pipeline.experiment.data import DataSet
-from pipeline.experiment.evaluation import evaluate
-from pipeline.experiment.outputs import outputs
-from pipeline.experiment.training import train
-from pipeline.measuring.clock import Stopwatch
 from pipeline.params import load_params
+from pipeline.parity.evaluation import evaluate
 from pipeline.runtimes import load_runtime, open_implementation
+from pipeline.training.data import DataSet
+from pipeline.training.outputs import outputs
+from pipeline.training.training import train
 
 UNUSED_BITS = 13
 ROUNDINGS = {"nearest": 1 << (UNUSED_BITS - 1), "cut": 0}  # what is added to the bits before they are cut off

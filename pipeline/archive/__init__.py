@@ -1,0 +1,1 @@
+"""Runs done again, and runs exported."""

@@ -1,0 +1,1 @@
+"""The lessons: a folder for each problem, a file for each implementation."""

@@ -1,0 +1,1 @@
+"""The page of lessons: idea, equations, code, graph and cost of each."""

@@ -1,0 +1,1 @@
+"""How close an implementation is to the float64 reference, and whether that is close enough."""

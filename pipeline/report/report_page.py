@@ -1,0 +1,168 @@
+"""The report: one self-contained page.
+
+It holds nothing that is not in the files of `results/`, so the same results make the same page, and a page that comes
+back from the cache is still true: it says when things were measured, never "now".
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.benchmark.intervals import spread
+from pipeline.benchmark.monitor import sentence
+from pipeline.benchmark.samples import BASELINES, ONCE, Benchmark, Case
+from pipeline.clock import TIME_BREAKDOWN
+from pipeline.environment import Environment
+from pipeline.params import Params
+from pipeline.report import figures
+from pipeline.report.figures import Results
+from pipeline.report.findings import Bought, Finding, bought, break_even, loops
+from pipeline.report.page import breakdown, duration, render, row, when
+from pipeline.report.seeds import Seeds, better, interval
+
+
+def write(
+    params: Params,
+    environment: Environment,
+    comparison: Mapping[str, Any],
+    results: Results,
+    benchmark: Benchmark,
+    *,
+    found: list[Finding],
+    bench: list[Benchmark],
+    seeds: Seeds | None,
+) -> tuple[str, dict[str, str]]:
+    """The page, as HTML, and its figures as SVG files by name.
+
+    `bench` is what `make bench` measured, and `seeds` what `make seeds` found, if they were run.
+    """
+    sizes = {problem: params.sizes(problem) for problem in dict.fromkeys(params.implementations.values())}
+    drawn = figures.draw(results, benchmark, sizes, seeds)
+    measured = [benchmark.provenance, *(result.timing for result in results.values())]
+    latest = max(each["run_began"] for each in measured)
+    page = render(
+        "report/report.html",
+        params=params,
+        environment=environment,
+        comparison=comparison,
+        benchmarked={
+            **benchmark.provenance,
+            "when": when(benchmark.provenance),
+            "doubt": benchmark.doubt,
+            "gpu": (gpu := benchmark.provenance.get("gpu")) and sentence(gpu),
+        },
+        bought=_on_one_scale(bought(benchmark, comparison, sizes)),
+        findings=found,
+        rows=[
+            row(name, result, comparison, benchmark.at(result.problem, sizes[result.problem]), latest)
+            for name, result in results.items()
+        ],
+        instead=[
+            {**table, "when": when(each.provenance), "doubt": each.doubt}
+            for each in [benchmark, *bench]
+            for case in each.cases
+            if (table := _instead(case, list(results)))
+        ],
+        time_breakdown=TIME_BREAKDOWN,
+        breakdowns={name: breakdown(result) for name, result in results.items()},
+        cases=[_samples(case) for case in benchmark.cases],
+        even=[
+            (name, case.label, count)
+            for name in results
+            for case in benchmark.cases
+            if (count := break_even(case, name))
+        ],
+        loops={
+            name: loops(benchmark.of(result.problem), name)
+            for name, result in results.items()
+            if result.problem == "recurrent"
+        },
+        seeds=seeds and _over_seeds(seeds),
+        commits=sorted({each["commit"] for each in measured}),
+        times=sorted(each["measured_at"] for each in measured),
+        hosts=sorted({each["measured_on"] for each in measured}),
+        figures={name: figures.for_page(drawing) for name, drawing in drawn.items()},
+    )
+    return page, {name: figures.for_file(drawing) for name, drawing in drawn.items()}
+
+
+def _over_seeds(seeds: Seeds) -> dict[str, Any]:
+    passed, number = seeds.passed()
+    return {
+        "passed": passed,
+        "number": number,
+        "rows": [{**row._asdict(), "loss": interval(row.loss), "r2": interval(row.r2)} for row in seeds.rows()],
+        "limits": seeds.limits,
+        "parameters": seeds.parameters,
+        "better": better(seeds),
+    }
+
+
+def _on_one_scale(found: list[Bought]) -> list[dict[str, Any]]:
+    """Each with the ends and the middle of its interval in per cent of a logarithmic scale, on which 1 is at 50."""
+    widest = max(
+        [
+            math.log(2),
+            *(
+                abs(math.log(each))
+                for line in found
+                if line.ratio
+                for each in line.ratio
+                if each > 0 and math.isfinite(each)
+            ),
+        ]
+    )
+    return [
+        {
+            "idea": line.idea,
+            "text": line.text,
+            "marks": line.ratio
+            and [
+                50 + 48 * max(-1.0, min(1.0, math.log(each) / widest if each else -1.0))
+                for each in (line.ratio.low, line.ratio.value, line.ratio.high)
+            ],
+        }
+        for line in found
+    ]
+
+
+def _instead(case: Case, names: list[str]) -> dict[str, Any] | None:
+    """A size's implementations beside what hand tuning makes of them, and beside what a user might write instead."""
+    tuned = [(name, f"tuned/{name}") for name in names if f"tuned/{name}" in case.seconds]
+    peers = [each for each in case.seconds if each.startswith("peers/")]
+    pairs = tuned + [(name, peer) for name in names for peer in peers if _same_idea(name, peer)]
+    rows = [
+        {
+            "name": name,
+            "other": other,
+            "file": f"pipeline/benchmark/{other.partition('+')[0]}.py",
+            "ratio": case.ratio(name, other),
+        }
+        for name, other in pairs
+    ]
+    return {"label": case.label, "rows": rows} if rows else None
+
+
+def _same_idea(name: str, peer: str) -> bool:
+    """A module with an optimiser is set beside autograd, JAX beside NumPy, Keras beside the graph, a loop over examples
+    beside a loop."""
+    ideas = {
+        "torch_module": "torch_autograd",
+        "numpy_jax": "numpy_arrays",
+        "tensorflow_keras": "tensorflow_graph",
+        "torch_examples": "torch_loop",
+        "tensorflow_examples": "tensorflow_scan",
+    }
+    return ideas.get(peer.removeprefix("peers/").partition("+")[0]) == name
+
+
+def _samples(case: Case) -> dict[str, Any]:
+    """Every candidate of a size in words: median, quartiles, how often, and its ratio to the lower bound."""
+    rows = []
+    for name, processes in case.seconds.items():
+        of_all = spread(list(processes.values()))
+        rounds = max(len(samples) for samples in processes.values())
+        ratio = "" if name.startswith((*ONCE, *BASELINES)) else case.multiple(name) or ""
+        quartiles = f"{duration(of_all.lower_quartile)} … {duration(of_all.upper_quartile)}"
+        rows.append((name, duration(of_all.median), quartiles, f"{len(processes)} × {rounds}", ratio))
+    return {"label": case.label, "problem": case.problem, "rows": rows}

@@ -1,0 +1,1 @@
+"""MLflow: what it is sent, and how."""

@@ -1,0 +1,1 @@
+"""What generate, reference and train do."""

@@ -1,0 +1,99 @@
+"""Where a long training has got to, kept on disk, so that one that was killed or interrupted goes on from there.
+
+A checkpoint holds the weights, the losses kept so far and the number of steps done, and a digest of everything that
+the training depends on: the files, parameters and data that dvc.yaml names for its stage, and the environment. It is
+taken up again only where that digest is the same, and so the result is bitwise what an unbroken training gives. A
+training that has ended removes it.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import yaml
+
+from pipeline.array_files import read_arrays, write_arrays
+from pipeline.clock import now
+from pipeline.contract import Array, Weights
+from pipeline.errors import UserError
+from pipeline.params import Train
+
+FOLDER = Path(".dvc/tmp/checkpoints")  # DVC removes a stage's outputs before it starts, so not among them
+KEPT = 3  # of each implementation: who goes back to other params finds the checkpoint that was left there
+
+
+class State(NamedTuple):
+    weights: Weights
+    losses: Array  # of the steps that `kept_steps` names, as far as they are done
+    done: int
+    continued_at: tuple[int, ...] = ()  # the steps at which a training was taken up again
+
+
+class Checkpoint:
+    """The checkpoint of one training, written every `seconds`; never if that is 0."""
+
+    def __init__(self, name: str, digest: bytes, seconds: float) -> None:
+        self.name, self.digest, self.seconds = name, digest, seconds
+        self.path = FOLDER / f"{name}-{digest.hex()[:16]}.safetensors"
+        self.written = now()
+
+    def load(self, initial: Weights) -> State:
+        """The state in which the training goes on: that of the checkpoint, or the initial one if there is none."""
+        start = State(initial, np.empty(0), 0)
+        if not self.path.is_file():
+            return start
+        shapes = {f"weights.{key}": array.shape for key, array in initial.items()}
+        try:
+            found = read_arrays(self.path, shapes | dict.fromkeys(("losses", "done", "continued_at", "depends_on")))
+        except UserError as error:
+            print(f"WARNING: {self.name} starts from step 0: {error}", file=sys.stderr)
+            return start
+        if found["depends_on"].tobytes() != self.digest:
+            print(f"WARNING: {self.name} starts from step 0: {self.path} is another training's.", file=sys.stderr)
+            return start
+        done = found["done"].item()
+        print(f"{self.name}: going on at step {done:,}, from {self.path}.", flush=True)
+        continued_at = (*found["continued_at"].tolist(), done)
+        return State({key: found[f"weights.{key}"] for key in initial}, found["losses"], done, continued_at)
+
+    @property
+    def due(self) -> bool:
+        return self.seconds > 0 and now() - self.written >= self.seconds
+
+    def write(self, state: State) -> None:
+        arrays = {f"weights.{key}": array for key, array in state.weights.items()}
+        arrays |= {"losses": state.losses, "done": np.array([state.done])}
+        arrays |= {"continued_at": np.array(state.continued_at, np.int64)}
+        arrays |= {"depends_on": np.frombuffer(self.digest, np.uint8)}
+        write_arrays(self.path, arrays)
+        self.written = now()
+        others = sorted(FOLDER.glob(f"{self.name}-*.safetensors"), key=lambda path: path.stat().st_mtime)
+        for path in others[:-KEPT]:
+            path.unlink()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+NONE = Checkpoint("none", b"", 0)
+
+
+def checkpoint_of(stage: str, problem: str, params: Train) -> Checkpoint:
+    """The checkpoint of a stage that trains, such as train@numpy_arrays."""
+    basis = {"learning_rate": params.learning_rate, **params.of(problem).model_dump()}
+    return Checkpoint(stage, depends_on(stage, problem, basis), params.checkpoint_seconds)
+
+
+def depends_on(stage: str, problem: str, params: dict[str, object]) -> bytes:
+    """A digest of what a stage depends on: its `params`, and the content of its deps in dvc.yaml."""
+    group, _, key = stage.partition("@")
+    named = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][group]["do"]["deps"]
+    deps = (Path(dep.replace("${key}", key).replace("${item}", problem)) for dep in named)
+    digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
+    for path in (file for dep in deps for file in ([dep] if dep.is_file() else sorted(dep.rglob("*")))):
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".npy":  # the manifest stands for them
+            digest.update(f"{path} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.digest()

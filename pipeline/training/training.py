@@ -1,0 +1,109 @@
+"""The only training: every implementation goes through it, on the same data, from the same weights."""
+
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.clock import Stopwatch
+from pipeline.contract import Array, Weights
+from pipeline.errors import UserError
+from pipeline.runtimes import Loop
+from pipeline.training.checkpoint import NONE, Checkpoint, State
+from pipeline.training.data import DataSet
+from pipeline.training.history import kept_steps
+
+CALLS = 20  # of a loop's `run` in a training: enough for a median and for progress, few enough to cost nothing
+CALL_STEPS = 10_000  # in a call, at most: a long training shows progress too, and holds few losses at a time
+CALL_SECONDS = 5.0  # of a call, about, at most: there is no progress and no checkpoint within one
+
+
+class Training(NamedTuple):
+    steps: range  # whose losses are kept
+    losses: Array  # each before its step's update
+    weights: Weights
+    loop: Loop
+    continued_at: tuple[int, ...]  # the steps at which it was taken up again from a checkpoint
+
+
+@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is refused below, by its step
+def train(
+    name: str,
+    create: Callable[[Weights, float], Loop],
+    data: DataSet,
+    *,
+    learning_rate: float,
+    steps: int,
+    batch_size: int,
+    runtime: ModuleType,
+    stopwatch: Stopwatch,
+    on_progress: Callable[[int, float], None],
+    checkpoint: Checkpoint = NONE,
+) -> Training:
+    """Train an implementation for `steps` steps, one batch each, for as many epochs as that takes.
+
+    `create(weights, learning_rate)` constructs it; `on_progress` hears the steps done and the last loss. Goes on from
+    the checkpoint, if there is one. Raises UserError when a loss is not finite.
+    """
+    with stopwatch.measure("checkpoint"):
+        state = checkpoint.load(data.initial)
+    with stopwatch.measure("setup"):
+        loop = create(state.weights, learning_rate)
+    kept = kept_steps(steps)
+    losses = np.empty(len(kept))
+    losses[: len(state.losses)] = state.losses
+    chunks, most = data.chunks(batch_size), max(1, min(steps // CALLS, CALL_STEPS))
+    per_call = most
+    started = done = state.done
+    for chunk, first in _from_step(done, chunks, batch_size):
+        with stopwatch.measure("read"):
+            batches = data.read(chunk, batch_size)
+        with stopwatch.measure("transfer"):
+            loop.place(batches)
+            loop.next = first
+        # With a single chunk an epoch ends where the next one begins, and nothing has to be placed again.
+        end = steps if len(chunks) == 1 else min(steps, done + len(batches["y"]) - first)
+        while done < end:
+            count = min(loop.first_steps if done == started else per_call, end - done)
+            with stopwatch.measure("compile"):
+                loop.compile_for(count)
+            with stopwatch.measure("first_steps" if done == started else "train", steps=count) as seconds:
+                on_device = loop.run(count)
+            # The first call also pays for what happens once, and any call may be disturbed: so it may grow again.
+            per_call = max(1, min(most, int(CALL_SECONDS * count / seconds[0])))
+            with stopwatch.measure("read_back"):
+                found = runtime.to_host(on_device)
+            finite = np.isfinite(found)
+            if not finite.all():
+                step = int(finite.argmin())
+                raise UserError(
+                    f"{name}: the loss is {found[step]} at step {done + step} with learning rate {learning_rate}. "
+                    "Lower train.learning_rate in params.yaml."
+                )
+            first_kept = -(-done // kept.step)  # of this call, counted among the kept ones
+            chosen = found[first_kept * kept.step - done :: kept.step]
+            losses[first_kept : first_kept + len(chosen)] = chosen
+            done += count
+            with stopwatch.measure("log"):
+                on_progress(done, float(found[-1]))
+            if checkpoint.due and done < steps:
+                with stopwatch.measure("checkpoint"):
+                    so_far = losses[: first_kept + len(chosen)]
+                    checkpoint.write(State(loop.weights(), so_far, done, state.continued_at))
+        if done == steps:
+            break
+    with stopwatch.measure("read_back"):
+        weights = loop.weights()
+    return Training(kept, losses, weights, loop, state.continued_at)
+
+
+def _from_step(done: int, chunks: list[slice], batch_size: int) -> Iterator[tuple[slice, int]]:
+    """The chunks in the order of the steps after those done, for ever, and the batch with which each begins: 0 but for
+    the first, which may have been left half done."""
+    skipped = done % (chunks[-1].stop // batch_size) * batch_size
+    for chunk in cycle(chunks):
+        if skipped < chunk.stop:
+            yield chunk, max(0, skipped - chunk.start) // batch_size
+            skipped = 0
