@@ -1,5 +1,6 @@
 """What the tests share: small problems in memory, and small pipelines in fresh clones."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -234,6 +235,31 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]
         return clone
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_pipeline(make_clone: Callable[..., Clone], tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """All lessons at tiny sizes after one `dvc repro`, made once for a test session, whatever its processes. Read it,
+    and change nothing there."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in the session's
+        shared = shared.parent
+    clone = Clone(shared / "finished")
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not clone.path.exists():
+            made = make_clone(*LESSONS)
+            made.run("dvc", "repro")
+            made.path.rename(clone.path)
+    return clone
+
+
+@pytest.fixture
+def finished(finished_pipeline: Clone, tmp_path: Path) -> Clone:
+    """A copy of `finished_pipeline` to change, with DVC's cache and without an MLflow store."""
+    path = tmp_path / "project"
+    shutil.copytree(finished_pipeline.path, path, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlruns"))
+    return Clone(path)
 
 
 @contextmanager
