@@ -1,3 +1,40 @@
-"""What is measured for the developers, and no part of the pipeline."""
+"""Benchmarks that are run by hand, beside the pipeline's own: how they keep their samples and print their figures."""
 
-import pipeline  # noqa: F401 (before NumPy: it sets how long OpenBLAS's idle threads spin)
+from collections.abc import Iterator
+from pathlib import Path
+
+import pipeline  # before NumPy: it sets how long OpenBLAS's idle threads spin
+from pipeline import files
+from pipeline.benchmark.monitor import sentence
+from pipeline.benchmark.samples import HEADER, Sample
+from pipeline.results import BenchmarkProvenance
+
+
+def problem_of(lesson: str) -> str:
+    """The folder in which a lesson stands."""
+    (file,) = Path(pipeline.__file__).parent.glob(f"lessons/*/{lesson}.py")
+    return file.parent.name
+
+
+def keep(samples: list[Sample], where: BenchmarkProvenance, table: Path, facts: Path) -> None:
+    files.write_rows(table, HEADER, samples)
+    where.write(facts)
+
+
+def heading(where: BenchmarkProvenance) -> Iterator[str]:
+    """What the samples were taken on."""
+    versions = ", ".join(f"{framework} {version}" for framework, version in where.versions.items())
+    device = f"{where.device_name}, host " if where.device != "cpu" else ""
+    yield f"{device}{where.cpu_name}, {where.threads} threads, float32; {versions}"
+    yield (
+        f"Other processes took {where.cpus_of_other_processes:.2f} of {where.cpus} CPUs meanwhile, "
+        f"a virtual machine's host {where.stolen_cpus:.2f}"
+    )
+    if where.gpu:
+        yield f"The GPU meanwhile: {sentence(where.gpu)}"
+    if where.variables:
+        yield f"Set in the environment: {' '.join(f'{key}={value}' for key, value in where.variables.items())}"
+
+
+def mark(met: bool) -> str:
+    return "✓" if met else "✗"

@@ -3,8 +3,9 @@
 Answers: what a captured step takes at the tutorial's size, beside the matrix products and the launches alone; what
 capturing costs and buys; how near the largest size comes to its matrix products alone; at which size a step is 50
 times as fast as NumPy's on the same host; and what TF32, deterministic kernels, one graph for all batches and
-(`--compile`) `torch.compile` change. Needs a Python with torch and NumPy, and nothing else: `python -m benchmarks.gpu`
-where `make bench-gpu` has no Docker. TensorFlow's lesson is measured where there is TensorFlow, in its own interpreter.
+(`--compile`) `torch.compile` change. Where there is no Docker for `make bench-gpu`, `python -m benchmarks.gpu` needs a
+Python with torch, NumPy, scipy, psutil, threadpoolctl and nvidia-ml-py. TensorFlow's lesson is measured where there is
+TensorFlow, in its own interpreter.
 
 Leaves the samples in docs/results/DEVICE. `--device cpu` tries it out where there is no GPU.
 """
@@ -23,24 +24,29 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.table import columns, heading, mark
-from pipeline import files, gpus
-from pipeline.benchmark import samples
-from pipeline.benchmark.benchmark import Effort, Size, benchmark
-from pipeline.benchmark.candidates import Candidate, draw, launch_floors, lower_bounds
+from benchmarks import heading, keep, mark, problem_of
+from pipeline import gpus
+from pipeline.benchmark.benchmark import benchmark
+from pipeline.benchmark.candidates import BASELINES, Candidate
 from pipeline.benchmark.intervals import spread
-from pipeline.benchmark.samples import BASELINES, HEADER, ONCE, Benchmark, Case, Sample
+from pipeline.benchmark.plan import BenchmarkConfig, Size, launch_floors, matmul_baselines
+from pipeline.benchmark.runner import Runner, draw
+from pipeline.benchmark.samples import Benchmark, Case, Sample, collect
 from pipeline.contract import Array, load_problem
 from pipeline.environment import Environment, available_cpus, cpu_name, enter_interpreter, versions_of
 from pipeline.errors import UserError, out_of_memory
 from pipeline.provenance import provenance
 from pipeline.report.claims import CLAIMS
 from pipeline.report.findings import Run, capture_cost, crossover, times_as_fast_as_numpy
+from pipeline.results import BenchmarkProvenance
+from pipeline.text import columns
 
 NAMES = ["torch_tensors", "torch_autograd", "torch_function"]
-VARIANTS = ["torch_autograd+nondeterministic", "torch_autograd+tf32"]
-STATIC = "peers/torch_static_graph+torch_autograd"
-COMPILED = "peers/torch_compile"
+PROBLEM = problem_of(NAMES[0])
+NUMPY, HOST = Candidate("numpy_arrays"), Candidate("torch_tensors", "cpu")
+VARIANTS = [Candidate("torch_autograd", option=option) for option in ("nondeterministic", "tf32")]
+STATIC = Candidate("torch_static_graph", "peers", "torch_autograd")
+COMPILED = Candidate("torch_compile", "peers")
 KEYS = ("batch_size", "inputs", "hidden", "outputs")
 SIZES = [
     (16, 256, 32, 10),
@@ -50,7 +56,7 @@ SIZES = [
     (2048, 4096, 4096, 512),
     (4096, 8192, 8192, 1024),
 ]
-EFFORT = Effort(processes=3, rounds=4, turn_seconds=0.05)
+CONFIG = BenchmarkConfig(processes=3, rounds=4, turn_seconds=0.05)
 TUTORIAL = SIZES[1]
 BASELINE_AIM = 1.5  # times the higher of the two baselines, of torch_autograd at the tutorial's size
 SHARE_AIM = 0.9  # of the speed of the matrix products alone, at the largest size
@@ -62,17 +68,16 @@ def main() -> None:
     options = _options()
     enter_interpreter("torch")
     environment = _environment(options.device)
-    effort = Effort(options.processes, options.rounds, EFFORT.turn_seconds)
+    config = BenchmarkConfig(options.processes, options.rounds, CONFIG.turn_seconds)
     sizes = [SIZES[options.only - 1]] if options.only else SIZES[: options.sizes]
-    plan = [Size("two_layer", dict(zip(KEYS, each, strict=True)), _candidates(environment)) for each in sizes]
-    taken, meanwhile = benchmark(plan, effort=effort, dtype="float32", environment=environment, on_process=print)
+    plan = [Size(PROBLEM, dict(zip(KEYS, numbers, strict=True)), _candidates(environment)) for numbers in sizes]
+    taken, meanwhile = benchmark(plan, config=config, dtype="float32", environment=environment, on_process=print)
     if options.compile:
-        taken += _compiled(environment, effort, after=1 + max(each.process for each in taken))
-    where = provenance(environment, environment.device, environment.device_name) | meanwhile
+        taken += _compiled(environment, config, after=1 + max(sample.process for sample in taken))
+    where = BenchmarkProvenance(**provenance(environment, environment.device, environment.device_name), **meanwhile)
     folder = options.output / re.sub(r"[^a-z0-9]+", "-", environment.device_name.lower()).strip("-")
-    files.write_rows(folder / "samples.csv", HEADER, taken)
-    files.write_json(folder / "machine.json", where)
-    measured = samples.read(files.read_samples(folder / "samples.csv"), where)
+    keep(taken, where, folder / "samples.csv", folder / "machine.json")
+    measured = collect(taken, where)
     parity = [] if options.no_parity else _parity(plan, environment)
     for line in chain(heading(where), _report(measured, taken), parity):
         print(line, flush=True)
@@ -85,34 +90,34 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to try it out")
     parser.add_argument("--sizes", type=int, choices=number, default=len(SIZES), help="how many, from the smallest")
     parser.add_argument("--only", type=int, choices=number, help="this one of the sizes alone")
-    parser.add_argument("--processes", type=int, default=EFFORT.processes, help="fresh ones for each interpreter")
-    parser.add_argument("--rounds", type=int, default=EFFORT.rounds, help="turns of each candidate in a process")
+    parser.add_argument("--processes", type=int, default=CONFIG.processes, help="fresh ones for each interpreter")
+    parser.add_argument("--rounds", type=int, default=CONFIG.rounds, help="turns of each candidate in a process")
     parser.add_argument("--no-parity", action="store_true", help="leave out how far the weights are from float64's")
     parser.add_argument("--compile", action="store_true", help="afterwards torch.compile, at the tutorial's size")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     return parser.parse_args()
 
 
-def _candidates(environment: Environment) -> list[str]:
-    names = [*NAMES, *VARIANTS, *lower_bounds(environment, "torch"), "numpy_arrays"]
+def _candidates(environment: Environment) -> list[Candidate]:
+    chosen = [*map(Candidate, NAMES), *VARIANTS, *matmul_baselines(environment, "torch"), NUMPY]
     if environment.device != "cpu":
-        names += ["lower_bound/torch+tf32", *launch_floors(environment, NAMES), STATIC, "cpu/torch_tensors"]
+        chosen += [Candidate.parse("matmul/torch+tf32"), *launch_floors(environment, NAMES), STATIC, HOST]
     if os.environ.get("TENSORFLOW_PYTHON") or find_spec("tensorflow"):
-        bounds = lower_bounds(environment, "tensorflow")
-        names += ["tensorflow_graph", "tensorflow_graph+no_xla", *(bound for bound in bounds if bound not in names)]
-    return names
+        chosen += [Candidate("tensorflow_graph"), Candidate("tensorflow_graph", option="no_xla")]
+        chosen += [baseline for baseline in matmul_baselines(environment, "tensorflow") if baseline not in chosen]
+    return chosen
 
 
-def _compiled(environment: Environment, effort: Effort, *, after: int) -> list[Sample]:
+def _compiled(environment: Environment, config: BenchmarkConfig, *, after: int) -> list[Sample]:
     """Samples of torch.compile in processes of its own, numbered from `after` on. None, if it fails: it says why."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or a pool of processes lives on, and counts as other processes
-    size = Size("two_layer", dict(zip(KEYS, TUTORIAL, strict=True)), [COMPILED])
+    size = Size(PROBLEM, dict(zip(KEYS, TUTORIAL, strict=True)), [COMPILED])
     try:
-        found, _ = benchmark([size], effort=effort, dtype="float32", environment=environment, on_process=print)
+        found, _ = benchmark([size], config=config, dtype="float32", environment=environment, on_process=print)
     except UserError as error:
         print(f"torch.compile is left out: {str(error).splitlines()[-1]}")
         return []
-    return [each._replace(process=each.process + after) for each in found]
+    return [sample._replace(process=sample.process + after) for sample in found]
 
 
 def _report(measured: Benchmark, taken: list[Sample]) -> Iterator[str]:
@@ -120,88 +125,89 @@ def _report(measured: Benchmark, taken: list[Sample]) -> Iterator[str]:
     for case in measured.cases:
         yield from ("", case.label, *_rows(case, measured.doubt))
     yield ""
-    tutorial = measured.at("two_layer", dict(zip(KEYS, TUTORIAL, strict=True)))
-    for name in NAMES:
-        own = [each for each in taken if each.candidate == name]
-        replayed = sum(each.replays for each in own) / sum(each.steps for each in own)
-        yield f"{name}: {replayed:.0%} of the timed steps were replays of a CUDA graph"
+    tutorial = measured.at(PROBLEM, dict(zip(KEYS, TUTORIAL, strict=True)))
+    largest = measured.cases[-1]
+    for lesson in map(Candidate, NAMES):
+        own = [sample for sample in taken if sample.candidate == lesson]
+        replayed = sum(sample.replays for sample in own) / sum(sample.steps for sample in own)
+        yield f"{lesson}: {replayed:.0%} of the timed steps were replays of a CUDA graph"
         if tutorial:
-            yield from _at_the_tutorials_size(name, tutorial, measured.doubt)
-        yield from _at_the_largest_size(name, measured.cases[-1], measured.doubt)
-    for other in () if measured.doubt else ("numpy_arrays", "cpu/torch_tensors"):
-        if other in measured.cases[-1].seconds:
-            beyond = crossover(measured.cases, other, NAMES[0])
-            where = f"at {beyond.label} and beyond" if beyond else f"not at {measured.cases[-1].label}"
+            yield from _at_the_tutorials_size(lesson, tutorial, measured.doubt)
+        yield from _at_the_largest_size(lesson, largest, measured.doubt)
+    for other in () if measured.doubt else (NUMPY, HOST):
+        if other in largest.seconds:
+            beyond = crossover(measured.cases, other, Candidate(NAMES[0]))
+            where = f"at {beyond.label} and beyond" if beyond else f"not at {largest.label}"
             yield f"{NAMES[0]}: faster than {other} {where}"
     finding = times_as_fast_as_numpy(CLAIMS[0], Run(measured.cases, tutorial, {}, measured.provenance))
     yield f"“{CLAIMS[0].text}” {finding.verdict}: {finding.text}{f' ({measured.doubt})' if measured.doubt else ''}"
 
 
-def _at_the_tutorials_size(name: str, case: Case, doubt: str) -> Iterator[str]:
+def _at_the_tutorials_size(lesson: Candidate, case: Case, doubt: str) -> Iterator[str]:
     """A captured step beside its two baselines, what capturing it costs, and what replaying it buys."""
-    yield f"{name}: {1e6 * case.median(name):.1f} µs a step at the tutorial's size"
-    baselines = [each for each in (case.lower_bound(name), case.launch_floor(name)) if each]
-    if case.launch_floor(name):
-        higher = max(baselines, key=case.median)
-        ratio = case.ratio(name, higher)
-        aim = f"; aim ≤ {BASELINE_AIM} {mark(bool(ratio and ratio.value <= BASELINE_AIM))}" if ratio else ""
-        yield f"{name}: {ratio or doubt} the higher of its baselines, {higher}{aim}"
-    if cost := capture_cost(case, name):
-        yield f"{name}: run eagerly a step takes {case.ratio(f'eager/{name}', name) or doubt} as long.{cost}"
-    if STATIC.endswith(f"+{name}") and STATIC in case.seconds:
-        yield f"{name}: with one graph for all batches a step takes {case.ratio(STATIC, name) or doubt} as long"
+    yield f"{lesson}: {1e6 * case.median(lesson):.1f} µs a step at the tutorial's size"
+    products, floor, eager = case.matmul(lesson), case.launch_floor(lesson.name), Candidate(lesson.name, "eager")
+    if floor:
+        higher = max([products, floor] if products else [floor], key=case.median)
+        ratio = case.ratio(lesson, higher)
+        aim = f"; aim ≤ {BASELINE_AIM} {mark(ratio.value <= BASELINE_AIM)}" if ratio else ""
+        yield f"{lesson}: {ratio or doubt} the higher of its baselines, {higher}{aim}"
+    if cost := capture_cost(case, lesson.name):
+        yield f"{lesson}: run eagerly a step takes {case.ratio(eager, lesson) or doubt} as long.{cost}"
+    if STATIC.option == lesson.name and STATIC in case.seconds:
+        yield f"{lesson}: with one graph for all batches a step takes {case.ratio(STATIC, lesson) or doubt} as long"
 
 
-def _at_the_largest_size(name: str, case: Case, doubt: str) -> Iterator[str]:
-    bound = case.lower_bound(name)
-    share = case.ratio(bound, name) if bound else None
+def _at_the_largest_size(lesson: Candidate, case: Case, doubt: str) -> Iterator[str]:
+    products = case.matmul(lesson)
+    share = case.ratio(products, lesson) if products else None
     if share is None:
-        yield f"{name}: {doubt or 'there is no lower bound'}"
+        yield f"{lesson}: {doubt or 'the matrix products alone were not measured'}"
         return
     aim = f"aim ≥ {SHARE_AIM:.0%} {mark(share.value >= SHARE_AIM)}"
     shown = f"{share.value:.0%} ({share.low:.0%} … {share.high:.0%})"
-    yield f"{name}: {shown} of the matrix products' speed at {case.label}; {aim}"
+    yield f"{lesson}: {shown} of the matrix products' speed at {case.label}; {aim}"
 
 
 def _rows(case: Case, doubt: str) -> Iterator[str]:
-    rows = [["", "µs a step", "quartiles", "of the lower bound", "of torch_autograd"]]
-    for name, processes in case.seconds.items():
-        middle, lower, upper = (f"{1e6 * each:.1f}" for each in spread(list(processes.values())))
-        bare = name.startswith((*BASELINES, *ONCE))
-        multiple = "" if bare else str(case.multiple(name) or doubt or "–")
-        of_autograd = case.ratio(name, "torch_autograd") if not bare and name != "torch_autograd" else None
-        rows.append([name, middle, f"{lower} … {upper}", multiple, str(of_autograd or "")])
-    return columns(rows)
+    autograd = Candidate("torch_autograd")
+    rows: list[list[object]] = [["", "µs a step", "quartiles", "× products alone", "of torch_autograd"]]
+    for candidate, processes in case.seconds.items():
+        middle, lower, upper = (f"{1e6 * figure:.1f}" for figure in spread(list(processes.values())))
+        multiple = case.multiple(candidate) or doubt or "–" if candidate.is_step else ""
+        of_autograd = case.ratio(candidate, autograd) if candidate.is_step and candidate != autograd else None
+        rows.append([candidate, middle, f"{lower} … {upper}", multiple, of_autograd or ""])
+    yield columns(rows)
 
 
 def _parity(plan: list[Size], environment: Environment) -> Iterator[str]:
     """How far each row's weights are from the float64 reference after a few steps, at each size."""
     yield from ("", f"Parity: relative error, against float64, of the weights' change in {PARITY_STEPS} steps")
-    rows = [["", *(" × ".join(map(str, size.sizes.values())) for size in plan)]]
-    errors: dict[str, list[str]] = {}
+    rows: list[list[object]] = [["", *(" × ".join(map(str, size.sizes.values())) for size in plan)]]
+    errors: dict[Candidate, list[str]] = {}
     for size in plan:
-        weights, chunk = draw("two_layer", SimpleNamespace(**size.sizes), "float32")
+        weights, chunk = draw(PROBLEM, SimpleNamespace(**size.sizes), "float32")
         chunk = {key: array[:2] for key, array in chunk.items()}
         rate, expected = _reference(weights, chunk)
-        for name in size.candidates:
-            if not name.startswith((*BASELINES, "tensorflow")):
-                candidate = Candidate(name, "two_layer", environment, weights, learning_rate=rate)
-                candidate.place(chunk)
-                with candidate.settings():
-                    candidate.run(PARITY_STEPS)
-                    found = candidate.loop.weights()
+        for candidate in size.candidates:
+            if candidate.kind not in BASELINES and candidate.framework != "tensorflow":
+                runner = Runner(candidate, PROBLEM, environment, weights, learning_rate=rate)
+                runner.place(chunk)
+                with runner.settings():
+                    runner.run(PARITY_STEPS)
+                    found = runner.loop.weights()
                 error = max(_norm(found[key] - expected[key]) / _norm(expected[key] - weights[key]) for key in weights)
-                errors.setdefault(name, []).append(f"{error:.1e}")
-    yield from columns(rows + [[name, *each] for name, each in errors.items()])
+                errors.setdefault(candidate, []).append(f"{error:.1e}")
+    yield columns([*rows, *([candidate, *texts] for candidate, texts in errors.items())])
 
 
 def _reference(weights: Mapping[str, Array], chunk: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
     """A learning rate at which a step changes the weights by about PARITY_CHANGE; the weights after PARITY_STEPS."""
-    problem = load_problem("two_layer")
+    problem = load_problem(PROBLEM)
     expected = {key: array.astype(np.float64) for key, array in weights.items()}
     rate = 0.0
     for step in range(PARITY_STEPS):
-        _, gradients = problem.loss_and_gradients(expected, *(each[step % 2] for each in chunk.values()))
+        _, gradients = problem.loss_and_gradients(expected, *(array[step % 2] for array in chunk.values()))
         rate = rate or PARITY_CHANGE * min(_norm(expected[key]) / _norm(gradients[key]) for key in expected)
         expected = {key: expected[key] - rate * gradients[key] for key in expected}
     return rate, expected
@@ -215,12 +221,10 @@ def _environment(device: str) -> Environment:
     name, driver = cpu_name(), None
     if device != "cpu":
         found, index = gpus.find(), int(device.partition(":")[2] or 0)
-        if gpus.pynvml is None:
-            found = found._replace(devices=_as_torch_sees_them())
         if index >= len(found.devices):
-            there = ", ".join(each.name for each in found.devices) or found.absence
+            names = ", ".join(gpu.name for gpu in found.devices) or found.absence
             raise UserError(
-                f"there is no {device}; found: {there}. Run it on a machine with an NVIDIA GPU, or try it out with "
+                f"there is no {device}; found: {names}. Run it on a machine with an NVIDIA GPU, or try it out with "
                 "--device cpu."
             )
         name, driver = found.devices[index].name, found.driver
@@ -235,13 +239,6 @@ def _environment(device: str) -> Environment:
         python=platform.python_version(),
         versions=versions_of({"torch"}),
     )
-
-
-def _as_torch_sees_them() -> list[gpus.Device]:
-    import torch
-
-    count = torch.cuda.device_count()
-    return [gpus.Device("", torch.cuda.get_device_name(index)) for index in range(count)]
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 BUSY = 0.2  # CPUs taken by other processes beyond which a measurement is not to be relied on
 KEPT_CALLS = 500
-STAT = Path("/proc/stat")
 
 # Where the time of a training goes, in the order in which it first goes there; the residual is what no other has.
 TIME_BREAKDOWN = {
@@ -25,7 +25,6 @@ TIME_BREAKDOWN = {
     "log": "showing the progress",
     "checkpoint": "keeping where a long training has got to, and taking it up there",
     "predict": "predictions, and the gradient at the initial weights, for the evaluation",
-    "graph": "running one more step, small, to see what graph it builds",
     "save": "writing the results",
     "residual": "everything else: the loop itself, checking that losses are finite",
 }
@@ -34,10 +33,10 @@ TIME_BREAKDOWN = {
 class Stopwatch:
     """Books the wall-clock seconds since the process started, each once, and keeps the seconds a step of timed calls.
 
-    `synchronize` returns when the device is idle: it is called before the clock is read, at both ends.
+    `synchronize` returns when the device is idle. It is called before the clock is read, at both ends.
     """
 
-    def __init__(self, synchronize: Callable[[], None]) -> None:
+    def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
         self.synchronize = synchronize
         self.seconds = dict.fromkeys(TIME_BREAKDOWN, 0.0)
         self.seconds["imports"] = process_seconds()
@@ -51,7 +50,7 @@ class Stopwatch:
 
         Yields a list that holds, afterwards, the seconds.
         """
-        with timed(self.synchronize) as seconds:
+        with timed(lambda: self.synchronize()) as seconds:  # noqa: PLW0108 (it may be set inside)
             yield seconds
         self.seconds[name] += seconds[0]
         if not steps:
@@ -63,11 +62,11 @@ class Stopwatch:
                 self.step_seconds, self.stride = self.step_seconds[::2], 2 * self.stride
         self.calls += 1
 
-    def summary(self, batch_size: int) -> dict[str, float]:
-        """The timing keys of timing.json, in seconds but for examples_per_second.
+    def summary(self, batch_size: int) -> dict[str, Any]:
+        """Fields of results.Timing, in seconds but for examples_per_second.
 
-        A key for each line of TIME_BREAKDOWN, which add up to wall_seconds, the seconds since the process started. The
-        median and 95th percentile of a step are over the calls after the first, each call's seconds per step; examples
+        breakdown_seconds add up to wall_seconds, the seconds since the process started. The median and 95th percentile
+        of a step are over the calls after the first, each call's seconds per step; examples
         per second are at the median.
         """
         wall = process_seconds()
@@ -75,7 +74,7 @@ class Stopwatch:
         pace = self.step_seconds[1:] or self.step_seconds
         median = statistics.median(pace)
         return {
-            **{f"{name}_seconds": seconds for name, seconds in breakdown.items()},
+            "breakdown_seconds": breakdown,
             "wall_seconds": wall,
             "step_seconds_median": median,
             "step_seconds_p95": statistics.quantiles(pace, n=20, method="inclusive")[-1] if len(pace) > 1 else median,
@@ -114,17 +113,17 @@ def process_seconds() -> float:
 def other_processes() -> Iterator[list[float]]:
     """Yields a list that holds, afterwards, how many CPUs other processes kept busy meanwhile, on average, and how many
     a virtual machine's host took away (steal time)."""
-    found: list[float] = []
+    cpus: list[float] = []
     before = _other_seconds()
     with timed(lambda: None) as seconds:
-        yield found
-    found += [max(0.0, after - start) / seconds[0] for after, start in zip(_other_seconds(), before, strict=True)]
+        yield cpus
+    cpus += [max(0.0, after - start) / seconds[0] for after, start in zip(_other_seconds(), before, strict=True)]
 
 
 def _other_seconds() -> tuple[float, float]:
     """CPU seconds since the start of the machine: of processes but this one and its children, and of steal time."""
-    first = STAT.read_text().partition("\n")[0]
-    # Neither idle nor iowait is busy, and user holds what guests take.
-    user, nice, system, _, _, irq, softirq, steal = map(int, first.split()[1:9])
-    ticks = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + irq + softirq) / ticks - sum(os.times()[:4]), steal / ticks
+    import psutil
+
+    cpus = psutil.cpu_times()  # its user time holds what guests take; neither idle nor iowait is busy
+    busy = cpus.user + cpus.nice + cpus.system + cpus.irq + cpus.softirq
+    return busy - sum(os.times()[:4]), cpus.steal

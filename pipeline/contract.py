@@ -7,10 +7,7 @@ the underscore names the runtime, a module of `pipeline/runtimes/`.
 The implementation is the maths of one step. Everything else belongs to the runtime: which batch comes next, the loop
 over steps, the losses, and reading results back to host memory.
 
-A batch holds the arrays of N examples:
-
-    two_layer   x (N, inputs)                               y (N, outputs)
-    recurrent   x (N, max_length, inputs), lengths (N,)     y (N, outputs)
+A batch holds the arrays of N examples: the inputs, which the problem draws, and last the targets, y (N, outputs).
 """
 
 from collections.abc import Mapping
@@ -51,17 +48,49 @@ class Implementation(Protocol):
 
 
 class Problem(Protocol):
-    """A model, its random data and its float64 reference: a module of `pipeline/problems/`."""
+    """A model, its random data and its float64 reference: a module of `pipeline/problems/`.
+
+    The module's docstring has the equations. `sizes` has the attributes of the module's own `Sizes`, a pydantic model,
+    and `batch_size` where a batch matters. A problem of sequences also has `sequence_total(sizes)`, the expected sum of
+    the lengths in a batch.
+    """
+
+    Sizes: type[Any]
 
     def weight_shapes(self, sizes: Any) -> dict[str, tuple[int, int]]: ...
 
-    def example_numbers(self, sizes: Any) -> tuple[int, int]: ...
+    def example_numbers(self, sizes: Any) -> tuple[int, int]:
+        """How many numbers the inputs of an example hold, and how many its hidden layers."""
+        ...
+
+    def operations(self, sizes: Any) -> float:
+        """Floating-point operations in the matrix products of a step: multiplications and additions, on average."""
+        ...
 
     def draw_weights(self, sizes: Any, generator: np.random.Generator) -> dict[str, Array]: ...
 
     def draw_inputs(self, sizes: Any, count: int, generator: np.random.Generator) -> dict[str, Array]: ...
 
+    def draw_targets(
+        self,
+        sizes: Any,
+        inputs: Batch,
+        teacher: Weights | None,
+        noise: float,
+        generator: np.random.Generator,
+    ) -> Array:
+        """Targets y (N, outputs), float32: answers of a network with the teacher's weights, with noise; else random."""
+        ...
+
     def predict(self, weights: Weights, *inputs: Array) -> Array: ...
+
+    def loss(self, y_pred: Array, y: Array) -> float:
+        """The loss of predictions (N, outputs), float64."""
+        ...
+
+    def best_constant(self, y: Array) -> Array:
+        """The prediction (outputs,) with the smallest loss among those that do not look at the input."""
+        ...
 
     def loss_and_gradients(self, weights: Weights, *batch: Array) -> tuple[float, dict[str, Array]]: ...
 

@@ -92,17 +92,24 @@ def _why_no_gpu(found: gpus.Gpus, frameworks: set[str], versions: dict[str, str]
     return f"{there}, but {' and '.join(cpu_builds)} cannot use CUDA (`docker compose run --rm gpu` can)"
 
 
+def runs_here(framework: str) -> bool:
+    """Whether this interpreter is the one that TORCH_PYTHON or TENSORFLOW_PYTHON names, or none is named."""
+    python = os.environ.get(f"{framework.upper()}_PYTHON")
+    return not python or Path(sys.prefix) == Path(python).parent.parent
+
+
 def enter_interpreter(framework: str) -> None:
-    """Go on in the interpreter that TORCH_PYTHON or TENSORFLOW_PYTHON names, if one is set and it is not this one.
+    """Replace this process by the same command in the framework's interpreter, where that is another one.
 
     The CUDA builds of the two frameworks cannot share an environment, so the GPU image has one for each.
     """
-    python = os.environ.get(f"{framework.upper()}_PYTHON")
-    if python and Path(sys.prefix) != Path(python).parent.parent:
-        binaries = Path(python).parent
-        environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "VIRTUAL_ENV": str(binaries.parent)}
-        environment.setdefault("PIPELINE_PYTHON", sys.executable)  # which has DVC and MLflow
-        os.execve(python, [python, *sys.orig_argv[1:]], environment)
+    if runs_here(framework):
+        return
+    python = os.environ[f"{framework.upper()}_PYTHON"]
+    binaries = Path(python).parent
+    environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "VIRTUAL_ENV": str(binaries.parent)}
+    environment.setdefault("PIPELINE_PYTHON", sys.executable)  # which has DVC and MLflow
+    os.execve(python, [python, *sys.orig_argv[1:]], environment)
 
 
 def available_cpus() -> int:
@@ -118,8 +125,9 @@ def available_cpus() -> int:
 
 def available_memory() -> int:
     """Bytes of memory that this process may still take: what the machine has left, or a container's limit leaves."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
+    import psutil
+
+    free = psutil.virtual_memory().available
     for limit, used, cached in (  # cgroups, version 2 and version 1
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),

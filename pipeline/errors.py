@@ -1,6 +1,10 @@
-"""The errors that a user can fix."""
+"""The errors that a user can fix, and how a command ends with one."""
 
+import errno
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # As frameworks call theirs, by the name alone: this file imports none of them.
 OUT_OF_MEMORY = {
@@ -13,10 +17,31 @@ ASKED = {  # what was asked for, in their words
     r"(?:[Tt]ried|[Tt]rying|[Uu]nable) to allocate ([\d.]+ ?(?:[KMGTPE]?i?B|bytes))": "{}",  # PyTorch, XLA, NumPy
     r"OOM when allocating tensor with shape ?(\[[\d,]*\])": "a tensor of the shape {}",  # TensorFlow
 }
+NO_PACKAGES = f"{sys.executable} does not have the pipeline's packages. Run `make setup`, then `. .venv/bin/activate`."
+# What the operating system refuses for a reason that a user can fix.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class UserError(Exception):
     """One or two sentences: the key or file, what was found there, and what to do. Shown without a traceback."""
+
+
+@contextmanager
+def shown_to_the_user() -> Iterator[None]:
+    """End the process on an error that the user can fix: with `ERROR:`, a sentence and status 1, and no traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        sys.exit("\n".join(f"ERROR: {line}" for line in str(error).splitlines()))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            where = error.filename or "a result"
+            sys.exit(f"ERROR: {where} cannot be written: {error.strerror}. Make room or allow it, then run again.")
+        if sentence := out_of_memory(error):
+            sys.exit(f"ERROR: {sentence}")
+        raise
 
 
 def out_of_memory(error: BaseException) -> str:

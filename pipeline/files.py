@@ -1,31 +1,35 @@
 """What a stage leaves on disk: the one place that names, writes and checks result files.
 
     environment.json                    what the experiment runs on
-    data/PROBLEM/                       the random data and the initial weights (pipeline/training/data.py)
-    reference/PROBLEM.safetensors       the float64 reference run
+    benchmark_plan.json                 what of params.yaml the benchmark depends on
+    data/PROBLEM/                       random data and initial weights (pipeline/training/generate.py)
+    reference/PROBLEM.safetensors       the float64 reference
     models/NAME/weights.safetensors     weights after training
     models/NAME/outputs.safetensors     what is judged: losses, predictions before and after training, first gradient
     results/NAME/history.csv            step, train_loss
     results/NAME/metrics.json           train_loss, steps
-    results/NAME/graph.json             the graphs that a step builds, or its operations (pipeline/graphs)
     results/NAME/timing.json            what the training took, and on what
-    results/NAME/evaluation.json        held-out loss and R², and the differences that parity is judged by
-    parity/NAME.json                    the same differences, with the curve; in a folder of their own (see dvc.yaml)
+    graphs/NAME.json                    the graphs of a step (pipeline/graphs/graph.py)
+    parity/NAME.json                    held-out loss and R², and the differences that parity is judged by
+    results/curves/PROBLEM.csv          the loss curves of all implementations: step, train_loss, implementation
+    results/parity.json                 the parity report
     results/benchmark.csv               every sample of the benchmark
     results/benchmark.json              where and when they were taken
     results/bench.csv, bench.json       the same of `make bench`, if it was run
     results/seeds.csv                   the experiments of `make seeds`, if it was run
-    results/comparison.json             the parity certificate
-    results/curves/PROBLEM.csv          the loss curves of all implementations: step, train_loss, implementation
-    report.html, report/*.svg           what it all says
+    report.html, report/*.svg           the report
     lessons.html                        each lesson: idea, maths, code, graph, cost
     summary.json                        a few numbers, by which states of the experiment are compared
+    state.json                          the digest of all of these, by which MLflow knows them
 
-Arrays are written by pipeline/array_files.py; this file imports no NumPy, so that a `dvc repro` with nothing to do is
-quick. A file is written beside its place, as .NAME.….part, and then renamed into it: it is there whole, or as before.
+pipeline/results.py says what is in the JSON files. pipeline/array_files.py writes arrays; this file imports no NumPy.
+A file is written beside its place, as .NAME.….part, and then renamed into it: it is there whole, or as before.
 """
 
+from __future__ import annotations
+
 import csv
+import hashlib
 import json
 import math
 import os
@@ -34,13 +38,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.environment import Environment
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.environment import Environment
+
 ENVIRONMENT = Path("environment.json")
-COMPARISON = Path("results/comparison.json")
+BENCHMARK_PLAN = Path("benchmark_plan.json")
+PARITY_REPORT = Path("results/parity.json")
 BENCHMARK = Path("results/benchmark.csv")
 BENCHMARK_PROVENANCE = Path("results/benchmark.json")
 BENCH = Path("results/bench.csv")  # of `make bench`, if it was run
@@ -51,6 +58,9 @@ LESSONS = Path("lessons.html")
 SUMMARY = Path("summary.json")
 FIGURES = Path("report")
 PARITY = Path("parity")
+GRAPHS = Path("graphs")
+STATE = Path("state.json")
+UNCACHED = (ENVIRONMENT, BENCHMARK_PLAN, STATE)  # DVC keeps these out of its cache
 PART = ".part"  # what a file is called while it is written
 
 
@@ -76,6 +86,10 @@ def result_file(name: str, file: str) -> Path:
 
 def parity_file(name: str) -> Path:
     return PARITY / f"{name}.json"
+
+
+def graph_file(name: str) -> Path:
+    return GRAPHS / f"{name}.json"
 
 
 def curves_file(problem: str) -> Path:
@@ -110,9 +124,29 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 def remove_parts() -> None:
     """Remove what a killed stage had begun to write. Call it where no stage can be writing."""
-    folders = ("data", "reference", "models", "results", "parity", "report")
+    folders = ("data", "reference", "models", "results", "parity", "graphs", "report")
     for part in (*Path().glob(f".*{PART}"), *(each for folder in folders for each in Path(folder).rglob(f".*{PART}"))):
         shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def md5(path: Path) -> str:
+    """As md5sum prints it, and dvc.lock records it for a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def dvc_md5(path: Path) -> str:
+    """As dvc.lock records it: for a folder, the md5 of the list of its files. Empty if there is nothing."""
+    if not path.is_dir():
+        return md5(path) if path.exists() else ""
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    listing = json.dumps([{"md5": md5(path / name), "relpath": name} for name in names])
+    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -133,7 +167,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_environment() -> Environment:
-    from pydantic import TypeAdapter, ValidationError  # a benchmark on a bare GPU machine does without
+    from pydantic import TypeAdapter, ValidationError
+
+    from pipeline.environment import Environment
 
     try:
         return TypeAdapter(Environment).validate_json(json.dumps(read_json(ENVIRONMENT)), strict=True)
@@ -161,12 +197,6 @@ def read_history(name: str) -> tuple[list[int], list[float]]:
     if not rows or not all(map(math.isfinite, found[1])):
         raise UserError(f"{path} is damaged (losses are missing). Delete it and run `dvc repro train@{name}`.")
     return found
-
-
-def write_history(name: str, steps: range, losses: list[float], total: int) -> None:
-    """The loss at each of `steps`, and the last of them: bitwise reproducible, as a timing is not."""
-    write_rows(result_file(name, "history.csv"), "step,train_loss", zip(steps, losses, strict=True))
-    write_json(result_file(name, "metrics.json"), {"train_loss": losses[-1], "steps": total})
 
 
 def read_samples(path: Path = BENCHMARK) -> list[dict[str, str]]:

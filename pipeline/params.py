@@ -2,16 +2,18 @@
 
 import codecs
 import difflib
-import math
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
+from pipeline.contract import implementation_file, load_problem
 from pipeline.errors import UserError
+from pipeline.measures import Float, PositiveFloat, Tolerances
+from pipeline.problems import PROBLEMS, Section, Size
 
 PARAMS = Path("params.yaml")
 MOST_BYTES = 100_000
@@ -19,90 +21,17 @@ MOST_ERRORS = 20
 MOST_THREADS = 1024
 
 
-def _number(value: Any) -> Any:
-    """`1e-3`, which YAML 1.1 reads as a string for want of a dot, is the number that it looks like; 1 is 1.0."""
-    if type(value) is int or (isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf
-    return value
-
-
-Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-PositiveFloat = Annotated[Float, Field(gt=0)]
-Size = Annotated[int, Field(ge=1, le=2**53)]  # what takes too much is said by experiment/demand.py
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*_[a-z0-9_]+$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class TwoLayer(Section):
-    inputs: Size
-    hidden: Size
-    outputs: Size
-
-
-class Recurrent(TwoLayer):
-    min_length: Size
-    max_length: Size
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.min_length > self.max_length:
-            raise UserError(
-                f"{PARAMS}: a min_length of {self.min_length} is over its max_length of {self.max_length}. "
-                "Lower the one or raise the other."
-            )
-        return self
-
-
-class TwoLayerData(TwoLayer):
-    train_examples: Size
-    test_examples: Size
-
-
-class RecurrentData(Recurrent):
-    train_examples: Size
-    test_examples: Size
-
-
-class TwoLayerCase(TwoLayer):
-    batch_size: Size
-
-
-class RecurrentCase(Recurrent):
-    batch_size: Size
 
 
 class Data(Section):
     target: Literal["teacher", "random"]
     noise: Annotated[Float, Field(ge=0, le=1e6)]
-    two_layer: TwoLayerData
-    recurrent: RecurrentData
-
-
-class Schedule(Section):
-    batch_size: Size
-    steps: Size
 
 
 class Train(Section):
     learning_rate: PositiveFloat
     checkpoint_seconds: Annotated[Float, Field(ge=0, le=1e9)]
-    two_layer: Schedule
-    recurrent: Schedule
-
-    def of(self, problem: str) -> Schedule:
-        return getattr(self, problem)
-
-
-class Tolerances(Section):
-    gradient: PositiveFloat
-    loss_curve: PositiveFloat
-    predictions: PositiveFloat
 
 
 class Parity(Section):
@@ -115,11 +44,61 @@ class Benchmark(Section):
     processes: Literal[0] | Annotated[int, Field(ge=2, le=1000)]
     rounds: Annotated[int, Field(ge=1, le=1000)]
     turn_seconds: Annotated[PositiveFloat, Field(le=3600)]
-    two_layer: Annotated[list[TwoLayerCase], Field(min_length=1)]
-    recurrent: Annotated[list[RecurrentCase], Field(min_length=1)]
 
-    def of(self, problem: str) -> list[Any]:
+
+class Schedule(Section):
+    batch_size: Size
+    steps: Size
+
+
+class ProblemParams(Section):
+    """The section of a problem. `data` has the problem's sizes, train_examples and test_examples; `benchmark` holds
+    sizes with a batch_size each, smallest first."""
+
+    data: Any
+    train: Schedule
+    benchmark: list[Any]
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.train.batch_size > self.data.train_examples:
+            raise UserError(
+                f"{PARAMS}: a batch_size of {self.train.batch_size} is more than the {self.data.train_examples} "
+                "train_examples of its problem. Lower batch_size or raise train_examples."
+            )
+        return self
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of a step of the training, as a case of the benchmark has them."""
+        sizes = self.data.model_dump(exclude={"train_examples", "test_examples"})
+        return {"batch_size": self.train.batch_size, **sizes}
+
+    @property
+    def cases(self) -> list[dict[str, int]]:
+        """The sizes of the benchmark, smallest first."""
+        return [{"batch_size": case.batch_size, **case.model_dump()} for case in self.benchmark]
+
+
+def _section_of(problem: str) -> type[ProblemParams]:
+    sizes = load_problem(problem).Sizes
+    counts: dict[str, Any] = dict.fromkeys(("train_examples", "test_examples"), (Size, ...))
+    data = create_model("Data", __base__=sizes, **counts)
+    case = create_model("Case", __base__=sizes, batch_size=(Size, ...))
+    cases: Any = Annotated[list[case], Field(min_length=1)]
+    fields: dict[str, Any] = {"data": (data, ...), "benchmark": (cases, ...)}
+    return create_model("ProblemParams", __base__=ProblemParams, **fields)
+
+
+class _Problems(Section):
+    def __getitem__(self, problem: str) -> ProblemParams:
         return getattr(self, problem)
+
+
+if TYPE_CHECKING:
+    Problems = _Problems
+else:
+    Problems = create_model("Problems", __base__=_Problems, **{name: (_section_of(name), ...) for name in PROBLEMS})
 
 
 class Params(Section):
@@ -131,11 +110,26 @@ class Params(Section):
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_THREADS)]
     precision: Literal["highest", "tf32"]
     deterministic: bool
-    implementations: Annotated[dict[Name, Literal["two_layer", "recurrent"]], Field(min_length=1)]
+    implementations: Annotated[dict[Name, str], Field(min_length=1)]
     data: Data
     train: Train
     parity: Parity
     benchmark: Benchmark
+    problems: Problems
+
+    @property
+    def tolerances(self) -> Tolerances:
+        """What parity may differ by in the run's arithmetic."""
+        tf32 = self.dtype == "float32" and self.precision == "tf32"
+        return self.parity.tf32 if tf32 else getattr(self.parity, self.dtype)
+
+    @property
+    def used_problems(self) -> list[str]:
+        """The problems of the implementations, in their order."""
+        return list(dict.fromkeys(self.implementations.values()))
+
+    def names_of(self, problem: str) -> list[str]:
+        return [name for name, of in self.implementations.items() if of == problem]
 
     def problem_of(self, name: str) -> str:
         """The problem of an implementation. Raises UserError when params.yaml does not list it."""
@@ -145,35 +139,20 @@ class Params(Section):
             )
         return self.implementations[name]
 
-    @property
-    def tolerances(self) -> Tolerances:
-        """What parity may differ by in the run's arithmetic."""
-        return (
-            self.parity.tf32
-            if self.dtype == "float32" and self.precision == "tf32"
-            else getattr(self.parity, self.dtype)
-        )
-
-    def sizes(self, problem: str) -> dict[str, int]:
-        """The sizes of a step of the training, as a case of the benchmark has them."""
-        data = getattr(self.data, problem).model_dump(exclude={"train_examples", "test_examples"})
-        return {"batch_size": self.train.of(problem).batch_size, **data}
-
     @model_validator(mode="after")
-    def _agree(self) -> Self:
-        for problem in ("two_layer", "recurrent"):
-            batch_size, examples = self.train.of(problem).batch_size, getattr(self.data, problem).train_examples
-            if batch_size > examples:
-                raise UserError(
-                    f"{PARAMS}: train.{problem}.batch_size is {batch_size}, but there are only {examples} training "
-                    f"examples (data.{problem}.train_examples). Lower the one or raise the other."
-                )
+    def _files_exist(self) -> Self:
         for name, problem in self.implementations.items():
-            if not Path(f"pipeline/lessons/{problem}/{name}.py").is_file():
-                known = sorted(path.stem for path in Path(f"pipeline/lessons/{problem}").glob("[!_]*.py"))
+            if problem not in PROBLEMS:
                 raise UserError(
-                    f"{PARAMS}: implementations.{name}: there is no pipeline/lessons/{problem}/{name}.py. "
-                    f"Write it, or name one of {', '.join(known)}."
+                    f"{PARAMS}: implementations.{name} is {problem!r}, and there is no pipeline/problems/{problem}.py. "
+                    f"Write it, or name one of {', '.join(PROBLEMS)}."
+                )
+            file = implementation_file(problem, name)
+            if not file.is_file():
+                names = sorted(path.stem for path in file.parent.glob("[!_]*.py"))
+                raise UserError(
+                    f"{PARAMS}: implementations.{name}: there is no {file}. "
+                    f"Write it, or name one of {', '.join(names)}."
                 )
         return self
 
@@ -203,46 +182,62 @@ def _content(path: Path) -> dict[str, Any]:
     if content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path} begins with a byte order mark. Save it as UTF-8 without one.")
     if len(content) > MOST_BYTES:
-        raise UserError(f"{path} is {len(content):,} bytes long, where {MOST_BYTES:,} should do. {remedy}")
+        raise UserError(f"{path} is {len(content):,} bytes long; at most {MOST_BYTES:,} are read. {remedy}")
     try:
-        found = yaml.load(content.decode(), _StrictLoader)  # noqa: S506 (a safe one)
+        params = yaml.load(content.decode(), _StrictLoader)  # noqa: S506 (a safe one)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text: byte {error.start} is {content[error.start]:#x}. {remedy}"
         ) from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be read. {remedy}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist, or a number of 5,000 digits
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of 5,000 digits
         problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
         reason = f"{problem} (line {mark.line + 1})" if problem and mark else " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {_short(reason, 200)}. Correct that place.") from None
-    if not isinstance(found, dict):
+    if not isinstance(params, dict):
         raise UserError(f"{path} must hold `key: value` lines; {remedy}")
-    return found
+    return params
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's plain part: no key twice, and nothing that stands for something else."""
+    """YAML without anchors, tags and repeated keys, and with the scalars that DVC reads alike.
+
+    DVC reads the file by YAML 1.2 and PyYAML by 1.1, where `yes`, `010`, `1:30` and `1_000` mean something else. Here
+    these are text, which no key of params.yaml takes.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
-        for what, there in (("an alias", isinstance(event, yaml.AliasEvent)), ("an anchor", event.anchor)):
-            if there:
-                raise yaml.MarkedYAMLError(problem=f"{what} stands there; write it out", problem_mark=event.start_mark)
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            raise yaml.MarkedYAMLError(
+                problem="YAML anchors are not supported here; repeat the value", problem_mark=event.start_mark
+            )
         if event.tag:
-            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag} stands there", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"the tag {event.tag} is not supported here", problem_mark=event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
+        keys = [key.value for key, _ in node.value]
+        if repeated := [key for key, _ in node.value if isinstance(key.value, str) and keys.count(key.value) > 1]:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key {repeated[1].value} is there twice", problem_mark=repeated[1].start_mark
+            )
         return super().construct_mapping(node, deep)
+
+
+for _kind, _pattern in {
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "null": r"~|null|Null|NULL|",
+    "int": r"[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|(0|[1-9][0-9]*)(?=[eE]))([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}.items():
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), None)
 
 
 def _short(text: str, most: int = 80) -> str:

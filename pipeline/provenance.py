@@ -3,7 +3,6 @@ says so, for a training's timing as for a benchmark."""
 
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,14 +10,16 @@ from typing import Any
 
 from pipeline.environment import Environment, available_cpus
 from pipeline.files import read_json, write_json
+from pipeline.git import git
 
 BLAS_VARIABLES = ("OPENBLAS_", "MKL_", "OMP_")
 RUN = Path(".dvc/tmp/run.json")  # when the current run of the pipeline began; written by its first stage
 
 
 def provenance(environment: Environment, device: str, device_name: str) -> dict[str, Any]:
+    """The fields of results.Provenance."""
     # dvc.lock changes with every stage that ran; what else has changed is not what the commit says.
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", default="")
     now = timestamp()
     return {
         "device": device,
@@ -36,7 +37,7 @@ def provenance(environment: Environment, device: str, device_name: str) -> dict[
         "run_began": current_run() or now,
         # Where the files travelled without .git, PIPELINE_COMMIT says which commit they are.
         "commit": os.environ.get("PIPELINE_COMMIT")
-        or git("rev-parse", "HEAD") + ("" if changed in ("", "unknown") else " with changes"),
+        or git("rev-parse", "HEAD", default="unknown") + " with changes" * bool(changed),
     }
 
 
@@ -64,14 +65,6 @@ def current_run() -> str | None:
 
 def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def git(*arguments: str) -> str:
-    """What git answers, or unknown without git or a repository: results need neither."""
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _blas_variables() -> dict[str, str]:

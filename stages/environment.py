@@ -1,4 +1,8 @@
-"""environment.json: what the experiment runs on. Runs in every `dvc repro`, and checks params.yaml."""
+"""environment.json: what the experiment runs on. Runs in every `dvc repro`, and checks params.yaml.
+
+benchmark_plan.json: what of params.yaml the benchmark depends on. It is a file, since dvc.yaml cannot name some keys of
+every problem.
+"""
 
 import sys
 from dataclasses import asdict
@@ -15,6 +19,11 @@ def main() -> None:
     params = load_params()
     environment = resolve(params, on_fallback=say_why)
     files.write_json(files.ENVIRONMENT, asdict(environment))
+    sections = {problem: params.problems[problem] for problem in params.used_problems}
+    plan = params.model_dump(include={"implementations", "dtype", "benchmark"}) | {
+        problem: {"training": section.sizes, "cases": section.cases} for problem, section in sections.items()
+    }
+    files.write_json(files.BENCHMARK_PLAN, plan)
     print(
         f"device {params.device} is {environment.device}: {environment.device_name}, {environment.threads} CPU threads"
     )

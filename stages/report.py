@@ -2,41 +2,42 @@
 
 from pipeline import files
 from pipeline.benchmark import samples
+from pipeline.graphs.graph import read_graphs
 from pipeline.lessons_page import page as lessons_page
 from pipeline.params import load_params
 from pipeline.report import report_page, seeds
 from pipeline.report.figures import Result
 from pipeline.report.findings import findings, summary
+from pipeline.results import ParityReport, Timing
 from stages import run
 
 
 def main() -> None:
-    params = load_params()
+    params, environment = load_params(), files.read_environment()
     results = {
-        name: Result(problem, files.read_json(files.result_file(name, "timing.json")), *files.read_history(name))
+        name: Result(problem, Timing.read(files.result_file(name, "timing.json")), *files.read_history(name))
         for name, problem in params.implementations.items()
     }
-    benchmark = samples.read(files.read_samples(), files.read_json(files.BENCHMARK_PROVENANCE))
-    comparison = files.read_json(files.COMPARISON)
+    benchmark = samples.read()
+    parity = ParityReport.read(files.PARITY_REPORT)
     bench = []
     if files.BENCH.exists():
-        bench.append(samples.read(files.read_samples(files.BENCH), files.read_json(files.BENCH_PROVENANCE)))
-    environment = files.read_environment()
-    sizes = {problem: params.sizes(problem) for problem in params.implementations.values()}
-    found = findings(benchmark, comparison, sizes)
-    over = seeds.read(params) if files.SEEDS.exists() else None
+        bench.append(samples.read(files.BENCH, files.BENCH_PROVENANCE))
+    sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
+    statements = findings(benchmark, parity, sizes)
+    over_seeds = seeds.read(params) if files.SEEDS.exists() else None
     report, figures = report_page.write(
-        params, environment, comparison, results, benchmark, found=found, bench=bench, seeds=over
+        params, environment, parity, results, benchmark, found=statements, bench=bench, seeds=over_seeds
     )
     for stale in files.FIGURES.glob("*.svg"):
         stale.unlink()
     for name, figure in figures.items():
         files.write_bytes(files.FIGURES / f"{name}.svg", figure.encode())
     files.write_bytes(files.REPORT, report.encode())
-    graphs = {name: files.read_json(files.result_file(name, "graph.json")) for name in results}
-    lessons = lessons_page.write(params, comparison, results, benchmark, found=found, graphs=graphs)
+    graphs = {name: read_graphs(name) for name in results}
+    lessons = lessons_page.write(params, parity, results, benchmark, found=statements, graphs=graphs)
     files.write_bytes(files.LESSONS, lessons.encode())
-    files.write_json(files.SUMMARY, summary(comparison, {name: each.timing for name, each in results.items()}, found))
+    summary(parity, {name: result.timing for name, result in results.items()}, statements).write(files.SUMMARY)
     print(f"{files.REPORT} shows the results, {files.LESSONS} the lessons")
 
 

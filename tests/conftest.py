@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,14 +18,20 @@ from fake_cuda import cuda  # noqa: F401 (a fixture)
 
 from pipeline.contract import Array, Weights, load_implementation, load_problem
 from pipeline.environment import Environment
-from pipeline.runtimes import Loop, load_runtime, open_implementation
+from pipeline.problems import PROBLEMS
+from pipeline.running.processes import environment_for_another_run
+from pipeline.runtimes import Loop, open_implementation
+
+if TYPE_CHECKING:
+    from pipeline.results import BenchmarkProvenance
+    from pipeline.training.data import DataSet
 
 REPOSITORY = Path(__file__).parent.parent
 DVC = Path(sys.executable).parent / "dvc"  # as the project's environments have it: one run at a time
 SIZES = SimpleNamespace(inputs=7, hidden=5, outputs=3, min_length=1, max_length=6)
 LESSONS = {
     path.stem: problem
-    for problem in ("two_layer", "recurrent")
+    for problem in reversed(PROBLEMS)  # as in params.yaml: the simpler one first
     for path in sorted((REPOSITORY / "pipeline/lessons" / problem).glob("[!_]*.py"))
 }
 HOST = Environment(
@@ -56,7 +62,7 @@ class Lesson:
         module, generator = load_problem(self.problem), np.random.default_rng(5)
         self.initial = {key: array.astype(self.dtype) for key, array in module.draw_weights(SIZES, generator).items()}
         inputs = module.draw_inputs(SIZES, 24, generator)
-        arrays = inputs | {"y": generator.standard_normal((24, SIZES.outputs))}
+        arrays = inputs | {"y": module.draw_targets(SIZES, inputs, None, 0.1, generator)}
         self.chunk = {
             key: (array if key == "lengths" else array.astype(self.dtype)).reshape(3, 8, *array.shape[1:])
             for key, array in arrays.items()
@@ -68,9 +74,8 @@ class Lesson:
 
     def loop(self, kind: Any) -> Any:
         """A loop of the given kind on the implementation, on the chunk."""
-        loop = kind(
-            load_implementation(self.problem, self.name)(self.initial, learning_rate=0.1, device="cpu"), self.initial
-        )
+        implementation = load_implementation(self.problem, self.name)
+        loop = kind(implementation(self.initial, learning_rate=0.1, device="cpu"), self.initial, "cpu")
         loop.place({key: array.copy() for key, array in self.chunk.items()})
         return loop
 
@@ -83,7 +88,7 @@ class Lesson:
 
     def run(self, loop: Loop, *calls: int) -> Array:
         """The losses of so many calls of `run`, each of so many steps."""
-        return np.concatenate([load_runtime(self.name).to_host(loop.run(steps)) for steps in calls])
+        return np.concatenate([loop.to_host(loop.run(steps)) for steps in calls])
 
     def inputs(self, batch: int = 0) -> list[Array]:
         return [array[batch] for key, array in self.chunk.items() if key != "y"]
@@ -103,58 +108,68 @@ def lesson(request: pytest.FixtureRequest) -> Lesson:
 
 
 TINY = {
-    "data": {
-        "target": "teacher",
-        "noise": 0.1,
-        "two_layer": {"inputs": 20, "hidden": 8, "outputs": 3, "train_examples": 96, "test_examples": 32},
-        "recurrent": {
-            "inputs": 4,
-            "hidden": 6,
-            "outputs": 3,
-            "min_length": 1,
-            "max_length": 5,
-            "train_examples": 96,
-            "test_examples": 32,
+    "train": {"learning_rate": 0.05, "checkpoint_seconds": 30},
+    "benchmark": {"processes": 2, "rounds": 2, "turn_seconds": 0.002},
+    "problems": {
+        "two_layer": {
+            "data": {"inputs": 20, "hidden": 8, "outputs": 3, "train_examples": 96, "test_examples": 32},
+            "train": {"batch_size": 16, "steps": 30},
+            "benchmark": [
+                {"batch_size": 4, "inputs": 8, "hidden": 4, "outputs": 2},
+                {"batch_size": 16, "inputs": 20, "hidden": 8, "outputs": 3},
+            ],
         },
-    },
-    "train": {
-        "learning_rate": 0.05,
-        "checkpoint_seconds": 30,
-        "two_layer": {"batch_size": 16, "steps": 30},
-        "recurrent": {"batch_size": 16, "steps": 30},
-    },
-    "benchmark": {
-        "processes": 2,
-        "rounds": 2,
-        "turn_seconds": 0.002,
-        "two_layer": [
-            {"batch_size": 4, "inputs": 8, "hidden": 4, "outputs": 2},
-            {"batch_size": 16, "inputs": 20, "hidden": 8, "outputs": 3},
-        ],
-        "recurrent": [
-            {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 3, "max_length": 3},
-            {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 1, "max_length": 6},
-            {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 6, "max_length": 6},
-            {"batch_size": 16, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 1, "max_length": 5},
-        ],
+        "recurrent": {
+            "data": {
+                "inputs": 4,
+                "hidden": 6,
+                "outputs": 3,
+                "min_length": 1,
+                "max_length": 5,
+                "train_examples": 96,
+                "test_examples": 32,
+            },
+            "train": {"batch_size": 16, "steps": 30},
+            "benchmark": [
+                {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 3, "max_length": 3},
+                {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 1, "max_length": 6},
+                {"batch_size": 8, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 6, "max_length": 6},
+                {"batch_size": 16, "inputs": 4, "hidden": 6, "outputs": 3, "min_length": 1, "max_length": 5},
+            ],
+        },
     },
 }
 
 
+def quiet(device: str = "cpu", **changes: Any) -> "BenchmarkProvenance":
+    """The provenance of a benchmark on a machine that did nothing else."""
+    from pipeline.results import BenchmarkProvenance
+
+    at = "2026-01-02T03:04:05.678+00:00"
+    facts: dict[str, Any] = {key: value for key, value in vars(HOST).items() if key != "driver"} | {"device": device}
+    facts |= {"variables": {}, "measured_at": at, "measured_on": "host", "run_began": at, "commit": "abc1234"}
+    facts |= {"cpus_of_other_processes": 0.0, "stolen_cpus": 0.0, "cpus": 2, "gpu": None}
+    return BenchmarkProvenance(**facts | changes)
+
+
+def dataset(
+    problem: str, *, seed: int = 0, dtype: str = "float32", target: str = "teacher", noise: float = 0.1, **sizes: int
+) -> "DataSet":
+    """The data of a problem at tiny sizes, drawn into the current folder."""
+    from pipeline.params import Data
+    from pipeline.training.data import DataSet
+    from pipeline.training.generate import generate
+
+    section = TINY["problems"][problem]["data"] | sizes
+    data = Data.model_validate({"target": target, "noise": noise})
+    generate(problem, data, SimpleNamespace(**section), seed=seed, dtype=dtype)
+    return DataSet(problem)
+
+
 def outside_variables() -> dict[str, str]:
-    """This process's environment without what a stage or a tracking server around it would have put there."""
-    inherited = (
-        "DVC_ROOT",
-        "DVC_STAGE",
-        "DVC_EXP",
-        "MLFLOW_TRACKING",
-        "MLFLOW_UI",
-        "PIPELINE_",
-        "MAKE",
-        "MFLAGS",
-        "ARGS",
-    )
-    return {key: value for key, value in os.environ.items() if not key.startswith(inherited)}
+    """This process's environment without what a stage, a tracking server or Make around it would have put there."""
+    variables = environment_for_another_run()
+    return {key: value for key, value in variables.items() if not key.startswith(("MAKE", "MFLAGS", "ARGS"))}
 
 
 @dataclass
@@ -185,7 +200,11 @@ class Clone:
         """The stages that a command really ran, those that always run left out."""
         output = self.run(*command).stdout
         ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
-        return [stage for stage in ran if stage not in ("environment", "track")]
+        return [stage for stage in ran if stage not in ("environment", "track", "gate")]
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "as it is now")
 
     def params(self) -> dict[str, Any]:
         import yaml  # where it is used: the tests for a GPU run where there is torch, NumPy and pytest alone
@@ -196,6 +215,15 @@ class Clone:
         import yaml
 
         (self.path / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def set(self, key: str, value: Any) -> None:
+        """A value of params.yaml, by the key's dotted name."""
+        params = section = self.params()
+        *sections, last = key.split(".")
+        for name in sections:
+            section = section[name]
+        section[last] = value
+        self.write_params(params)
 
     def edit(self, file: str, old: str, new: str) -> None:
         text = (self.path / file).read_text()
@@ -227,8 +255,7 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]
                 shutil.copy(REPOSITORY / file, path / file)
         clone = Clone(path)
         clone.run("git", "init", "-q")
-        clone.run("git", "add", "-A")
-        clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "start")
+        clone.commit()
         if names:
             implementations = {name: LESSONS[name] for name in names}
             clone.write_params(clone.params() | TINY | {"implementations": implementations})

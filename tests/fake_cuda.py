@@ -62,12 +62,6 @@ class Recorded:
         self.freed.add(self.workspace)
 
 
-class FakeCuda(str):
-    """The CPU to PyTorch, a GPU to the runtime."""
-
-    type = "cuda"
-
-
 def clear_workspaces() -> None:
     assert not Recorded.alive, "a graph that can still be replayed uses its workspace"
 
@@ -77,15 +71,17 @@ NODES = 18
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """PyTorch's runtime as on a GPU, which `cuda:0` is."""
-    runtime: Any = load_runtime("torch")
-    start = runtime.start
+    """The module of PyTorch's runtime, whose class takes the CPU for `cuda:0`."""
+    module: Any = sys.modules[load_runtime("torch").__module__]
 
-    def start_here(environment: Environment) -> str:
-        start(replace(environment, device="cpu"))
-        if environment.device != "cpu":
-            monkeypatch.setattr(runtime, "_device", FakeCuda("cpu"))
-        return "cpu"
+    class Runtime(module.Runtime):
+        def apply(self) -> None:
+            environment, self.environment = self.environment, replace(self.environment, device="cpu")
+            super().apply()
+            self.environment = environment
+
+        def synchronize(self) -> None:
+            """There is no device to wait for."""
 
     package: Any = ModuleType("cuda")
     package.__spec__ = ModuleSpec("cuda", None)
@@ -94,14 +90,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "cuda", package)
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     gc.collect()
-    monkeypatch.setattr(runtime, "start", start_here)
-    monkeypatch.setattr(runtime, "synchronize", lambda: None)
-    monkeypatch.setattr(runtime.torch.cuda, "_sleep", lambda _: None)
-    start_here(GPU)
-    monkeypatch.setattr(runtime.torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(runtime.torch._C, "_cuda_clearCublasWorkspaces", clear_workspaces, raising=False)
-    monkeypatch.setattr(runtime.torch.cuda, "graph_pool_handle", object)
-    monkeypatch.setattr(runtime.Graphs, "beside", lambda _: nullcontext())
-    monkeypatch.setattr(runtime, "_recorded", Recorded)
+    monkeypatch.setattr(module, "Runtime", Runtime)
+    monkeypatch.setattr(module.torch.cuda, "_sleep", lambda _: None)
+    monkeypatch.setattr(module.torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(module.torch._C, "_cuda_clearCublasWorkspaces", clear_workspaces, raising=False)
+    monkeypatch.setattr(module.torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(module.Graphs, "beside", lambda _: nullcontext())
+    monkeypatch.setattr(module, "_recorded", Recorded)
     monkeypatch.setattr(Recorded, "freed", set())
-    return runtime
+    return module

@@ -1,25 +1,19 @@
-"""One run at a time on a checkout, whatever starts it; and what a killed one leaves is put right by the next."""
+"""One run of a checkout at a time, however it is started; and the next run repairs what a killed one left."""
 
 import fcntl
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from conftest import DVC, Clone, outside_variables
+from conftest import Clone
+from running import ALIKE, NUMPY, end_started, kill_group, stage_of, start, wait_until  # noqa: F401 (a fixture)
 
-from pipeline import checkout
+from pipeline.running import checkout
 
 pytestmark = pytest.mark.faults
 
-NUMPY = "numpy_arrays"
-ALIKE = ("data/**/*.*", "reference/*", "models/**/*.*", "results/*/[ghme]*.*", "results/curves/*", "parity/*")
 LONG = 100_000_000  # steps that nobody waits for
 
 
@@ -28,49 +22,15 @@ def clone(make_clone: Callable[..., Clone]) -> Clone:
     clone = make_clone(NUMPY)
     (clone.path / ".venv").symlink_to(sys.prefix)  # for `make repro`
     (clone.path / ".git/info/exclude").write_text("/.venv\n")
-    clone.run("git", "config", "user.name", "test")
-    clone.run("git", "config", "user.email", "test@localhost")
-    clone.run("git", "commit", "-qam", "params")
+    for key in ("user.name", "user.email"):
+        clone.run("git", "config", key, "test@localhost")
     clone.run("dvc", "repro")
-    clone.run("git", "add", "-A")
-    clone.run("git", "commit", "-qm", "results")
+    clone.commit()
     return clone
 
 
-@pytest.fixture
-def started(clone: Clone) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a command in the clone; whatever is still running afterwards is killed."""
-    processes = []
-
-    def start(*command: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [str(DVC) if command[0] == "dvc" else command[0], *command[1:]],
-            cwd=clone.path,
-            env=outside_variables() | {"PATH": f"{DVC.parent}:{os.environ['PATH']}"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_until(happens: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def holder(clone: Clone) -> str:
-    """The command that has the checkout to itself, if there is one."""
+    """The command that holds the lock of the checkout, if there is one."""
     with (clone.path / checkout.RUN_LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -79,172 +39,149 @@ def holder(clone: Clone) -> str:
     return ""
 
 
-def stage_of(clone: Clone) -> int | None:
-    """The process of the stage under way."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (folder / "cwd").readlink() == clone.path and b"stages.train" in (folder / "cmdline").read_bytes():
-                return int(folder.name)
-    return None
+def set_train(clone: Clone, steps: int, **train: float) -> None:
+    clone.set("problems.two_layer.train.steps", steps)
+    clone.set("train", clone.params()["train"] | train)
 
 
-def set_steps(clone: Clone, steps: int) -> None:
-    params = clone.params()
-    clone.write_params(params | {"train": params["train"] | {"two_layer": {"batch_size": 16, "steps": steps}}})
+def outputs(*processes: subprocess.Popen) -> list[str]:
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return outputs
 
 
-def test_the_later_of_two_runs_waits_and_says_for_whom(clone: Clone, started: Callable):
+def experiments(clone: Clone) -> set[str]:
+    return set(clone.run("dvc", "exp", "list", "--name-only").stdout.split())
+
+
+def test_later_runs_and_experiments_wait_and_print_for_which(clone: Clone):
     before = clone.digests(*ALIKE)
-    first = started("dvc", "repro", "-f")
+    first = start(clone, "dvc", "repro", "-f")
     wait_until(lambda: "dvc repro" in holder(clone))
-    second, third = started("make", "repro"), started("dvc", "repro")
-    for process in (first, second, third):
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-        if process is not first:
-            assert "Waiting until `dvc repro` " in said
-            assert "under way since " in said
+    later = start(clone, "make", "repro"), start(clone, "dvc", "repro")
+    for output in outputs(first, *later)[1:]:
+        assert "Waiting until `dvc repro` " in output
+        assert "under way since " in output
     assert clone.digests(*ALIKE) == before
-    assert clone.stages_run("dvc", "repro") == []
-
-
-def test_an_experiment_waits_and_a_run_waits_for_an_experiment(clone: Clone, started: Callable):
-    before = clone.digests(*ALIKE)
-    first = started("dvc", "repro", "-f")
+    first = start(clone, "dvc", "repro", "-f")
     wait_until(lambda: "dvc repro" in holder(clone))
-    second = started("dvc", "exp", "run", "-n", "beside", "-S", "train.learning_rate=0.01")
-    assert first.wait(120) == 0, first.communicate()[1]
+    second = start(clone, "dvc", "exp", "run", "-n", "beside", "-S", "train.learning_rate=0.01")
+    outputs(first)
     wait_until(lambda: "dvc exp run" in holder(clone))
-    third = started("dvc", "repro")
-    for process in (second, third):
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-        assert "Waiting until" in said
-    assert "beside" in clone.run("dvc", "exp", "list", "--name-only").stdout
+    assert all("Waiting until" in output for output in outputs(second, start(clone, "dvc", "repro")))
+    assert "beside" in experiments(clone)
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "repro")
     assert clone.digests(*ALIKE) == before
 
 
-def test_queued_and_temporary_experiments_run_beside_each_other(clone: Clone, started: Callable):
+def test_queued_and_temporary_experiments_run_beside_each_other(clone: Clone):
     for rate in ("0.02", "0.03"):
         clone.run("dvc", "exp", "run", "--queue", "-n", f"queued-{rate[2:]}", "-S", f"train.learning_rate={rate}")
     clone.run("dvc", "queue", "start", "-j", "1")
-    beside = started("dvc", "repro", "-f")
-    temporary = started("dvc", "exp", "run", "--temp", "-n", "temporary", "-S", "train.learning_rate=0.04")
-    for process in (beside, temporary):
-        _, said = process.communicate(timeout=180)
-        assert process.returncode == 0, said
-    wait_until(lambda: "queued-03" in clone.run("dvc", "exp", "list", "--name-only").stdout, 120)
-    assert {"queued-02", "queued-03", "temporary"} <= set(clone.run("dvc", "exp", "list", "--name-only").stdout.split())
+    temporary = "dvc", "exp", "run", "--temp", "-n", "temporary", "-S", "train.learning_rate=0.04"
+    outputs(start(clone, "dvc", "repro", "-f"), start(clone, *temporary))
+    wait_until(lambda: {"queued-02", "queued-03", "temporary"} <= experiments(clone), 120)
     clone.run("dvc", "queue", "stop", "--kill", succeeds=None)
     assert clone.stages_run("dvc", "repro") == []
 
 
-def test_a_stage_by_hand_is_refused_while_a_run_is_under_way(clone: Clone, started: Callable):
-    set_steps(clone, LONG)
+def test_stage_by_hand_is_refused_during_a_run(clone: Clone):
+    set_train(clone, LONG)
     try:
-        started("dvc", "repro", f"train@{NUMPY}")
+        start(clone, "dvc", "repro", f"train@{NUMPY}")
         wait_until(lambda: stage_of(clone))
         done = clone.run(sys.executable, "-m", "stages.train", NUMPY, succeeds=False)
         assert done.stderr.startswith("ERROR: `dvc repro` ")
         assert "is using this checkout. Wait until it has ended, then run again." in done.stderr
         done = clone.run(sys.executable, "-P", "-m", "dvc", "repro", succeeds=False)  # DVC without this project's start
         assert "is using this checkout" in done.stderr or "is busy, it is being blocked by" in done.stderr
-        assert stage_of(clone), "the run under way was broken"
+        assert stage_of(clone), "the running stage was broken"
     finally:
-        set_steps(clone, 30)
+        set_train(clone, 30)
 
 
-def test_a_stage_ends_with_its_dvc_and_the_next_run_waits_for_that(clone: Clone, started: Callable):
+def test_stage_ends_with_its_dvc_and_the_next_run_waits_for_that(clone: Clone):
     clone.run("dvc", "repro")
     before = clone.digests(*ALIKE)
-    set_steps(clone, LONG)
-    process = started("dvc", "repro", f"train@{NUMPY}")
+    set_train(clone, LONG)
+    process = start(clone, "dvc", "repro", f"train@{NUMPY}")
     wait_until(lambda: stage_of(clone))
     process.kill()
     process.wait()
-    set_steps(clone, 30)
+    set_train(clone, 30)
     clone.run("dvc", "repro")
     assert stage_of(clone) is None
     assert clone.digests(*ALIKE) == before
 
 
-def test_a_killed_training_goes_on(clone: Clone, started: Callable):
-    """As an unbroken one, to the last bit; and its metadata say where it was broken."""
-    steps = 60_000
-    set_steps(clone, steps)
-    unbroken = {}
-    for broken in (False, True):
-        if broken:
-            clone.run("rm", "-rf", ".dvc/cache/runs", "models", "results")
-            params = clone.params()
-            clone.write_params(params | {"train": params["train"] | {"checkpoint_seconds": 0.2}})
-            process = started("dvc", "repro", "-f", f"train@{NUMPY}")
-            wait_until(lambda: list((clone.path / ".dvc/tmp/checkpoints").glob(f"train@{NUMPY}-*")))
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-        said = clone.run("dvc", "repro", "-f", f"train@{NUMPY}").stdout
-        found = clone.digests("models/**/*.*", f"results/{NUMPY}/[ghm]*.*")
+def test_killed_training_goes_on_and_gives_the_same_bits(clone: Clone):
+    steps, checkpoints = 60_000, clone.path / ".dvc/tmp/checkpoints"
+
+    def trained() -> tuple[str, dict[str, bytes], list[int]]:
+        output = clone.run("dvc", "repro", "-f", f"train@{NUMPY}").stdout
         timing = json.loads((clone.path / f"results/{NUMPY}/timing.json").read_text())
-        if not broken:
-            unbroken = found
-            assert timing["continued_at"] == []
-    assert f"train@{NUMPY}: going on at step " in said
-    assert 0 < timing["continued_at"][0] < steps
-    assert found == unbroken
-    assert not list((clone.path / ".dvc/tmp/checkpoints").iterdir()), (
-        "a checkpoint is left of a training that has ended"
-    )
+        return output, clone.digests("models/**/*.*", f"results/{NUMPY}/[ghm]*.*"), timing["continued_at"]
+
+    set_train(clone, steps)
+    _, unbroken, continued_at = trained()
+    assert continued_at == []
+    clone.run("rm", "-rf", ".dvc/cache/runs", "models", "results")
+    set_train(clone, steps, checkpoint_seconds=0.2)
+    process = start(clone, "dvc", "repro", "-f", f"train@{NUMPY}")
+    wait_until(lambda: list(checkpoints.glob(f"train@{NUMPY}-*")))
+    kill_group(process)
+    output, broken, continued_at = trained()
+    assert f"train@{NUMPY}: going on at step " in output
+    assert 0 < continued_at[0] < steps
+    assert broken == unbroken
+    assert not list(checkpoints.iterdir()), "a checkpoint is left of a training that has ended"
     clone.run("git", "checkout", "-q", "params.yaml")
     clone.run("dvc", "repro")
 
 
-def test_locks_of_the_dead_are_cleared_and_those_of_the_living_stay(clone: Clone):
-    rwlock = clone.path / checkout.RWLOCK
+def test_rwlock_of_dead_processes_is_removed_and_that_of_a_running_dvc_stays(clone: Clone):
+    rwlock, path = clone.path / checkout.RWLOCK, str(clone.path / "environment.json")
+    other = {"pid": 1, "cmd": "dvc repro"}  # as after a container, whose process ids are those of other processes here
     dead = {"pid": 4194303, "cmd": "dvc repro"}
-    somebody_else = {"pid": 1, "cmd": "dvc repro"}  # as after a container, whose numbers start again
-    path = str(clone.path / "environment.json")
-    rwlock.write_text(json.dumps({"write": {path: somebody_else}, "read": {str(clone.path / "params.yaml"): [dead]}}))
-    clone.run("dvc", "repro")
-    rwlock.write_text('{"write": {"')  # cut short
-    clone.run("dvc", "repro")
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "dvc"]) as living:
-        held = {"write": {path: {"pid": living.pid, "cmd": "dvc checkout"}}}
+    for content in (json.dumps({"write": {path: other}, "read": {path: [dead]}}), '{"write": {"', ""):
+        rwlock.write_text(content)
+        clone.run("dvc", "repro")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "dvc"]) as running:
+        held = {"write": {path: {"pid": running.pid, "cmd": "dvc checkout"}}}
         rwlock.write_text(json.dumps(held))
-        assert f"PID {living.pid}" in clone.run("dvc", "repro", succeeds=False).stderr
+        assert f"PID {running.pid}" in clone.run("dvc", "repro", succeeds=False).stderr
         assert json.loads(rwlock.read_text())["write"] == held["write"]
-        living.kill()
+        running.kill()
     clone.run("dvc", "repro")
 
 
-@pytest.mark.parametrize("ends", ["cmd: py", "    deps:\n", "", "no schema: 1\n", "<<<<<<< HEAD\n"])
-def test_a_damaged_dvc_lock_is_brought_back(clone: Clone, ends: str):
+@pytest.mark.parametrize("end", ["cmd: py", "    deps:\n", "", "no schema: 1\n", "<<<<<<< HEAD\n"])
+def test_damaged_dvc_lock_is_restored(clone: Clone, end: str):
     path = clone.path / "dvc.lock"
     clone.run("dvc", "repro")
     whole = path.read_text()
-    path.write_text(whole[: whole.index(ends)] + ends if ends and ends in whole else ends)
-    damaged = path.read_text()
+    damaged = whole[: whole.index(end)] + end if end and end in whole else end
+    path.write_text(damaged)
     done = clone.run("dvc", "repro")
     assert "WARNING: dvc.lock was damaged: " in done.stderr
-    assert "that of the last stage that was started is there again" in done.stderr
+    assert "that of the last stage that was started is restored" in done.stderr
     assert (clone.path / checkout.DAMAGED).read_text() == damaged
     assert path.read_text() == whole
     assert "Running stage 'train" not in done.stdout
 
 
-def test_a_damaged_dvc_lock_of_a_fresh_clone_is_the_commits(clone: Clone):
+def test_damaged_dvc_lock_of_a_fresh_clone_is_that_of_the_commit(clone: Clone):
     clone.run("dvc", "repro")
-    path, last_good = clone.path / "dvc.lock", clone.path / checkout.LAST_GOOD
+    path = clone.path / "dvc.lock"
     path.write_text(path.read_text()[:500])
-    last_good.unlink()
-    done = clone.run("dvc", "repro")
-    assert "that of the last commit is there again" in done.stderr
+    (clone.path / checkout.LAST_GOOD).unlink()
+    assert "that of the last commit is restored" in clone.run("dvc", "repro").stderr
     assert clone.stages_run("dvc", "repro") == []
 
 
-def test_a_dvc_lock_that_was_changed_is_not_a_damaged_one(clone: Clone):
-    """As after `git checkout` of another commit's, or a stage of the user's own whose output is no file."""
+def test_changed_dvc_lock_is_not_a_damaged_one(clone: Clone):
+    """As after `git checkout` of another commit's, or with a stage whose output is no file."""
     clone.run("dvc", "repro")
     path = clone.path / "dvc.lock"
     path.write_text(path.read_text().replace("seed: 0", "seed: 7"))
@@ -253,7 +190,7 @@ def test_a_dvc_lock_that_was_changed_is_not_a_damaged_one(clone: Clone):
     assert checkout.damage_of("schema: '2.0'\nstages:\n  own:\n    cmd: x\n    outs:\n    - path: s3://x\n") is None
 
 
-def test_which_commands_wait():
+def test_commands_that_change_the_working_tree_wait():
     assert checkout.command_of(["repro", "-f"]) == "repro"
     assert checkout.command_of(["-v", "--cd", "elsewhere", "exp", "run", "-S", "a=1"]) == "exp run"
     assert checkout.command_of(["experiments", "show"]) == "exp show"

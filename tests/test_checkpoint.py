@@ -1,17 +1,16 @@
 """A training that was killed goes on from its checkpoint, and nobody can tell by the result."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HOST, LESSONS, TINY
+from conftest import HOST, LESSONS, dataset
 
 from pipeline.clock import Stopwatch
-from pipeline.params import Data
-from pipeline.runtimes import load_runtime, open_implementation
+from pipeline.runtimes import open_implementation
 from pipeline.training import checkpoint as checkpoints
-from pipeline.training import data, history, training
+from pipeline.training import data, history
+from pipeline.training import train as training
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.reference import reference_run
 
@@ -29,30 +28,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(training, "CALLS", 16)  # calls of two steps
 
 
-@pytest.fixture
-def dataset() -> Callable[[str], data.DataSet]:
-    def made(problem: str) -> data.DataSet:
-        data.generate(problem, Data.model_validate(TINY["data"]), seed=0, dtype="float32")
-        return data.DataSet(problem)
-
-    return made
-
-
-def train(name: str, dataset: data.DataSet, checkpoint: Checkpoint, killed_at: int = STEPS + 1) -> training.Training:
+def train(name: str, drawn: data.DataSet, checkpoint: Checkpoint, killed_at: int = STEPS + 1) -> training.Training:
     def on_progress(done: int, _: float) -> None:
         if done >= killed_at:
             raise KilledError
 
-    runtime = load_runtime(name)
+    opened = open_implementation(name, LESSONS[name], HOST)
     return training.train(
         name,
         open_implementation(name, LESSONS[name], HOST).create,
-        dataset,
+        drawn,
         learning_rate=0.05,
         steps=STEPS,
         batch_size=16,
-        runtime=runtime,
-        stopwatch=Stopwatch(runtime.synchronize),
+        stopwatch=Stopwatch(opened.runtime.synchronize),
         on_progress=on_progress,
         checkpoint=checkpoint,
     )
@@ -64,9 +53,7 @@ def always(name: str) -> Checkpoint:
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
 @pytest.mark.parametrize("name", LESSONS)
-def test_a_broken_training_ends_as_an_unbroken_one(
-    name: str, streamed: bool, dataset: Callable, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_broken_training_ends_as_an_unbroken_one(name: str, streamed: bool, monkeypatch: pytest.MonkeyPatch):
     found = dataset(LESSONS[name])
     if streamed:
         batch_bytes = 16 * sum(array[:1].nbytes for array in found.train.values())
@@ -85,7 +72,7 @@ def test_a_broken_training_ends_as_an_unbroken_one(
         np.testing.assert_array_equal(broken.weights[key], weight)
 
 
-def test_the_reference_run_goes_on_too(dataset: Callable, monkeypatch: pytest.MonkeyPatch):
+def test_the_reference_run_goes_on_too(monkeypatch: pytest.MonkeyPatch):
     found, sizes = dataset("two_layer"), {"steps": STEPS, "batch_size": 16, "learning_rate": 0.05}
     unbroken = reference_run("two_layer", found, **sizes)
     batches = iter(range(20))
@@ -113,7 +100,7 @@ def killed(name: str, found: data.DataSet, digest: bytes = DIGEST) -> Path:
     return checkpoint.path
 
 
-def test_a_checkpoint_of_other_code_data_or_params_is_never_taken(dataset: Callable, capsys: pytest.CaptureFixture):
+def test_a_checkpoint_of_other_code_data_or_params_is_never_taken(capsys: pytest.CaptureFixture):
     found = dataset("two_layer")
     path = killed("numpy_arrays", found)
     assert train("numpy_arrays", found, Checkpoint("numpy_arrays", bytes(32), 0)).continued_at == ()
@@ -125,7 +112,7 @@ def test_a_checkpoint_of_other_code_data_or_params_is_never_taken(dataset: Calla
     assert "starts from step 0" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_costs_no_more_than_the_steps(dataset: Callable, capsys: pytest.CaptureFixture):
+def test_a_damaged_checkpoint_costs_no_more_than_the_steps(capsys: pytest.CaptureFixture):
     found = dataset("two_layer")
     path = killed("numpy_arrays", found)
     whole = path.read_bytes()
@@ -136,14 +123,14 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_steps(dataset: Callable, ca
         assert "starts from step 0" in capsys.readouterr().err
 
 
-def test_a_few_are_kept_of_each_implementation(dataset: Callable):
+def test_a_few_are_kept_of_each_implementation():
     found = dataset("two_layer")
     paths = [killed("numpy_arrays", found, bytes([number] * 32)) for number in range(checkpoints.KEPT + 2)]
     assert [path.exists() for path in paths] == [False, False] + checkpoints.KEPT * [True]
     assert not list(checkpoints.FOLDER.glob(".*")), "a temporary file is left"
 
 
-def test_none_is_written_before_it_is_time(dataset: Callable):
+def test_none_is_written_before_it_is_time():
     train("numpy_arrays", dataset("two_layer"), Checkpoint("numpy_arrays", DIGEST, 3600))
     train("numpy_arrays", dataset("two_layer"), Checkpoint("numpy_arrays", DIGEST, 0))
     assert not checkpoints.FOLDER.exists()

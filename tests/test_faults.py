@@ -1,10 +1,11 @@
 """`make test-faults`: whatever is killed, and whenever, one `dvc repro` later everything is as if nothing had been.
 
-FAULTS is how many kills there are, SEED where they fall; CI makes fewer, on another seed each time.
+FAULTS is how many kills there are. Every random choice is drawn from SEED, which is printed; CI takes a new one.
 """
 
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -16,50 +17,23 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import DVC, Clone, mounted, outside_variables
+from conftest import Clone, mounted
+from running import ALIKE, NUMPY, end_started, processes_in, start, wait_until  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.faults
 
 KILLS = int(os.environ.get("FAULTS", "20"))
 SEED = int(os.environ.get("SEED", str(random.SystemRandom().randrange(10**6))))
-NUMPY = "numpy_arrays"
-# What two runs leave alike. Timings are not alike, nor what depends on them.
-ALIKE = ("data/**/*.*", "reference/*", "models/**/*.*", "results/*/[ghme]*.*", "results/curves/*", "parity/*")
-FOLDERS = ("data", "reference", "models", "results", "parity")  # in report/ it depends on what was measured
+FOLDERS = ("data", "reference", "models", "results", "parity")  # the files of report/ depend on what was measured
+# Outputs that hold timings, or depend on them: `results/NAME` holds timing.json.
+TIMED = ("report", "lessons", "summary", "state", "results/benchmark", "results/numpy")
+ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
 
 
-def started(clone: Clone, *command: str) -> subprocess.Popen[bytes]:
-    path = f"{DVC.parent}:{os.environ['PATH']}"
-    return subprocess.Popen(
-        command,
-        cwd=clone.path,
-        env=outside_variables() | {"PATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def inside(clone: Clone) -> dict[int, str]:
-    """The processes that work in a clone, and their commands."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (folder / "cwd").readlink() == clone.path and (command := (folder / "cmdline").read_bytes()):
-                found[int(folder.name)] = command.replace(b"\0", b" ").decode()
-    return found
-
-
-def await_none(clone: Clone, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while left := inside(clone):
-        assert time.monotonic() < deadline, f"still there after {seconds} s: {left}"
-        time.sleep(0.05)
-
-
-def wait_for(clone: Clone, what: str, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None and not any(what in command for command in inside(clone).values()):
-        time.sleep(0.02)
+@pytest.fixture
+def draw() -> random.Random:
+    print(f"seed {SEED}")
+    return random.Random(SEED)
 
 
 def names(clone: Clone) -> set[str]:
@@ -71,28 +45,27 @@ def names(clone: Clone) -> set[str]:
 def locked(clone: Clone) -> dict[str, dict[str, str]]:
     """By stage and output, the md5 of dvc.lock; of what is alike from run to run."""
     stages = yaml.safe_load((clone.path / "dvc.lock").read_text())["stages"]
+    md5s = {stage: {out["path"]: out["md5"] for out in entry.get("outs", [])} for stage, entry in stages.items()}
     return {
-        stage: {out["path"]: out["md5"] for out in entry.get("outs", []) if not_timed(out["path"])}
-        for stage, entry in stages.items()
+        stage: {path: md5 for path, md5 in outs.items() if not path.startswith(TIMED)} for stage, outs in md5s.items()
     }
 
 
-def not_timed(path: str) -> bool:
-    return not path.endswith("timing.json") and not path.startswith(
-        ("report", "lessons", "summary", "results/benchmark")
-    )
+State = tuple[dict[str, bytes], set[str], dict[str, dict[str, str]]]
 
 
-def check(clone: Clone, before: dict[str, bytes], files: set[str], lock: dict[str, dict[str, str]], why: str) -> None:
+def state(clone: Clone) -> State:
+    return clone.digests(*ALIKE), names(clone), locked(clone)
+
+
+def check(clone: Clone, before: State, why: str) -> None:
     """After the kill, one `dvc repro`: it succeeds, and all is as it was before."""
-    await_none(clone)
+    wait_until(lambda: not processes_in(clone))
     done = clone.run("dvc", "repro")
     assert "Traceback" not in done.stderr, why + done.stderr
-    await_none(clone)
-    assert clone.digests(*ALIKE) == before, why
-    assert names(clone) == files, why
+    wait_until(lambda: not processes_in(clone))
+    assert state(clone) == before, why
     assert not list((clone.path / "report").glob(".*")), why
-    assert locked(clone) == lock, why
     assert not list((clone.path / ".dvc/cache/files").rglob("*.tmp")), why
     assert clone.stages_run("dvc", "repro") == [], why
     with closing(sqlite3.connect(clone.path / "mlflow.db")) as store:
@@ -114,51 +87,45 @@ def clone(make_clone: Callable[..., Clone]) -> Clone:
     return clone
 
 
-def kill(clone: Clone, process: subprocess.Popen[bytes], victim: str) -> None:
+def kill(clone: Clone, process: subprocess.Popen, victim: str, draw: random.Random) -> None:
     with suppress(ProcessLookupError):
         if victim == "group":
             os.killpg(process.pid, signal.SIGKILL)
         elif victim == "dvc":
             process.kill()
         else:
-            stages = [pid for pid, command in inside(clone).items() if "-m stages." in command]
-            os.kill(random.choice(stages) if stages else process.pid, signal.SIGKILL)
+            stages = sorted(pid for pid, command in processes_in(clone).items() if "-m stages." in command)
+            os.kill(draw.choice(stages or [process.pid]), signal.SIGKILL)
     process.wait()
 
 
-def test_kills_on_the_host(clone: Clone):
-    draw = random.Random(SEED)
-    before, files, lock = clone.digests(*ALIKE), names(clone), locked(clone)
-    start = time.monotonic()
+def test_kills_on_the_host_cost_one_repro(clone: Clone, draw: random.Random):
+    before, began = state(clone), time.monotonic()
     clone.run("dvc", "repro", "-f")
-    whole = time.monotonic() - start
-    hit = {"in time": 0, "too late": 0, "dvc.lock was damaged": 0}
+    whole = time.monotonic() - began
+    hits = {"in time": 0, "too late": 0, "dvc.lock was damaged": 0}
     for number in range(KILLS):
-        victim = draw.choice(["group", "dvc", "stage"])
-        process = started(clone, str(DVC), "repro", "-f")
-        if draw.random() < 0.2:  # while MLflow is written to
-            wait_for(clone, "stages.track", process)
-            delay = draw.uniform(0, 3)
-        else:
-            delay = draw.uniform(0, 1.1 * whole)
+        victim, tracking = draw.choice(["group", "dvc", "stage"]), draw.random() < 0.2
+        delay = draw.uniform(0, 3) if tracking else draw.uniform(0, 1.1 * whole)
+        process = start(clone, "dvc", "repro", "-f", output=subprocess.DEVNULL)
+        if tracking:  # while MLflow is written to
+            wait_until(lambda: "stages.track" in str(processes_in(clone)), 600)
         with suppress(subprocess.TimeoutExpired):
             process.wait(delay)
-        hit["in time" if process.poll() is None else "too late"] += 1
-        kill(clone, process, victim)
-        why = f"seed {SEED}, kill {number + 1}: {victim} after {delay:.2f} s"
+        hits["in time" if process.poll() is None else "too late"] += 1
+        kill(clone, process, victim, draw)
         with suppress(OSError):
-            yaml_ends = (clone.path / "dvc.lock").read_text().endswith("\n")
-            hit["dvc.lock was damaged"] += not yaml_ends
-        check(clone, before, files, lock, why)
-    print(f"seed {SEED}: {KILLS} kills within {whole:.0f} s of a run: {hit}")
+            hits["dvc.lock was damaged"] += not (clone.path / "dvc.lock").read_text().endswith("\n")
+        check(clone, before, f"seed {SEED}, kill {number + 1}: {victim} after {delay:.2f} s")
+    print(f"seed {SEED}: {KILLS} kills within {whole:.0f} s of a run: {hits}")
 
 
 @contextmanager
-def container(clone: Clone, name: str) -> Iterator[subprocess.Popen[bytes]]:
+def container(clone: Clone, name: str) -> Iterator[subprocess.Popen]:
     command = ["docker", "run", "--rm", "--init", "--name", name, "--network", "none", "--read-only"]
     command += ["--tmpfs", "/tmp:exec,mode=1777", "--env", "TINI_KILL_PROCESS_GROUP=1"]
     command += ["--volume", f"{clone.path}:/workspace", "seven-ways-cpu", "dvc", "repro", "-f"]
-    process = started(clone, *command)
+    process = start(clone, *command, output=subprocess.DEVNULL)
     try:
         yield process
     finally:
@@ -174,41 +141,44 @@ def images() -> str:
 
 
 @pytest.mark.skipif(not images(), reason="needs Docker and the cpu image: docker compose build cpu")
-def test_kills_of_containers(clone: Clone):
-    draw = random.Random(SEED)
+def test_kills_of_containers_cost_one_repro(clone: Clone, draw: random.Random):
     clone.run("dvc", "repro")
-    before, files, lock = clone.digests(*ALIKE), names(clone), locked(clone)
-    in_time, kills = 0, max(1, KILLS // 5)
+    before, in_time, kills = state(clone), 0, max(1, KILLS // 5)
     for number in range(kills):
-        name = f"faults-{os.getpid()}-{number}"
+        name, delay = f"faults-{os.getpid()}-{number}", draw.uniform(0, 25)
         with container(clone, name) as process:
-            delay = draw.uniform(0, 25)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(delay)
             in_time += process.poll() is None
             subprocess.run(["docker", "kill", name], capture_output=True, check=False)
-        check(clone, before, files, lock, f"seed {SEED}, container {number + 1} after {delay:.2f} s")
+        check(clone, before, f"seed {SEED}, container {number + 1} after {delay:.2f} s")
     print(f"seed {SEED}: {kills} containers killed, {in_time} of them in time")
 
 
 # The same faults, planted where they were found.
 
 
-def test_a_dvc_lock_that_is_cut_short_anywhere(clone: Clone):
+def test_dvc_lock_that_is_cut_short_is_complete_after_one_repro(clone: Clone, draw: random.Random):
+    """At random places, and after a line of each kind: such a file is valid YAML."""
     clone.run("dvc", "repro")
     path = clone.path / "dvc.lock"
     whole, lock = path.read_text(), locked(clone)
-    draw = random.Random(SEED)
-    for length in (0, *sorted(draw.randrange(1, len(whole) - 1) for _ in range(max(3, KILLS // 5)))):
+    lengths = [0, *(draw.randrange(1, len(whole) - 1) for _ in range(max(3, KILLS // 5)))]
+    lines = [
+        match.end()
+        for key in ("- path", "  hash", "  md5", "  size", "deps", "outs")
+        for match in [draw.choice(list(re.finditer(rf"^ *{key}:.*\n", whole, re.MULTILINE)))]
+    ]
+    for length in (*lengths, *lines):
         path.write_text(whole[:length])
         done = clone.run("dvc", "repro")
-        assert clone.path.joinpath("dvc.lock").read_text().count("cmd: ") == whole.count("cmd: "), length
+        assert path.read_text().count("cmd: ") == whole.count("cmd: "), length
         assert locked(clone) == lock, length
         if not whole[:length].endswith("\n"):
             assert "WARNING: dvc.lock was damaged" in done.stderr, length
 
 
-def test_a_cache_object_with_a_flipped_bit(clone: Clone):
+def test_flipped_bit_in_the_cache_is_reported_or_repaired(clone: Clone):
     clone.run("dvc", "repro")
     md5 = locked(clone)["reference@two_layer"]["reference/two_layer.safetensors"]
     cached = clone.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
@@ -227,7 +197,7 @@ def test_a_cache_object_with_a_flipped_bit(clone: Clone):
     assert clone.digests(*ALIKE) == before
 
 
-def test_results_deleted_by_hand(clone: Clone):
+def test_deleted_results_are_restored_without_a_stage(clone: Clone):
     clone.run("dvc", "repro")
     before, files = clone.digests(*ALIKE), names(clone)
     shutil.rmtree(clone.path / "results")
@@ -235,7 +205,7 @@ def test_results_deleted_by_hand(clone: Clone):
     assert (clone.digests(*ALIKE), names(clone)) == (before, files)
 
 
-def test_a_clock_that_jumps_back(clone: Clone):
+def test_clock_that_jumps_back_changes_nothing(clone: Clone):
     """Every file is from tomorrow, as after a clock that was wrong."""
     clone.run("dvc", "repro")
     before, tomorrow = clone.digests(*ALIKE), time.time() + 86400
@@ -246,42 +216,41 @@ def test_a_clock_that_jumps_back(clone: Clone):
     assert clone.digests(*ALIKE) == before
 
 
-ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
+@pytest.fixture(scope="module")
+def small(make_clone: Callable[..., Clone]) -> Clone:
+    """Its cache holds one run."""
+    clone = make_clone(NUMPY)
+    clone.run("dvc", "repro")
+    return clone
 
 
 @ROOT
 @pytest.mark.parametrize("full", [".dvc/cache", "results", "models"])
-def test_a_full_disk(make_clone: Callable[..., Clone], full: str):
-    clone = make_clone(NUMPY)
-    clone.run("dvc", "repro")
-    before = clone.digests(*ALIKE)
-    folder, copy = clone.path / full, clone.path.with_name("copy")
-    shutil.copytree(folder, copy)
+def test_full_disk_is_reported_and_one_repro_restores(small: Clone, full: str, tmp_path: Path):
+    before, folder, params, larger = small.digests(*ALIKE), small.path / full, small.params(), small.params()
+    larger["problems"]["two_layer"]["data"]["hidden"] = 800
+    larger["problems"]["two_layer"]["train"]["steps"] = 3000
+    larger["train"]["learning_rate"] = 1e-4
+    shutil.copytree(folder, tmp_path / "copy")
     with mounted("-t", "tmpfs", "-o", "size=16m", "tmpfs", folder):
-        shutil.copytree(copy, folder, dirs_exist_ok=True)
+        shutil.copytree(tmp_path / "copy", folder, dirs_exist_ok=True)
         filler = folder / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**12))
-        small = clone.params()
-        sizes = small["data"]["two_layer"] | {"hidden": 800}
-        steps = small["train"]["two_layer"] | {"steps": 3000}
-        larger = {
-            "data": small["data"] | {"two_layer": sizes},
-            "train": small["train"] | {"two_layer": steps, "learning_rate": 1e-4},
-        }
-        clone.write_params(small | larger)
-        said = clone.run("dvc", "repro", succeeds=False).stderr
-        assert "No space left on device" in said or "No possible cache link types" in said  # DVC's, where it is DVC's
+        small.write_params(larger)
+        message = small.run("dvc", "repro", succeeds=False).stderr
+        assert re.search("No space left on device|No possible cache link types", message)  # the latter is DVC's
         filler.unlink()
-        clone.run("dvc", "repro")
-        clone.write_params(small)
-        clone.run("dvc", "repro")
-        assert clone.digests(*ALIKE) == before
+        small.run("dvc", "repro")
+        small.write_params(params)
+        small.run("dvc", "repro")
+        assert small.digests(*ALIKE) == before
+    small.run("dvc", "repro")
 
 
 @ROOT
-def test_a_store_that_cannot_be_written(clone: Clone, tmp_path: Path):
+def test_readonly_store_is_a_warning_and_filled_later(clone: Clone, tmp_path: Path):
     clone.run("dvc", "repro")
     store = tmp_path / "store"
     store.mkdir()
@@ -301,14 +270,12 @@ def test_a_store_that_cannot_be_written(clone: Clone, tmp_path: Path):
 
 @ROOT
 @pytest.mark.parametrize("folder", ["results", "models", "data"])
-def test_what_cannot_be_written(make_clone: Callable[..., Clone], folder: str):
-    clone = make_clone(NUMPY)
-    clone.run("dvc", "repro")
-    before, path = clone.digests(*ALIKE), clone.path / folder
-    clone.edit("params.yaml", "seed: 0", "seed: 1")
+def test_readonly_folder_is_reported(small: Clone, folder: str):
+    before, path = small.digests(*ALIKE), small.path / folder
+    small.edit("params.yaml", "seed: 0", "seed: 1")
     with mounted("--bind", path, path):
         subprocess.run(["mount", "-o", "remount,ro,bind", path], check=True)
-        assert "Read-only file system" in clone.run("dvc", "repro", succeeds=False).stderr
-        clone.edit("params.yaml", "seed: 1", "seed: 0")
-    clone.run("dvc", "repro")
-    assert clone.digests(*ALIKE) == before
+        assert "Read-only file system" in small.run("dvc", "repro", succeeds=False).stderr
+        small.edit("params.yaml", "seed: 1", "seed: 0")
+    small.run("dvc", "repro")
+    assert small.digests(*ALIKE) == before

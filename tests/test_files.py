@@ -8,6 +8,7 @@ import pytest
 from pipeline import files
 from pipeline.array_files import read_arrays, write_arrays
 from pipeline.errors import UserError
+from pipeline.results import Metrics
 
 WEIGHTS = {"w1": np.arange(6, dtype=np.float32).reshape(2, 3), "w2": np.ones((3, 1), np.float64)}
 SHAPES = {"w1": (2, 3), "w2": (3, 1)}
@@ -79,10 +80,29 @@ def test_json_that_is_not_there_or_not_whole(content: str | None, sentence: str)
 
 def test_history_comes_back_bit_for_bit():
     losses = [float(np.float32(1) / np.float32(3)), 1e-300, 7.0]
-    files.write_history("a", range(0, 9, 4), losses, 9)
+    path = files.result_file("a", "history.csv")
+    files.write_rows(path, "step,train_loss", zip(range(0, 9, 4), losses, strict=True))
     assert files.read_history("a") == ([0, 4, 8], losses)
-    assert files.result_file("a", "history.csv").read_text().startswith("step,train_loss\n0,")
-    assert files.read_json(files.result_file("a", "metrics.json")) == {"train_loss": 7.0, "steps": 9}
+    assert path.read_text().startswith("step,train_loss\n0,")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"train_loss": 1.0}', "steps: Field required"),
+        ('{"train_loss": "1.0", "steps": 3}', "train_loss: Input should be a valid number"),
+        ('{"train_loss": 1.0, "steps": 3, "more": 4}', "more: Extra inputs are not permitted"),
+    ],
+)
+def test_result_of_another_form_is_refused(content: str, sentence: str):
+    Path("metrics.json").write_text(content)
+    with pytest.raises(UserError, match=rf"metrics\.json is damaged \({sentence}.*dvc repro"):
+        Metrics.read(Path("metrics.json"))
+
+
+def test_result_comes_back_as_it_was():
+    Metrics(train_loss=0.1, steps=3).write(Path("metrics.json"))
+    assert Metrics.read(Path("metrics.json")) == Metrics(train_loss=0.1, steps=3)
 
 
 @pytest.mark.parametrize("content", ["", "step,loss\n0,1\n", "step,train_loss\n0,x\n", "step,train_loss\n0\n"])

@@ -1,27 +1,41 @@
 """What is made of samples: break-even, crossover, loops, and the verdicts on the text's claims."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import quiet
 
+from pipeline.benchmark.candidates import Candidate
 from pipeline.benchmark.samples import Benchmark, Case
+from pipeline.measures import Measures, Tolerances
 from pipeline.report import findings
 from pipeline.report.claims import CLAIMS
 from pipeline.report.findings import break_even, crossover, loops
+from pipeline.results import Judged, ParityReport
 
-SIZES = {"batch_size": 64, "inputs": 1000, "hidden": 100, "outputs": 10, "min_length": 0, "max_length": 0}
-PROVENANCE = {
-    "device": "cpu",
-    "precision": "highest",
-    "threads": 2,
-    "deterministic": True,
-    "cpus_of_other_processes": 0.0,
-    "cpus": 2,
-    "gpu": None,
-}
-ROW = {"breaches": [], "gradient_relative_error": 1e-7, "loss_curve_relative_difference": 1e-6, "problem": "two_layer"}
+SIZES = {"batch_size": 64, "inputs": 1000, "hidden": 100, "outputs": 10}
+LENGTHS = {"batch_size": 256, "inputs": 64, "hidden": 128, "outputs": 10}
+ROW = Judged(
+    initial_test_loss=2.0,
+    test_loss=1.0,
+    test_r2=0.5,
+    parity=Measures(gradient=1e-7, loss_curve=1e-6, predictions=1e-6),
+    outputs_md5="",
+    problem="two_layer",
+    failed=[],
+)
+ARRAYS, TENSORS = Candidate("numpy_arrays"), Candidate("torch_tensors")
+TOLERANCES = Tolerances(gradient=1e-3, loss_curve=1e-2, predictions=5e-2)
+
+
+def parity_of(names: Iterable[str], problem: str = "two_layer", failed: tuple[str, ...] = ()) -> ParityReport:
+    rows = {
+        name: ROW.model_copy(update={"problem": problem, "failed": ["gradient"] * (name in failed)}) for name in names
+    }
+    return ParityReport(passed=not failed, dtype="float32", tolerances=TOLERANCES, implementations=rows)
 
 
 def noisy(median: float, seed: int, processes: int = 4, rounds: int = 8) -> dict[int, Any]:
@@ -29,40 +43,44 @@ def noisy(median: float, seed: int, processes: int = 4, rounds: int = 8) -> dict
     return {each: median * (1 + 0.02 * generator.standard_normal(rounds)) for each in range(processes)}
 
 
-def case(medians: dict[str, float], *, trusted: bool = True, total: float = 64, **sizes: int) -> Case:
-    seconds = {name: noisy(median, seed) for seed, (name, median) in enumerate(medians.items())}
-    return Case("two_layer", SIZES | sizes, total, seconds, trusted, on_gpu=False)
+def case(medians: dict[str, float], *, trusted: bool = True, **sizes: int) -> Case:
+    """Of the candidates that `medians` names; of the recurrent network where `sizes` has lengths."""
+    seconds = {Candidate.parse(name): noisy(median, seed) for seed, (name, median) in enumerate(medians.items())}
+    problem, defaults = ("recurrent", LENGTHS) if "max_length" in sizes else ("two_layer", SIZES)
+    return Case(problem, defaults | sizes, seconds, trusted, on_gpu=False)
 
 
 def judged(
-    cases: list[Case], *names: str, device: str = "cpu", breaches: tuple[str, ...] = (), others: float = 0.0
+    cases: list[Case], *names: str, device: str = "cpu", failed: tuple[str, ...] = (), others: float = 0.0
 ) -> dict:
-    rows = {name: ROW | {"breaches": ["gradient"] * (name in breaches)} for name in names}
-    benchmark = Benchmark(cases, PROVENANCE | {"device": device, "cpus_of_other_processes": others})
-    found = findings.findings(benchmark, {"implementations": rows}, {"two_layer": cases[0].sizes})
+    benchmark = Benchmark(cases, quiet(device, cpus_of_other_processes=others))
+    parity = parity_of(names, cases[0].problem, failed)
+    found = findings.findings(benchmark, parity, {cases[0].problem: cases[0].sizes})
     return {each.claim.subject: each for each in found}
 
 
-def test_the_lower_bound_is_the_fastest_library():
-    measured = case({"step": 3e-4, "lower_bound/numpy": 1e-4, "lower_bound/torch": 2e-4})
-    assert measured.lower_bound("step") == "lower_bound/numpy"
-    multiple = measured.multiple("step")
+def test_on_a_cpu_a_multiple_is_of_the_fastest_library():
+    measured = case({"step": 3e-4, "matmul/numpy": 1e-4, "matmul/torch": 2e-4})
+    assert measured.matmul(Candidate("step")) == Candidate("numpy", "matmul")
+    multiple = measured.multiple(Candidate("step"))
     assert multiple
     assert multiple.value == pytest.approx(3, rel=0.05)
-    on_gpu = case({"torch_tensors": 3e-4, "lower_bound/numpy": 1e-4, "lower_bound/torch": 2e-4})._replace(on_gpu=True)
-    assert on_gpu.lower_bound("torch_tensors") == "lower_bound/torch"
-    assert case({"torch_tensors": 3e-4}).multiple("torch_tensors") is None
+    on_gpu = case({"torch_tensors": 3e-4, "matmul/numpy": 1e-4, "matmul/torch": 2e-4})._replace(on_gpu=True)
+    assert on_gpu.matmul(TENSORS) == Candidate("torch", "matmul")
+    assert case({"torch_tensors": 3e-4}).multiple(TENSORS) is None
+    assert case({"matmul/torch": 3e-4}).multiple(TENSORS) is None
 
 
 def test_on_a_gpu_a_multiple_is_of_the_same_device_and_precision():
-    names = ("torch_autograd", "cpu/torch_tensors", "torch_autograd+tf32", "lower_bound/torch")
+    names = ("torch_autograd", "cpu/torch_tensors", "torch_autograd+tf32", "matmul/torch")
+    autograd, host, tf32, products = map(Candidate.parse, names)
     measured = case(dict.fromkeys(names, 1e-4))._replace(on_gpu=True)
-    assert measured.lower_bound("torch_autograd") == "lower_bound/torch"
-    assert measured.multiple("cpu/torch_tensors") is None
-    assert measured.multiple("torch_autograd+tf32") is None
-    both = case(dict.fromkeys((*names, "lower_bound/torch+tf32"), 1e-4))._replace(on_gpu=True)
-    assert both.lower_bound("torch_autograd+tf32") == "lower_bound/torch+tf32"
-    assert both.lower_bound("torch_autograd") == "lower_bound/torch"
+    assert measured.matmul(autograd) == products
+    assert measured.multiple(host) is None
+    assert measured.multiple(tf32) is None
+    both = case(dict.fromkeys((*names, "matmul/torch+tf32"), 1e-4))._replace(on_gpu=True)
+    assert str(both.matmul(tf32)) == "matmul/torch+tf32"
+    assert both.matmul(autograd) == products
 
 
 REPLAYED = {
@@ -72,13 +90,15 @@ REPLAYED = {
     "eager/torch_autograd": 3e-4,
     "capture/torch_autograd": 2.6e-3,
     "numpy_arrays": 4e-3,
-    "lower_bound/torch": 2e-5,
+    "matmul/torch": 2e-5,
     "launch_floor/torch_autograd": 3e-5,
 }
 
 
-def replayed(medians: dict[str, float]) -> Case:
-    return case(medians)._replace(on_gpu=True, replayed=frozenset({"torch_tensors", "torch_autograd", "torch_loop"}))
+def replayed(medians: dict[str, float], **sizes: Any) -> Case:
+    return case(medians, **sizes)._replace(
+        on_gpu=True, replayed=frozenset(map(Candidate, ("torch_tensors", "torch_autograd", "torch_loop")))
+    )
 
 
 def test_autograd_is_judged_where_python_ran():
@@ -113,12 +133,8 @@ def test_a_claim_on_steps_is_judged_where_python_ran():
 
 def test_the_loop_in_python_is_judged_where_python_ran():
     loop = {"torch_loop": 1e-4, "tensorflow_scan": 9e-3}
-    short = replayed(loop | {"eager/torch_loop": 4e-3})._replace(
-        sizes=SIZES | {"min_length": 1, "max_length": 32}, total_length=4000
-    )
-    long = replayed(loop | {"eager/torch_loop": 8e-3})._replace(
-        sizes=SIZES | {"min_length": 32, "max_length": 32}, total_length=8000
-    )
+    short = replayed(loop | {"eager/torch_loop": 4e-3}, min_length=1, max_length=32)
+    long = replayed(loop | {"eager/torch_loop": 8e-3}, min_length=32, max_length=32)
     (said,) = loops([short, long], "torch_loop")
     assert re.search(r"takes (1\.9|2)\d* ×", said)
     found = judged([short, long], "torch_loop", "tensorflow_scan", device="cuda:0")["tensorflow_scan"]
@@ -133,19 +149,17 @@ def test_a_throttled_or_shared_gpu_gives_no_ratio():
         ({"other_processes": 1, "throttled_by": []}, "1 other process used the GPU"),
         ({"other_processes": 0, "throttled_by": ["too hot"]}, "the GPU was throttled: too hot"),
     ):
-        assert Benchmark([], PROVENANCE | {"device": "cuda:0", "gpu": gpu}).doubt == f"cannot tell: {why}"
-    assert Benchmark([], PROVENANCE | {"gpu": {"other_processes": None, "throttled_by": []}}).doubt == ""
-    older = {key: value for key, value in PROVENANCE.items() if key != "gpu"}
-    assert Benchmark([], older).doubt == ""
+        assert Benchmark([], quiet("cuda:0", gpu=gpu)).doubt == f"cannot tell: {why}"
+    assert Benchmark([], quiet(gpu={"other_processes": None, "throttled_by": []})).doubt == ""
 
 
 def test_a_ratio_of_what_was_not_interleaved_is_not_given():
     measured = case({"numpy_arrays": 1e-4, "torch_tensors": 2e-4})
-    apart = {process + 10: samples for process, samples in measured.seconds["torch_tensors"].items()}
-    other = measured._replace(seconds=measured.seconds | {"torch_tensors": apart})
-    assert measured.ratio("numpy_arrays", "torch_tensors")
-    assert other.ratio("numpy_arrays", "torch_tensors") is None
-    assert measured._replace(trusted=False).ratio("numpy_arrays", "torch_tensors") is None
+    apart = {process + 10: samples for process, samples in measured.seconds[TENSORS].items()}
+    other = measured._replace(seconds=measured.seconds | {TENSORS: apart})
+    assert measured.ratio(ARRAYS, TENSORS)
+    assert other.ratio(ARRAYS, TENSORS) is None
+    assert measured._replace(trusted=False).ratio(ARRAYS, TENSORS) is None
 
 
 def test_break_even():
@@ -166,23 +180,23 @@ GPU = [
 
 
 def test_crossover_is_where_it_is_faster_there_and_beyond():
-    assert crossover(GPU, "numpy_arrays", "torch_tensors") is GPU[1]
-    assert crossover(GPU, "numpy_arrays", "torch_tensors", 50) is GPU[2]
-    assert crossover(GPU, "numpy_arrays", "torch_tensors", 100) is None
+    assert crossover(GPU, ARRAYS, TENSORS) is GPU[1]
+    assert crossover(GPU, ARRAYS, TENSORS, 50) is GPU[2]
+    assert crossover(GPU, ARRAYS, TENSORS, 100) is None
     slow_again = case({"torch_tensors": 1e-4, "numpy_arrays": 1e-5}, batch_size=4)
-    assert crossover([*GPU, slow_again], "numpy_arrays", "torch_tensors") is None
+    assert crossover([*GPU, slow_again], ARRAYS, TENSORS) is None
 
 
 def test_loops_are_compared_where_the_lengths_alone_differ():
-    def lengths(longest: int, total: float, step: float, hidden: int = 100) -> Case:
-        return case({"loop": step}, total=total, min_length=1, max_length=longest, hidden=hidden)
+    def lengths(shortest: int, longest: int, step: float, hidden: int = 128) -> Case:
+        return case({"loop": step}, min_length=shortest, max_length=longest, hidden=hidden)
 
-    cases = [lengths(16, 4000, 4e-3), lengths(32, 4100, 4e-3), lengths(32, 8200, 8e-3)]
+    cases = [lengths(16, 16, 4e-3), lengths(1, 32, 4e-3), lengths(32, 32, 8e-3)]
     sum_said, longest_said = loops(cases, "loop")
-    assert sum_said.startswith("2 times the sum of lengths at the same longest (32) takes 2")
-    assert longest_said.startswith("2 times the longest at the same sum (about 4000) takes 1")
+    assert sum_said.startswith("1.9 times the sum of lengths at the same longest (32) takes 2")
+    assert longest_said.startswith("2 times the longest at the same sum (about 4096) takes 1")
     assert loops(cases[:1], "loop") == []
-    assert loops([cases[1], lengths(32, 8200, 8e-3, hidden=7)], "loop") == []
+    assert loops([cases[1], lengths(32, 32, 8e-3, hidden=7)], "loop") == []
 
 
 def test_the_claim_of_50_times_needs_a_gpu_to_be_answered():
@@ -222,7 +236,7 @@ def test_a_claim_of_two_names_the_samples_that_it_rests_on():
 
 def test_a_breach_of_parity_is_no_claim_that_holds():
     cases = [case({"torch_tensors": 2e-4, "torch_autograd": 4e-4})]
-    found = judged(cases, "torch_tensors", "torch_autograd", breaches=("torch_tensors",))["torch_autograd"]
+    found = judged(cases, "torch_tensors", "torch_autograd", failed=("torch_tensors",))["torch_autograd"]
     assert found.verdict == "does not hold"
 
 
@@ -234,8 +248,8 @@ def test_a_busy_machine_is_told():
 
 
 def bought_in(cases: list[Case], device: str, *names: str) -> dict[str, findings.Bought]:
-    benchmark = Benchmark(cases, PROVENANCE | {"device": device})
-    rows = {"implementations": dict.fromkeys(names, ROW)}
+    benchmark = Benchmark(cases, quiet(device))
+    rows = parity_of(names)
     return {each.idea: each for each in findings.bought(benchmark, rows, {"two_layer": SIZES})}
 
 
@@ -243,9 +257,9 @@ def what_was_bought(
     medians: dict[str, float], *, device: str = "cpu", others: float = 0.0, names: tuple[str, ...] = ()
 ) -> dict[str, findings.Bought]:
     cases = [case(medians, trusted=not others)] if medians else []
-    rows = dict.fromkeys(names or [name for name in medians if "/" not in name], ROW)
-    benchmark = Benchmark(cases, PROVENANCE | {"device": device, "cpus_of_other_processes": others})
-    return {each.idea: each for each in findings.bought(benchmark, {"implementations": rows}, {"two_layer": SIZES})}
+    rows = parity_of(names or [name for name in medians if "/" not in name])
+    benchmark = Benchmark(cases, quiet(device, cpus_of_other_processes=others))
+    return {each.idea: each for each in findings.bought(benchmark, rows, {"two_layer": SIZES})}
 
 
 MEDIANS = {

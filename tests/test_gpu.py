@@ -1,6 +1,6 @@
 """The lessons on an NVIDIA GPU. `make check-gpu`, or `python3 -m pytest tests/test_gpu.py` on any machine with Python
-3.11 or newer, torch, NumPy, safetensors and pytest; with TensorFlow, its lessons too. Where there is no GPU they are
-skipped, and `make check-gpu`, which sets REQUIRE_GPU, fails."""
+3.11 or newer, torch, NumPy, safetensors, threadpoolctl, psutil, nvidia-ml-py and pytest; with TensorFlow, its lessons
+too. Where there is no GPU they are skipped, and `make check-gpu`, which sets REQUIRE_GPU, fails."""
 
 import gc
 import os
@@ -15,8 +15,10 @@ import pytest
 from conftest import HOST, LESSONS, Lesson
 
 from pipeline.array_files import read_arrays, write_arrays
-from pipeline.benchmark.benchmark import Effort, Size, benchmark
-from pipeline.benchmark.candidates import Candidate, draw, launch_floors
+from pipeline.benchmark.benchmark import benchmark
+from pipeline.benchmark.candidates import Candidate
+from pipeline.benchmark.plan import BenchmarkConfig, Size, launch_floors
+from pipeline.benchmark.runner import Runner, draw
 from pipeline.contract import load_problem
 from pipeline.environment import Environment, available_cpus, framework_of
 from pipeline.errors import UserError
@@ -33,7 +35,9 @@ def devices() -> int:
 
         return torch.cuda.device_count() if torch.cuda.is_available() else 0
     if find_spec("tensorflow"):
-        return len(load_runtime("tensorflow").tf.config.list_physical_devices("GPU"))
+        import tensorflow as tf
+
+        return len(tf.config.list_physical_devices("GPU"))
     return 0
 
 
@@ -47,10 +51,10 @@ GPU = replace(HOST, device="cuda:0", device_name="the GPU", threads=available_cp
 
 @pytest.fixture(autouse=True)
 def the_cpu_afterwards() -> Iterator[None]:
-    """Runtimes are modules, and know one device; other tests in the process want the CPU."""
+    """What a runtime sets holds for the process, and other tests in it want the CPU."""
     yield
-    for framework in {framework_of(name) for name in TORCH}:
-        load_runtime(framework).start(HOST)
+    if TORCH:
+        load_runtime("torch")(HOST)
 
 
 def on_gpu(name: str, dtype: str = "float32", environment: Environment = GPU) -> Lesson:
@@ -77,7 +81,7 @@ def test_parity_with_the_reference(name: str, dtype: str):
 
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("calls", [(2, 1, 1, 1), (1, 1, 7, 5), (3, 50, 1, 20)])
-def test_a_batch_runs_eagerly_first_and_is_replayed_when_it_comes_again(name: str, calls: tuple[int, ...]):
+def test_batch_runs_eagerly_first_and_is_replayed_when_it_comes_again(name: str, calls: tuple[int, ...]):
     lesson = on_gpu(name, "float64")
     loop = lesson.placed()
     lesson.run(loop, *calls)
@@ -123,7 +127,7 @@ def test_replayed_steps_are_bitwise_the_eager_ones(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name in TORCH if LESSONS[name] == "recurrent"])
-def test_a_long_recurrent_step_in_float64(name: str):
+def test_long_recurrent_step_in_float64(name: str):
     lesson, eager, replayed = both_ways(name, "float64", LONG)
     steps = 2 * len(lesson.chunk["y"]) + 1
     np.testing.assert_array_equal(lesson.run(replayed, steps), lesson.run(eager, steps))
@@ -132,7 +136,7 @@ def test_a_long_recurrent_step_in_float64(name: str):
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_a_training_that_goes_on_from_its_weights_ends_with_the_same_bits(name: str):
+def test_training_that_goes_on_from_its_weights_ends_with_the_same_bits(name: str):
     lesson = on_gpu(name)
     whole, part = lesson.placed(), lesson.placed()
     losses = lesson.run(whole, 40)
@@ -183,7 +187,7 @@ def test_batches_of_other_lengths_drop_all_graphs(name: str):
 
 @pytest.mark.skipif(not TORCH, reason="there is no torch")
 @pytest.mark.parametrize("name", ["torch_autograd", "torch_function"])
-def test_a_loop_survives_another_one_at_a_size_where_cublas_uses_its_workspace(name: str):
+def test_graphs_stay_valid_when_another_loop_is_dropped_where_cublas_uses_its_workspace(name: str):
     import torch
 
     lesson, eager, kept = both_ways(name, "float32", TUTORIAL)
@@ -201,28 +205,27 @@ def test_a_loop_survives_another_one_at_a_size_where_cublas_uses_its_workspace(n
 
 
 @pytest.mark.skipif(not TORCH, reason="there is no torch")
-def test_the_lower_bound_keeps_its_memory():
+def test_matrix_products_keep_their_memory():
     import torch
 
-    runtime = load_runtime("torch")
-    runtime.start(GPU)
+    runtime = load_runtime("torch")(GPU)
     weights, chunk = draw("two_layer", SimpleNamespace(**TUTORIAL), "float32")
     products = load_problem("two_layer").products
     factors = [products(weights, *batch.values()) for batch in batches_of(chunk)[:8]]
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
-    run = runtime.multiply(factors)
+    repeated = runtime.multiply(factors)
     gc.collect()
     kept = torch.cuda.memory_allocated() - before
     assert kept >= sum(left.nbytes + right.nbytes for batch in factors for left, right in batch)
     foreign = torch.full((2**26,), 7.0, device="cuda")
-    run(64)
+    repeated.run(64)
     torch.cuda.synchronize()
     assert bool((foreign == 7).all())
 
 
 @pytest.mark.skipif(not TORCH, reason="there is no torch")
-def test_a_step_that_does_not_change_its_weights_in_place_is_refused():
+def test_step_that_does_not_change_its_weights_in_place_is_refused():
     lesson = on_gpu("torch_tensors")
     loop: Any = lesson.placed()
     step = loop.implementation.step
@@ -238,49 +241,49 @@ def test_a_step_that_does_not_change_its_weights_in_place_is_refused():
 
 
 @pytest.mark.skipif(not TORCH, reason="there is no torch")
-def test_the_launch_floor_counts_the_nodes_of_the_step():
+def test_launch_floor_counts_the_nodes_of_the_step():
     pytest.importorskip("cuda.bindings")
-    runtime = load_runtime("torch")
     lesson = on_gpu("torch_autograd")
-    loop = open_implementation(lesson.name, lesson.problem, GPU, eagerly=True).create(lesson.initial, 0.1)
+    opened = open_implementation(lesson.name, lesson.problem, GPU, eagerly=True)
+    runtime: Any = opened.runtime
+    loop = opened.create(lesson.initial, 0.1)
     loop.place(lesson.chunk)
     counts = runtime.nodes(loop)
     assert len(counts) == 3
     assert all(10 <= count <= 40 for count in counts), counts  # five products, a loss, their gradients and two updates
-    runtime.launch(counts)(7)
+    runtime.launch(counts).run(7)
     runtime.synchronize()
 
 
 @pytest.mark.skipif(not TORCH, reason="there is no torch")
-def test_the_benchmark_measures_replays_beside_their_baselines():
+def test_benchmark_measures_replays_beside_their_baselines():
     sizes = {"batch_size": 16, "inputs": 256, "hidden": 32, "outputs": 10}
-    names = ["torch_tensors", "torch_autograd", "numpy_arrays", "lower_bound/torch", "cpu/torch_tensors"]
-    names += launch_floors(GPU, ["torch_autograd"])
+    texts = ["torch_tensors", "torch_autograd", "numpy_arrays", "matmul/torch", "cpu/torch_tensors"]
+    candidates = [*map(Candidate.parse, texts), *launch_floors(GPU, ["torch_autograd"])]
     recurrent = {"batch_size": 16, "inputs": 8, "hidden": 16, "outputs": 4, "min_length": 1, "max_length": 6}
     plan = [
-        Size("two_layer", sizes, names),
-        Size("two_layer", TUTORIAL, names),
-        Size("recurrent", recurrent, ["torch_loop", "lower_bound/torch"]),
+        Size("two_layer", sizes, candidates),
+        Size("two_layer", TUTORIAL, candidates),
+        Size("recurrent", recurrent, [Candidate("torch_loop"), Candidate("torch", "matmul")]),
     ]
-    taken, meanwhile = benchmark(plan, effort=Effort(2, 2, 0.01), dtype="float32", environment=GPU)
-    for each in taken:
-        replays = each.candidate in ("torch_tensors", "torch_autograd", "torch_loop")
-        assert each.replays == (each.steps if replays else 0), each
-    candidates = {each.candidate for each in taken}
-    assert {"eager/torch_autograd", "capture/torch_autograd", "eager/torch_loop", "capture/torch_loop"} <= candidates
+    taken, meanwhile = benchmark(plan, config=BenchmarkConfig(2, 2, 0.01), dtype="float32", environment=GPU)
+    for sample in taken:
+        replays = sample.candidate.is_implementation and sample.candidate.framework == "torch"
+        assert sample.replays == (sample.steps if replays else 0), sample
+    names = [Candidate(name, kind) for name in ("torch_autograd", "torch_loop") for kind in ("eager", "capture")]
+    assert {*names} <= {sample.candidate for sample in taken}
     assert meanwhile["gpu"] is None or "throttled_by" in meanwhile["gpu"]
 
 
 @pytest.mark.parametrize("name", ON_GPU)
-def test_a_training_and_what_is_judged_of_it(name: str):
-    """`train`, `outputs` and the picture of a step, as the stage `train` calls them."""
+def test_training_and_what_is_judged_of_it(name: str):
+    """`train` and `outputs`, as the stage `train` calls them."""
     pytest.importorskip("pydantic")
-    from pipeline import graphs
     from pipeline.clock import Stopwatch
     from pipeline.training.outputs import outputs
-    from pipeline.training.training import train
+    from pipeline.training.train import train
 
-    lesson, runtime = on_gpu(name), load_runtime(name)
+    lesson = on_gpu(name)
     opened = open_implementation(name, lesson.problem, GPU)
     test = [np.concatenate(list(array)) for key, array in lesson.chunk.items() if key != "y"]
     data: Any = SimpleNamespace(
@@ -289,7 +292,7 @@ def test_a_training_and_what_is_judged_of_it(name: str):
         read=lambda chunk, _: {key: array[: (chunk.stop - chunk.start) // 8] for key, array in lesson.chunk.items()},
         test_inputs=lambda: test,
     )
-    stopwatch = Stopwatch(runtime.synchronize)
+    stopwatch = Stopwatch(opened.runtime.synchronize)
     training = train(
         name,
         opened.create,
@@ -297,24 +300,18 @@ def test_a_training_and_what_is_judged_of_it(name: str):
         learning_rate=0.1,
         steps=30,
         batch_size=8,
-        runtime=runtime,
         stopwatch=stopwatch,
         on_progress=lambda *_: None,
     )
     reference, gradients = lesson.reference()
     assert training.losses[0] == pytest.approx(reference, rel=1e-4)
     assert training.losses[-1] < training.losses[0]
-    found = outputs(opened.create, training, data, 8)
+    found = outputs(opened.create, training.loop, data, 8)
     for key, gradient in gradients.items():
         np.testing.assert_allclose(found[f"gradient.{key}"], gradient, rtol=1e-3, atol=1e-5)
     if name in TORCH:
         assert (training.loop.captures, training.loop.replays) == (3, 27)
         assert stopwatch.seconds["compile"] > 0
-    on_cuda = graphs.trace(name, lesson.problem, opened.create, "float32")
-    load_runtime(name).start(HOST)
-    on_cpu = graphs.trace(name, lesson.problem, open_implementation(name, lesson.problem, HOST).create, "float32")
-    assert "why" not in on_cuda
-    assert on_cuda == on_cpu
 
 
 @pytest.mark.parametrize("name", ON_GPU)
@@ -343,7 +340,7 @@ def test_tf32_changes_the_products():
     torch = pytest.importorskip("torch")
     errors = {}
     for precision in ("highest", "tf32"):
-        load_runtime("torch").start(replace(GPU, precision=precision))
+        load_runtime("torch")(replace(GPU, precision=precision))
         generator = torch.Generator("cuda").manual_seed(0)
         left, right = (torch.randn(512, 512, device="cuda", generator=generator) for _ in range(2))
         exact = left.double() @ right.double()
@@ -376,11 +373,11 @@ def test_numpy_beside_the_gpu_has_the_threads_of_the_environment():
     pytest.importorskip("torch")
     sizes = SimpleNamespace(batch_size=512, inputs=1024, hidden=1024, outputs=64)
     weights, chunk = draw("two_layer", sizes, "float32")
-    candidate = Candidate("numpy_arrays", "two_layer", replace(GPU, threads=1), weights)
-    candidate.place(chunk)
-    candidate.run(1)
+    runner = Runner(Candidate("numpy_arrays"), "two_layer", replace(GPU, threads=1), weights)
+    runner.place(chunk)
+    runner.run(1)
     before, start = os.times(), os.times().elapsed
-    candidate.run(5)
+    runner.run(5)
     after = os.times()
     assert after.user - before.user < 1.3 * (after.elapsed - start) + 0.1, "more than one thread was busy"
 

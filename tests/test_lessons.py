@@ -156,7 +156,7 @@ def test_neighbours_differ_in_the_new_idea_alone(one: str, next_one: str, most: 
 @pytest.mark.parametrize("name", LESSONS)
 def test_a_lesson_is_short_and_has_nothing_of_the_loop(name: str):
     text = source(name)
-    assert len(text.splitlines()) <= MOST_LINES[LESSONS[name]]
+    assert len(text.splitlines()) <= MOST_LINES.get(LESSONS[name], 50)
     docstring = ast.get_docstring(ast.parse(text)) or ""
     assert len(docstring.split()) > 30
     classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]

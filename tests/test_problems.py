@@ -9,9 +9,8 @@ import pytest
 from conftest import SIZES
 
 from pipeline.contract import Array, load_problem
-from pipeline.lessons_page.equations import Equation, equation_in, equations
-
-PROBLEMS = ("two_layer", "recurrent")
+from pipeline.graphs.equations import Equation, equation_in, equations
+from pipeline.problems import PROBLEMS
 
 
 def example(problem: str, count: int = 6) -> tuple[dict[str, Array], list[Array]]:
@@ -19,7 +18,7 @@ def example(problem: str, count: int = 6) -> tuple[dict[str, Array], list[Array]
     weights = {key: array.astype(np.float64) for key, array in module.draw_weights(SIZES, generator).items()}
     inputs = module.draw_inputs(SIZES, count, generator)
     batch = [array if array.dtype == np.int64 else array.astype(np.float64) for array in inputs.values()]
-    return weights, [*batch, generator.standard_normal((count, SIZES.outputs))]
+    return weights, [*batch, module.draw_targets(SIZES, inputs, None, 0.1, generator).astype(np.float64)]
 
 
 def difference(loss: Callable[[], float], array: Array, index: tuple[int, ...], ahead: float, back: float) -> float:
@@ -65,6 +64,7 @@ def test_at_exactly_0_the_gradient_is_that_of_the_side_where_relu_is_off(problem
 def compute(lines: list[Equation], known: dict[str, Any]) -> dict[str, Any]:
     """What the equations give, computed as they stand: those that hold for the same times in one loop."""
     names = known | {"relu": lambda a: np.maximum(a, 0), "mean": np.mean, "zeros": lambda *shape: np.zeros(shape)}
+    names |= {"log": np.log, "softmax": lambda a: np.exp(a) / np.exp(a).sum(-1, keepdims=True)}  # of .ci/extend
     names |= {each.name: {} for each in lines if "[" in each.left}
     for times, group in groupby(lines, key=lambda each: each.times):
         together = list(group)
@@ -115,7 +115,28 @@ def test_the_loss_is_that_of_the_predictions(problem: str):
     module = load_problem(problem)
     weights, batch = example(problem)
     loss, _ = module.loss_and_gradients(weights, *batch)
-    assert loss == pytest.approx(np.mean((module.predict(weights, *batch[:-1]) - batch[-1]) ** 2))
+    assert loss == pytest.approx(module.loss(module.predict(weights, *batch[:-1]), batch[-1]))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_operations_are_those_of_the_products(problem: str):
+    """Of lengths that are all alike: `operations` is of the mean length, and has all products of a step."""
+    module = load_problem(problem)
+    sizes = type(SIZES)(batch_size=6, inputs=7, hidden=5, outputs=3, min_length=4, max_length=4)
+    weights = module.draw_weights(sizes, np.random.default_rng(0))
+    inputs = module.draw_inputs(sizes, 6, np.random.default_rng(0))
+    products = module.products(weights, *inputs.values(), np.zeros((6, 3)))
+    counted = sum(2 * left.shape[0] * left.shape[1] * right.shape[1] for left, right in products)
+    assert module.operations(sizes) == counted
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_no_constant_has_a_smaller_loss_than_the_best_one(problem: str):
+    module, (_, batch) = load_problem(problem), example(problem, count=50)
+    y = batch[-1]
+    best = module.best_constant(y)
+    for change in np.eye(3) * 1e-3:
+        assert module.loss(np.broadcast_to(best + change, y.shape), y) > module.loss(np.broadcast_to(best, y.shape), y)
 
 
 def test_the_recurrent_reference_is_its_equations_example_by_example():

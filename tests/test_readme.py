@@ -1,6 +1,5 @@
 """README's commands, in its order, in a fresh clone, as a new user would run them: one that was renamed fails here."""
 
-import json
 import os
 import re
 import shutil
@@ -18,12 +17,12 @@ import yaml
 from conftest import REPOSITORY, Clone, outside_variables
 
 from pipeline.parity.report import table
+from pipeline.results import ParityReport
 
 README = (REPOSITORY / "README.md").read_text()
 # What takes many minutes, a GPU or an advisory service, and is run elsewhere: only whether there is such a command.
 LONG = {
     "make bench",
-    "make bench-scale",
     "make bench-gpu",
     "make test",
     "make test-benchmark",
@@ -44,9 +43,9 @@ def commands() -> list[str]:
     return [line.split("  #")[0].split("\t#")[0].strip() for block in blocks("sh") for line in block]
 
 
-def test_the_certificate_is_that_of_the_committed_results():
-    comparison = json.loads((REPOSITORY / "docs/results/comparison.json").read_text())
-    assert [line.rstrip() for line in blocks("text")[0]] == [line.rstrip() for line in table(comparison).splitlines()]
+def test_the_parity_report_is_that_of_the_committed_results():
+    report = ParityReport.read(REPOSITORY / "docs/results/parity.json")
+    assert [line.rstrip() for line in blocks("text")[0]] == [line.rstrip() for line in table(report).splitlines()]
 
 
 def test_every_file_that_it_names_is_there():
@@ -59,7 +58,7 @@ def test_every_file_that_it_names_is_there():
 def clone(make_clone: Callable[..., Clone]) -> Clone:
     """A fresh clone with small params, whose .venv and .venv-export are those that are here already."""
     clone = make_clone("numpy_arrays", "torch_loop")
-    subprocess.run([REPOSITORY / "requirements/export.sh"], check=True)
+    subprocess.run([REPOSITORY / "requirements/setup.sh", "export"], check=True)
     for name, target in {".venv": ENVIRONMENT, ".venv-export": REPOSITORY / ".venv-export"}.items():
         (clone.path / name).symlink_to(target)
     with (clone.path / ".git/info/exclude").open("a") as file:

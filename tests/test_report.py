@@ -1,199 +1,187 @@
 """The report of a small run of all implementations, in a real browser."""
 
-import csv
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import browser
 import pytest
 from conftest import LESSONS, Clone
 
+from pipeline import files
+from pipeline.benchmark import samples
+from pipeline.benchmark.candidates import Candidate
 from pipeline.clock import TIME_BREAKDOWN
+from pipeline.errors import UserError
+from pipeline.git import git
+from pipeline.params import load_params
+from pipeline.report import report_page
+from pipeline.report.figures import Result
+from pipeline.report.findings import findings
+from pipeline.results import BenchmarkProvenance, ParityReport, Timing
 
-needs_browser = pytest.mark.skipif(
-    bool(browser.is_missing()), reason=f"the report is not looked at: {browser.is_missing()}"
-)
-
-
-@pytest.fixture(scope="module")
-def clone(make_clone: Callable[..., Clone]) -> Clone:
-    """As on a quiet machine: other tests run beside this one, and a busy machine gets no ratios."""
-    clone = make_clone(*LESSONS)
-    clone.run("dvc", "repro")
-    file = clone.path / "results/benchmark.json"
-    content = json.loads(file.read_text()) | {"cpus_of_other_processes": 0.0}
-    file.unlink()  # it may be a link to DVC's cache
-    file.write_text(json.dumps(content))
-    clone.run("dvc", "commit", "-f", "benchmark")
-    clone.run("dvc", "repro")
-    return clone
+needs_browser = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def page(clone: Clone) -> str:
-    return (clone.path / "report.html").read_text()
+def content(finished_pipeline: Clone) -> Iterator[dict[str, Any]]:
+    """What the report is made of: the finished pipeline's results, as if the machine had been quiet. The tests of this
+    file run in its folder, and write nothing there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(finished_pipeline.path)
+        params = load_params()
+        facts = BenchmarkProvenance.read(files.BENCHMARK_PROVENANCE)
+        rows = [samples.Sample.from_row(row) for row in files.read_samples()]
+        yield {
+            "params": params,
+            "environment": files.read_environment(),
+            "parity": ParityReport.read(files.PARITY_REPORT),
+            "results": {
+                name: Result(problem, Timing.read(files.result_file(name, "timing.json")), *files.read_history(name))
+                for name, problem in params.implementations.items()
+            },
+            "benchmark": samples.collect(rows, facts.model_copy(update={"cpus_of_other_processes": 0.0})),
+            "bench": [],
+            "seeds": None,
+        }
+
+
+def written(content: dict[str, Any], **changes: Any) -> tuple[str, dict[str, str]]:
+    """The page and its figures, of results with these changes."""
+    changed = content | changes
+    params = changed["params"]
+    sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
+    return report_page.write(found=findings(changed["benchmark"], changed["parity"], sizes), **changed)
 
 
 @pytest.fixture(scope="module")
-def opened(clone: Clone):
+def page(content: dict[str, Any]) -> str:
+    return written(content)[0]
+
+
+@pytest.fixture(scope="module")
+def opened(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(page)
     with browser.chromium() as opened:
-        opened.get((clone.path / "report.html").as_uri())
+        opened.get(path.as_uri())
         yield opened
 
 
-def timing(clone: Clone, name: str) -> dict[str, Any]:
-    return json.loads((clone.path / f"results/{name}/timing.json").read_text())
-
-
 @pytest.mark.parametrize("name", LESSONS)
-def test_the_time_breakdown_adds_up_to_the_wall_clock(clone: Clone, name: str):
-    seconds = timing(clone, name)
-    breakdown = [seconds[f"{line}_seconds"] for line in TIME_BREAKDOWN]
-    assert sum(breakdown) == pytest.approx(seconds["wall_seconds"], abs=1e-6)
-    assert min(breakdown) >= 0
+def test_the_time_breakdown_adds_up_to_the_wall_clock(content: dict[str, Any], name: str):
+    timing = content["results"][name].timing
+    assert timing.breakdown_seconds.keys() == TIME_BREAKDOWN.keys()
+    assert sum(timing.breakdown_seconds.values()) == pytest.approx(timing.wall_seconds, abs=1e-6)
+    assert min(timing.breakdown_seconds.values()) >= 0
 
 
-def test_it_says_what_was_run_on_what_when_and_from_which_commit(clone: Clone, page: str):
-    commit = clone.run("git", "rev-parse", "HEAD").stdout.strip()
-    environment = json.loads((clone.path / "environment.json").read_text())
+def test_it_says_what_was_run_on_what_when_and_from_which_commit(content: dict[str, Any], page: str):
+    timing, environment = content["results"]["numpy_arrays"].timing, content["environment"]
+    commit = git("rev-parse", "HEAD")
     assert f"<code>{commit[:12]}</code> with changes" in page  # params.yaml is not the committed one
-    for fact in (environment["device_name"], environment["versions"]["torch"], "30 steps of 16 examples"):
+    for fact in (environment.device_name, environment.versions["torch"], "30 steps of 16 examples"):
         assert fact in page
-    assert timing(clone, "numpy_arrays")["measured_at"][:16].replace("T", " ") in page
+    assert timing.measured_at[:16].replace("T", " ") in page
 
 
-def test_figures_are_files_too(clone: Clone):
-    figures = {path.stem: path.read_text() for path in (clone.path / "report").glob("*.svg")}
-    assert set(figures) == {
-        "loss_two_layer", "loss_recurrent", "time_breakdown", "step_time", "speed_up", "break_even", "loops",
+def test_figures_are_files_too(content: dict[str, Any]):
+    _, figures = written(content)
+    assert figures.keys() == {
+        "loss_two_layer", "loss_recurrent", "time_breakdown", "step_time_two_layer", "speed_up_two_layer", "break_even",
+        "loops_recurrent",
     }  # fmt: skip
-    for figure in figures.values():
-        assert figure.startswith('<svg style="background: white"')
-    shown = clone.run("dvc", "plots", "show").stdout
-    assert "index.html" in shown
+    assert all(figure.startswith('<svg style="background: white"') for figure in figures.values())
 
 
-def test_the_same_results_make_the_same_report(clone: Clone, page: str):
-    """To the byte, whatever the time is, and also of results that another run of the pipeline restored."""
-    os.utime(clone.path / "environment.json")
-    clone.run("dvc", "repro", "-f", "-s", "environment")
-    clone.run("dvc", "repro", "-f", "-s", "report")
-    assert (clone.path / "report.html").read_text() == page
+def test_the_same_results_make_the_same_report(content: dict[str, Any], page: str):
+    """To the byte, whatever the time is."""
+    os.utime(files.ENVIRONMENT)
+    assert written(content)[0] == page
 
 
-def test_what_an_earlier_run_measured_is_labelled(clone: Clone, page: str):
+def changed_timing(content: dict[str, Any], name: str, **changes: Any) -> dict[str, Result]:
+    result = content["results"][name]
+    return content["results"] | {name: result._replace(timing=result.timing.model_copy(update=changes))}
+
+
+def test_what_an_earlier_run_measured_is_labelled(content: dict[str, Any], page: str):
     assert "in an earlier run" not in page
-    file = clone.path / "results/torch_loop/timing.json"
-    before = file.read_text()
     earlier = "2026-01-02T03:04:05.678+00:00"
-    file.unlink()  # it may be a link to DVC's cache
-    file.write_text(json.dumps(json.loads(before) | {"measured_at": earlier, "run_began": earlier}))
-    clone.run("python", "-m", "stages.report")
-    labelled = (clone.path / "report.html").read_text()
-    file.write_text(before)
-    clone.run("dvc", "repro", "-f", "-s", "report")
+    labelled, _ = written(
+        content, results=changed_timing(content, "torch_loop", measured_at=earlier, run_began=earlier)
+    )
     assert labelled.count("<strong>in an earlier run</strong>") == 1
     assert "2026-01-02 03:04 UTC<br>on " in labelled
 
 
-def test_a_breach_is_on_the_page(clone: Clone):
-    """`dvc repro` stops at a breach; asked for alone, the report says so."""
-    params = clone.params()
-    none = dict.fromkeys(params["parity"]["float32"], 1e-12)
-    clone.write_params(params | {"parity": params["parity"] | {"float32": none}})
-    clone.run("dvc", "repro", "compare", succeeds=False)
-    clone.run("python", "-m", "stages.report")
-    page = (clone.path / "report.html").read_text()
-    clone.write_params(params)
-    clone.run("dvc", "repro")
-    assert page.count("✗ gradient_relative_error") == len(LESSONS)
+def test_failed_parity_check_is_on_the_page(content: dict[str, Any]):
+    rows = {
+        name: row.model_copy(update={"failed": ["gradient"]}) for name, row in content["parity"].implementations.items()
+    }
+    page, _ = written(content, parity=content["parity"].model_copy(update={"implementations": rows}))
+    assert "✗ Parity failed:" in page
+    assert page.count("✗ gradient") == len(LESSONS)
     assert 'class="verdict does-not-hold"' in page
 
 
-def test_a_benchmark_on_a_busy_machine_gives_no_ratio(clone: Clone, page: str):
-    file = clone.path / "results/benchmark.json"
-    before = file.read_text()
-    file.unlink()  # it may be a link to DVC's cache
-    file.write_text(json.dumps(json.loads(before) | {"cpus_of_other_processes": 1.4, "cpus": 2}))
-    clone.run("python", "-m", "stages.report")
-    doubted = (clone.path / "report.html").read_text()
-    figures = {path.stem for path in (clone.path / "report").glob("*.svg")}
-    file.write_text(before)
-    clone.run("dvc", "repro", "-f", "-s", "report")
+RATIO = re.compile(r"[\d.e+-]+ × \([\d.e+-]+ … [\d.e+-]+\)")
+
+
+def test_a_benchmark_on_a_busy_machine_gives_no_ratio(content: dict[str, Any], page: str):
+    measured = content["benchmark"]
+    busy = measured.provenance.model_copy(update={"cpus_of_other_processes": 1.4, "cpus": 2})
+    cases = [case._replace(trusted=False) for case in measured.cases]
+    doubted, figures = written(content, benchmark=samples.Benchmark(cases, busy))
     assert "cannot tell: other processes took 1.4 of 2 CPUs" in doubted
-    ratio = re.compile(r"[\d.e+-]+ × \([\d.e+-]+ … [\d.e+-]+\)")
-    assert ratio.search(page)
-    assert not ratio.search(doubted)
-    assert "speed_up" not in figures
+    assert RATIO.search(page)
+    assert not RATIO.search(doubted)
+    assert "speed_up_two_layer" not in figures
 
 
-def on_a_gpu(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+def on_a_gpu(taken: Iterable[samples.Sample]) -> Iterator[samples.Sample]:
     """Samples as a GPU would have given them: torch's steps replayed, beside eager ones and two baselines."""
-    found = []
-    for row in rows:
-        name, seconds = row["candidate"], float(row["seconds"])
-
-        def also(candidate: str, factor: float, row: Any = row, seconds: float = seconds, **other: str) -> None:
-            found.append(row | {"candidate": candidate, "seconds": str(factor * seconds)} | other)
-
-        if name.startswith(("tuned/torch", "build/", "lower_bound/numpy")):
+    for sample in taken:
+        kind, name, seconds = sample.candidate.kind, sample.candidate.name, sample.seconds
+        if kind == "build" or (kind, name) == ("matmul", "numpy") or (kind == "tuned" and name.startswith("torch")):
             continue
-        if name.startswith("torch"):
-            also(name, 0.01, replays=row["steps"])
-            also(f"eager/{name}", 0.05)
-            also(f"launch_floor/{name}", 0.008)
-            if row["round"] == "0":
-                also(f"capture/{name}", 20 / int(row["steps"]), steps="1")
+        factors = {"": 1.0}
+        if not kind and name.startswith("torch"):
+            yield sample._replace(seconds=0.01 * seconds, replays=sample.steps)
+            factors = {"eager": 0.05, "launch_floor": 0.008}
+            if sample.round == 0:
+                capture = Candidate(name, "capture")
+                yield sample._replace(candidate=capture, seconds=20 * seconds / sample.steps, steps=1)
             if name == "torch_tensors":
-                also("cpu/torch_tensors", 1)
-        elif name == "lower_bound/torch":
-            also(name, 0.004)
-            also("lower_bound/tensorflow", 0.006)
-            also("lower_bound/numpy", 1)
-        else:
-            also(name, 1)
-    return found
+                factors["cpu"] = 1.0
+        elif (kind, name) == ("matmul", "torch"):
+            for framework, factor in (("torch", 0.004), ("tensorflow", 0.006), ("numpy", 1.0)):
+                yield sample._replace(candidate=Candidate(framework, kind), seconds=factor * seconds)
+            continue
+        for of, factor in factors.items():
+            candidate = Candidate(name, of) if of else sample.candidate
+            yield sample._replace(candidate=candidate, seconds=factor * seconds)
 
 
-def test_a_benchmark_on_a_gpu_says_what_was_replayed_and_names_both_baselines(clone: Clone):
+def test_a_benchmark_on_a_gpu_says_what_was_replayed_and_names_both_baselines(content: dict[str, Any]):
     """The figures are made up of this machine's; the page is not."""
-    names = (
-        "results/benchmark.csv",
-        "results/benchmark.json",
-        "environment.json",
-        "results/torch_autograd/timing.json",
-    )
-    before = {name: (clone.path / name).read_bytes() for name in names}
-    with (clone.path / names[0]).open() as table:
-        rows = on_a_gpu(list(csv.DictReader(table)))
-    for name in names:
-        (clone.path / name).unlink()  # it may be a link to DVC's cache
-    with (clone.path / names[0]).open("w", newline="") as table:
-        writer = csv.DictWriter(table, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
     gpu = {"other_processes": 0, "busy_before_percent": 0, "throttled_by": [], "power_capped": False}
     device = {"device": "cuda:0", "device_name": "NVIDIA H100"}
-    for name, changed in zip(
-        names[1:],
-        (device | {"gpu": gpu}, device | {"driver": "580.1"}, device | {"replayed_steps": 24, "captured_graphs": 6}),
-        strict=True,
-    ):
-        (clone.path / name).write_text(json.dumps(json.loads(before[name]) | changed))
-    clone.run("python", "-m", "stages.report")
-    page, lessons = ((clone.path / f"{each}.html").read_text() for each in ("report", "lessons"))
-    step_time = (clone.path / "report/step_time.svg").read_text()
-    for name, content in before.items():
-        (clone.path / name).write_bytes(content)
-    clone.run("dvc", "repro", "-f", "-s", "report")
-    for baseline in (
-        "lower bound: the matrix products alone, torch",
-        "lower bound: the matrix products alone, tensorflow",
-    ):
-        assert baseline in step_time
+    where = content["benchmark"].provenance.model_copy(update=device | {"gpu": gpu})
+    taken = (samples.Sample.from_row(row) for row in files.read_samples())
+    page, figures = written(
+        content,
+        environment=replace(content["environment"], driver="580.1", **device),
+        benchmark=samples.collect(on_a_gpu(taken), where),
+        results=changed_timing(content, "torch_autograd", replayed_steps=24, captured_graphs=6, **device),
+    )
+    step_time = figures["step_time_two_layer"]
+    for framework in ("torch", "tensorflow"):
+        assert f"the matrix products alone, {framework}" in step_time
     assert re.search("launch floor: as many empty kernels as torch_[a-z]+ has", step_time)
     for text in (
         "Replaying torch_autograd",
@@ -205,22 +193,19 @@ def test_a_benchmark_on_a_gpu_says_what_was_replayed_and_names_both_baselines(cl
         "24 steps were replays of 6 CUDA graphs",
     ):
         assert text in page, text
-    assert "24 steps were replays of 6 CUDA graphs" in lessons
-    assert "torch_loop ran eagerly" in lessons
     cpu_row = page[page.index(">cpu/torch_tensors<") :].partition("</tr>")[0]
-    assert "×" not in cpu_row.rpartition("<td")[2], "a step on the host has no multiple of the GPU's lower bound"
+    assert "×" not in cpu_row.rpartition("<td")[2], "a step on the host is no multiple of the GPU's matrix products"
 
 
-def test_what_make_bench_measured_is_shown(clone: Clone, page: str):
+def test_what_make_bench_measured_is_shown(content: dict[str, Any], page: str):
     """Its table has the samples of `benchmark`, beside what only `make bench` measures."""
-    table = (clone.path / "results/benchmark.csv").read_text()
-    (clone.path / "results/bench.csv").write_text(table.replace(",tuned/torch_autograd,", ",peers/torch_module+fused,"))
-    (clone.path / "results/bench.json").write_text((clone.path / "results/benchmark.json").read_text())
-    clone.run("python", "-m", "stages.report")
-    shown = (clone.path / "report.html").read_text()
-    for file in ("bench.csv", "bench.json"):
-        (clone.path / "results" / file).unlink()
-    clone.run("dvc", "repro", "-f", "-s", "report")
+    module = Candidate("torch_module", "peers", "fused")
+    taken = [samples.Sample.from_row(row) for row in files.read_samples()]
+    taken = [
+        sample._replace(candidate=module) if sample.candidate == Candidate("torch_autograd", "tuned") else sample
+        for sample in taken
+    ]
+    shown, _ = written(content, bench=[samples.collect(taken, content["benchmark"].provenance)])
     link = '<a href="pipeline/benchmark/peers/torch_module.py">peers/torch_module+fused</a>'
     assert link in shown
     assert link not in page
@@ -228,36 +213,41 @@ def test_what_make_bench_measured_is_shown(clone: Clone, page: str):
 
 
 @pytest.mark.parametrize("name", ["numpy_arrays", "tensorflow_graph", "torch_loop"])
-def test_a_report_of_one_alone(clone: Clone, name: str):
-    params = clone.params()
-    clone.write_params(params | {"implementations": {name: params["implementations"][name]}})
-    done = clone.run("dvc", "repro", "report")
-    page = (clone.path / "report.html").read_text()
-    figures = {path.stem for path in (clone.path / "report").glob("*.svg")}
-    clone.write_params(params)
-    clone.run("dvc", "repro")
-    assert "Warning" not in done.stdout + done.stderr
+def test_a_report_of_one_alone(content: dict[str, Any], name: str):
+    params = content["params"].model_copy(update={"implementations": {name: LESSONS[name]}})
+    measured = content["benchmark"]
+    cases = [
+        case._replace(
+            seconds={key: value for key, value in case.seconds.items() if key.name in (name, "numpy", "torch")}
+        )
+        for case in measured.of(LESSONS[name])
+    ]
+    parity = content["parity"].model_copy(update={"implementations": {name: content["parity"].implementations[name]}})
+    page, figures = written(
+        content,
+        params=params,
+        parity=parity,
+        results={name: content["results"][name]},
+        benchmark=samples.Benchmark(cases, measured.provenance),
+    )
     assert "1 implementation of" in page
     assert ("can be judged by this implementation alone" in page) == (name != "tensorflow_graph")
-    assert "speed_up" not in figures  # there is nothing to compare it with
-    assert {"time_breakdown", f"loss_{params['implementations'][name]}"} <= figures
+    assert "speed_up_two_layer" not in figures  # there is nothing to compare it with
+    assert {"time_breakdown", f"loss_{LESSONS[name]}"} <= figures.keys()
 
 
-def test_a_missing_benchmark_is_a_sentence(clone: Clone):
-    file = clone.path / "results/benchmark.csv"
-    before = file.read_bytes()
-    file.unlink()
-    done = clone.run("python", "-m", "stages.report", succeeds=False)
-    file.write_bytes(before)
-    assert done.stderr == ("ERROR: results/benchmark.csv is missing. `dvc repro benchmark` makes it.\n")
+def test_a_missing_benchmark_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^results/benchmark\.csv is missing\. `dvc repro benchmark` makes it\.$"):
+        samples.read()
 
 
 @needs_browser
-def test_nothing_is_fetched_and_nothing_goes_wrong(opened: Any, clone: Clone, page: str):
+def test_nothing_is_fetched_and_nothing_goes_wrong(opened: Any, page: str):
     messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
     asked = {each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"}
     theirs = ("chrome:", "data:")  # the browser's own first page
-    assert {url for url in asked if not url.startswith(theirs)} == {(clone.path / "report.html").as_uri()}
+    assert {url for url in asked if not url.startswith(theirs)} == {opened.current_url}
     assert opened.get_log("browser") == []
     assert not re.search(r"""(src|href)=["']https?:""", page)
 
@@ -297,10 +287,10 @@ def test_it_begins_with_parity_and_what_each_idea_bought(opened: Any):
 
 
 @needs_browser
-def test_it_leads_to_the_lessons(opened: Any, clone: Clone):
+def test_it_leads_to_the_lessons(opened: Any):
     (link,) = opened.execute_script("return [...document.querySelectorAll('.pages a')].map(each => each.href)")
-    assert link == (clone.path / "lessons.html").as_uri()
-    assert f'<section id="{next(iter(LESSONS))}"' in (clone.path / "lessons.html").read_text()
+    assert link == opened.current_url.replace("report.html", "lessons.html")
+    assert f'<section id="{next(iter(LESSONS))}"' in Path("lessons.html").read_text()
 
 
 @needs_browser

@@ -1,4 +1,4 @@
-"""A run again from its id: the verdict, and that nothing of the user's is touched."""
+"""A run that is reproduced from its id: the verdict, and that the checkout is not touched."""
 
 import json
 import os
@@ -43,17 +43,14 @@ def clone(make_clone: Callable[..., Clone], server: str) -> Clone:
 def newest(server: str, role: str) -> str:
     """The run that was sent last: runs are given the time of their training."""
     mlflow.set_tracking_uri(server)
-    found: Any = mlflow.search_runs(
-        experiment_names=["seven-ways"], filter_string=f"tags.role = '{role}'", output_format="list"
-    )
-    return max(found, key=lambda run: run.info.end_time).info.run_id
+    query = f"tags.role = '{role}'"
+    runs: Any = mlflow.search_runs(experiment_names=["seven-ways"], filter_string=query, output_format="list")
+    return max(runs, key=lambda run: run.info.end_time).info.run_id
 
 
-def again(clone: Clone, server: str, run_id: str, status: int) -> str:
-    before = clone.digests(*TRACKED)
-    done = clone.run(
-        *[sys.executable, "-m", "commands.reproduce", run_id], succeeds=None, env={"MLFLOW_TRACKING_URI": server}
-    )
+def reproduced(clone: Clone, server: str, run_id: str, status: int) -> str:
+    before, command = clone.digests(*TRACKED), (sys.executable, "-m", "commands", "reproduce", run_id)
+    done = clone.run(*command, succeeds=None, env={"MLFLOW_TRACKING_URI": server})
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert clone.digests(*TRACKED) == before, "reproduce touched the checkout"
@@ -61,20 +58,25 @@ def again(clone: Clone, server: str, run_id: str, status: int) -> str:
     return done.stdout + done.stderr
 
 
-def test_an_edited_params_file_from_the_beginning_of_an_id(clone: Clone, server: str):
+def weights_row(output: str) -> str:
+    (row,) = (line for line in output.splitlines() if line.startswith(f"{NUMPY}: weights"))
+    return row
+
+
+def test_beginning_of_an_id_reproduces_uncommitted_params(clone: Clone, server: str):
     run_id = newest(server, "implementation")
-    said = again(clone, server, run_id[:12], 0)
-    assert "bitwise identical: every digest is equal" in said
-    assert f"| {NUMPY}: weights | " in said
+    output = reproduced(clone, server, run_id[:12], 0)
+    assert "bitwise identical: every digest is equal" in output
+    assert f"{NUMPY}: weights" in output
     verdict = json.loads((clone.path / f"reproduced/{run_id}.json").read_text())
     assert verdict["verdict"] == "bitwise identical"
-    assert {row["equal"] for row in verdict["rows"]} >= {"yes", "not judged"}
+    assert {row[3] for row in verdict["rows"]} >= {"yes", "not judged"}
     shown = mlflow.MlflowClient(server).get_run(newest(server, "reproduction"))
     assert shown.data.tags["reproduces"] == run_id
     assert shown.data.tags["verdict"] == "bitwise identical"
 
 
-def test_a_whole_state_with_an_edited_and_a_new_lesson(clone: Clone, server: str):
+def test_state_with_an_edited_and_a_new_lesson_is_identical(clone: Clone, server: str):
     lesson = clone.path / f"pipeline/lessons/two_layer/{NUMPY}.py"
     text = lesson.read_text()
     lesson.write_text(text.replace("2 * (y_pred - y) / y.size", "(y_pred - y) * (2 / y.size)"))
@@ -88,45 +90,39 @@ def test_a_whole_state_with_an_edited_and_a_new_lesson(clone: Clone, server: str
     assert "numpy_again.py" in patch
     assert "a password" not in patch
     assert "dvc.lock" not in patch
-    said = again(clone, server, run_id, 0)
-    assert "bitwise identical" in said
-    assert "| numpy_again: weights | " in said
+    output = reproduced(clone, server, run_id, 0)
+    assert "bitwise identical" in output
+    assert "numpy_again: weights" in output
 
 
-def test_from_another_clone_with_git_history_alone(clone: Clone, server: str, tmp_path: Path):
+def test_another_clone_needs_git_history_alone(clone: Clone, server: str, tmp_path: Path):
     run_id = newest(server, "implementation")
     subprocess.run(["git", "clone", "-q", clone.path, tmp_path / "other"], check=True)
     other = Clone(tmp_path / "other")
-    assert "bitwise identical" in again(other, server, run_id, 0)
+    assert "bitwise identical" in reproduced(other, server, run_id, 0)
     assert not (other.path / "data").exists()
 
 
-def test_what_cannot_be_reproduced(clone: Clone, server: str, tmp_path: Path):
+def test_missing_commit_run_server_or_patch_is_reported(clone: Clone, server: str, tmp_path: Path):
     run_id = newest(server, "implementation")
     other = Clone(tmp_path / "unrelated")
     shutil.copytree(clone.path, other.path, ignore=shutil.ignore_patterns(".git", "data", "models", "results", ".dvc"))
     shutil.copytree(clone.path / ".dvc", other.path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     other.run("git", "init", "-q")
-    other.run("git", "add", "-A")
-    other.run("git", *identity, "commit", "-qm", "another history")
-    said = again(other, server, run_id, 2)
-    assert "is not in this clone. Fetch it: git fetch origin " in said
-    done = clone.run(
-        sys.executable, "-m", "commands.reproduce", "zzz", succeeds=False, env={"MLFLOW_TRACKING_URI": server}
-    )
-    assert done.stderr == "ERROR: No runs of the store have an id that begins with zzz. Give more of it.\n"
-    nobody = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    done = clone.run(sys.executable, "-m", "commands.reproduce", "zzz", succeeds=False, env=nobody)
-    assert "MLflow at http://127.0.0.1:9 cannot be read" in done.stderr
+    other.commit()
+    output = reproduced(other, server, run_id, 2)
+    assert "is not in this clone. Fetch it: git fetch origin " in output
+    output = reproduced(clone, server, "zzz", 1)
+    assert output == "ERROR: zzz is not the beginning of a run's id. Copy the id from the MLflow UI.\n"
+    assert "MLflow at http://127.0.0.1:9 cannot be read" in reproduced(clone, "http://127.0.0.1:9", "zzz", 1)
     client = mlflow.MlflowClient(server)
     parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]
     client.set_tag(parent, "reproducible", "what differs from its commit are 9,000,000 bytes")
-    assert "cannot: what differs from its commit are" in again(clone, server, run_id, 2)
+    assert "cannot: what differs from its commit are" in reproduced(clone, server, run_id, 2)
     client.set_tag(parent, "reproducible", "yes")
 
 
-def test_a_weights_last_bit_is_found(clone: Clone, server: str):
+def test_last_bit_of_a_weight_differs(clone: Clone, server: str):
     path = clone.path / f"models/{NUMPY}/weights.safetensors"
     weights = {key: array.copy() for key, array in read_arrays(path).items()}
     bits = weights["w2"].view(np.uint32)
@@ -134,21 +130,19 @@ def test_a_weights_last_bit_is_found(clone: Clone, server: str):
     write_arrays(path, weights)
     clone.run(sys.executable, "-m", "stages.track", env={"MLFLOW_TRACKING_URI": server})
     parent = newest(server, "pipeline")
-    said = again(clone, server, parent, 1)
-    assert "differs: although hardware and versions are the same" in said
-    (row,) = (line for line in said.splitlines() if line.startswith(f"| {NUMPY}: weights"))
-    assert row.endswith("| no |")
+    output = reproduced(clone, server, parent, 1)
+    assert "differs: although hardware and versions are the same" in output
+    assert weights_row(output).endswith("| no")
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
-def test_on_more_cpus_the_weights_differ_within_tolerance(make_clone: Callable[..., Clone], server: str):
+def test_weights_on_more_cpus_are_within_tolerance(make_clone: Callable[..., Clone], server: str):
     """Each run is real: BLAS adds up in another order with one thread than with two, where products are large."""
     clone = make_clone(NUMPY)
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    clone.write_params(clone.params() | {"data": params["data"], "train": params["train"]})
+    clone.write_params(clone.params() | {"problems": params["problems"], "train": params["train"]})
     cpu = str(min(os.sched_getaffinity(0)))
     clone.run("taskset", "-c", cpu, str(DVC), "repro", env={"MLFLOW_TRACKING_URI": server})
-    said = again(clone, server, newest(server, "implementation"), 0)
-    assert "within tolerance: these differ: threads was 1, is " in said
-    (row,) = (line for line in said.splitlines() if line.startswith(f"| {NUMPY}: weights"))
-    assert row.endswith("| no |")
+    output = reproduced(clone, server, newest(server, "implementation"), 0)
+    assert "within tolerance: these differ: threads was 1, is " in output
+    assert weights_row(output).endswith("| no")

@@ -1,4 +1,4 @@
-"""A sweep, with real processes: what is queued comes home once, whatever is killed, as a serial run would leave it."""
+"""A sweep, with real processes: each queued experiment is done once, whatever is killed, as in a serial run."""
 
 import os
 import re
@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import Clone, mounted, outside_variables
+from conftest import Clone, mounted
+from running import NUMPY, end_started, kill_group, output_until, start_command  # noqa: F401 (a fixture)
 
 pytestmark = [
     pytest.mark.faults,
@@ -20,86 +21,51 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred"),
 ]
 
-NUMPY = "numpy_arrays"
-BIN = Path(sys.executable).parent
 WEIGHTS = f"models/{NUMPY}/weights.safetensors"
-
-
-SWEEPS: list[subprocess.Popen[str]] = []
+WHOLE = ("--num-cpus", "1", "--resources", '{"node": 1}')
+LONG = (f"problems.two_layer.train.steps={10**5}", "train.learning_rate=0.001")
+UNREACHABLE = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
 
 
 @pytest.fixture(autouse=True)
 def _fresh_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gives nodes a temporary folder of their own, which caches data between experiments, and ends a sweep that a
-    failed test leaves running."""
-    with tempfile.TemporaryDirectory(prefix="sw") as folder:
+    """Gives nodes a temporary folder of their own, which caches data between experiments."""
+    with tempfile.TemporaryDirectory(prefix="sw", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("TMPDIR", folder)
         yield
-        while SWEEPS:
-            sweep = SWEEPS.pop()
-            if sweep.poll() is None:
-                os.killpg(sweep.pid, signal.SIGKILL)
-                sweep.communicate()
 
 
 @pytest.fixture
 def clone(make_clone: Callable[..., Clone]) -> Clone:
-    """One implementation and no benchmark, committed; queue() adds experiments."""
+    """One implementation and no benchmark, committed."""
     clone = make_clone(NUMPY)
     params = clone.params()
     clone.write_params(params | {"benchmark": params["benchmark"] | {"processes": 0}})
-    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "small")
+    clone.commit()
     return clone
 
 
 def queue(clone: Clone, *overrides: str, name: str = "") -> None:
     named = ["-n", name] if name else []
-    clone.run("dvc", "exp", "run", "--queue", *named, *(word for each in overrides for word in ("-S", each)))
+    clone.run("dvc", "exp", "run", "--queue", *named, *(word for override in overrides for word in ("-S", override)))
 
 
-def start(clone: Clone, **environment: str) -> subprocess.Popen[str]:
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "commands.sweep"],
-        cwd=clone.path,
-        env=outside_variables() | {"PATH": f"{BIN}:{os.environ['PATH']}"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    SWEEPS.append(sweep)
-    return sweep
-
-
-def said_until(process: subprocess.Popen[str], pattern: str) -> str:
-    """What it prints up to a line that matches."""
-    said = ""
-    for line in process.stdout or ():
-        said += line
-        if re.search(pattern, line):
-            return said
-    raise AssertionError(f"it ended without saying {pattern}:\n{said}")
+def sweep(clone: Clone, *arguments: str, succeeds: bool = True, env: dict[str, str] | None = None) -> str:
+    done = clone.run(sys.executable, "-m", "commands", "sweep", *arguments, succeeds=succeeds, env=env)
+    return done.stdout + done.stderr
 
 
 def experiments(clone: Clone) -> dict[str, str]:
     """The revision of each experiment by name."""
     refs = clone.run("git", "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/??/*/*").stdout
-    return {
-        name: revision for name, _, revision in (line.partition(" ") for line in refs.splitlines()) if "/" not in name
-    }
+    return {name: commit for name, _, commit in (line.partition(" ") for line in refs.splitlines()) if "/" not in name}
 
 
-def shown(clone: Clone) -> list[str]:
+def logged(clone: Clone, role: str = "pipeline") -> list[str]:
+    """The names of MLflow's runs."""
     mlflow.set_tracking_uri(f"sqlite:///{clone.path / 'mlflow.db'}")
-    runs = mlflow.search_runs(experiment_names=["seven-ways"], filter_string="tags.role = 'pipeline'")
+    runs = mlflow.search_runs(experiment_names=["seven-ways"], filter_string=f"tags.role = '{role}'")
     return sorted(runs["tags.mlflow.runName"])
-
-
-def queued(clone: Clone) -> str:
-    return clone.run("dvc", "queue", "status").stdout
-
-
-WHOLE = ("--num-cpus", "1", "--resources", '{"node": 1}')
 
 
 @contextmanager
@@ -115,10 +81,10 @@ def cluster(
     address, processes = f"127.0.0.1:{port}", []
     try:
         for number, resources in enumerate(nodes):
+            block = ["--block", *resources]
             head = ["--head", "--port", str(port), "--include-dashboard", "false", "--disable-usage-stats"]
-            place = ["--address", address] if number else head
             process = subprocess.Popen(
-                [BIN / "ray", "start", *place, "--block", *resources],
+                [Path(sys.executable).parent / "ray", "start", *(["--address", address] if number else head), *block],
                 env=environment | environments[number],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -126,244 +92,195 @@ def cluster(
                 start_new_session=True,
             )
             processes.append(process)
-            said_until(process, "Ray runtime started")
+            output_until(process, "Ray runtime started")
         yield {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}, processes
     finally:
         for process in processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        for process in processes:
-            process.wait()
-            if process.stdout:  # not read to its end: a child of Ray's may still hold it
-                process.stdout.close()
+            kill_group(process)
 
 
-def test_what_is_queued_comes_home_as_it_would_serially(clone: Clone):
-    """On this machine without a cluster; one diverges, and is said to have failed."""
+def test_queued_experiments_give_what_serial_runs_give(clone: Clone):
+    """On this machine without a cluster; one diverges and fails."""
     queue(clone, "train.learning_rate=0.05,0.02")
     queue(clone, "train.learning_rate=1e9", name="diverging")
-    done = clone.run(sys.executable, "-m", "commands.sweep", succeeds=None)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert re.search(r"diverging: FAILED on \S+: .* the loss is inf at step", done.stdout), done.stdout
-    found = experiments(clone)
-    assert len(found) == 2
-    assert "No experiment tasks in the queue" in queued(clone)
-    assert shown(clone) == sorted(found)
-    failures = mlflow.search_runs(experiment_names=["seven-ways"], filter_string="tags.role = 'failure'")
-    assert list(failures["status"]) == ["FAILED"]
+    output = sweep(clone, succeeds=False)
+    assert re.search(r"diverging: FAILED on \S+: .* the loss is inf at step", output), output
+    done = experiments(clone)
+    assert len(done) == 2
+    assert "No experiment tasks in the queue" in clone.run("dvc", "queue", "status").stdout
+    assert logged(clone) == sorted(done)
+    assert logged(clone, "failure") == ["diverging"]
     table = clone.run("dvc", "exp", "show", "--csv").stdout
-    for name, revision in found.items():
+    for name in done:
         assert re.search(rf"{name},.*\d\.\d+", table), table
         clone.run("git", "stash", "-q")
         clone.run("dvc", "exp", "apply", name)
         swept = (clone.path / WEIGHTS).read_bytes()
         clone.run("dvc", "repro", "-f", f"train@{NUMPY}")
-        assert (clone.path / WEIGHTS).read_bytes() == swept, revision
+        assert (clone.path / WEIGHTS).read_bytes() == swept, name
         clone.run("git", "checkout", "-q", ".")
-    assert "Nothing is queued" in clone.run(sys.executable, "-m", "commands.sweep").stdout
+    assert "Nothing is queued" in sweep(clone)
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
 def test_shares_of_a_node_have_a_cpu_each_and_no_benchmark(clone: Clone):
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("there is one CPU")
     queue(clone, "seed=1,2")
-    said = clone.run(sys.executable, "-m", "commands.sweep", "1").stdout
-    first = said.index(": done on ")
-    assert len(set(re.findall(r"^(\S+), \S+: train@", said[:first], re.MULTILINE))) == 2, (
-        "they did not run side by side"
-    )
+    output = sweep(clone, "--share", "1")
+    first = output.index(": done on ")
+    assert len(set(re.findall(r"^(\S+), \S+: train@", output[:first], re.MULTILINE))) == 2, "not side by side"
     clone.run("dvc", "exp", "apply", next(iter(experiments(clone))))
-    timing = clone.path / f"results/{NUMPY}/timing.json"
-    assert '"threads": 1' in timing.read_text()
-    assert ', shared"' in timing.read_text()
+    timing = (clone.path / f"results/{NUMPY}/timing.json").read_text()
+    assert '"threads": 1' in timing
+    assert ', shared"' in timing
 
 
-LONG = (f"train.two_layer.steps={10**5}", "train.learning_rate=0.001")
-
-
-def test_a_killed_node_loses_nothing(clone: Clone):
+def test_killed_node_loses_nothing(clone: Clone):
     queue(clone, "seed=1,2", *LONG)
     with cluster(WHOLE, WHOLE) as (environment, nodes):
-        sweep = start(clone, **environment)
-        said = said_until(sweep, f"train@{NUMPY}") + said_until(sweep, f"train@{NUMPY}")
+        process = start_command(clone, "sweep", env=environment)
+        output = output_until(process, f"train@{NUMPY}") + output_until(process, f"train@{NUMPY}")
         os.killpg(nodes[1].pid, signal.SIGKILL)
-        said += sweep.communicate(timeout=400)[0]
-    assert sweep.returncode == 0, said
-    assert len(experiments(clone)) == 2, said
-    assert len(shown(clone)) == 2
-    assert said.count(": done on ") == 2
+        output += process.communicate(timeout=400)[0]
+    assert process.returncode == 0, output
+    assert len(experiments(clone)) == len(logged(clone)) == output.count(": done on ") == 2, output
 
 
-def test_a_killed_head_is_a_sentence_and_what_is_done_is_kept(clone: Clone):
+def test_killed_head_is_reported_and_finished_experiments_are_kept(clone: Clone):
     queue(clone, "seed=1")
     queue(clone, "seed=2", *LONG)
     with cluster(WHOLE, ("--num-cpus", "0")) as (environment, nodes):
-        sweep = start(clone, **environment)
-        said = said_until(sweep, "1 of 2 done")
+        process = start_command(clone, "sweep", env=environment)
+        output_until(process, "1 of 2 done")
         os.killpg(nodes[0].pid, signal.SIGKILL)
-        said += sweep.communicate(timeout=60)[0]
-    assert sweep.returncode == 1
-    assert re.search(
-        r"^ERROR: the head of the Ray cluster at \S+ is gone .*goes on with the rest\.$", said, re.MULTILINE
-    )
-    assert "Traceback" not in said
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    message = r"^ERROR: the head of the Ray cluster at \S+ is gone .*goes on with the rest\.$"
+    assert re.search(message, output, re.MULTILINE)
+    assert "Traceback" not in output
     assert len(experiments(clone)) == 1
     with cluster(WHOLE) as (environment, _):
-        clone.run(sys.executable, "-m", "commands.sweep", env=environment)
-    assert len(experiments(clone)) == 2
-    assert len(shown(clone)) == 2
+        sweep(clone, env=environment)
+    assert len(experiments(clone)) == len(logged(clone)) == 2
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
-def test_a_node_whose_disk_is_full_passes_its_experiment_on(clone: Clone, tmp_path: Path):
+def test_full_disk_moves_the_experiment_to_another_node(clone: Clone, tmp_path: Path):
     queue(clone, "seed=1")
     with mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path):
         environments = ({"TMPDIR": str(tmp_path), "RAY_TMPDIR": os.environ["TMPDIR"]}, {})  # Ray's own files elsewhere
         with cluster(WHOLE, ("--num-cpus", "0"), environments=environments) as (environment, _):
-            sweep = start(clone, **environment)
-            said = sweep.communicate(timeout=100)[0]
-            assert re.search(r"FAILED on \S+: no node has room for it on its disk", said), said
+            output = sweep(clone, succeeds=False, env=environment)
+            assert re.search(r"FAILED on \S+: no node has room for it on its disk", output), output
         queue(clone, "seed=1,2,3")
         with cluster(WHOLE, WHOLE, environments=environments) as (environment, _):
-            said = start(clone, **environment).communicate(timeout=200)[0]
-    moved = re.findall(r"^(\S+): the disk of \S+ is full; it goes to another node", said, re.MULTILINE)
+            output = sweep(clone, env=environment)
+    moved = re.findall(r"^(\S+): the disk of \S+ is full; it goes to another node", output, re.MULTILINE)
     assert moved
-    assert len(moved) == len(set(moved)), said  # each moves once: there is one other node
+    assert len(moved) == len(set(moved)), output  # each moves once: there is one other node
     assert len(experiments(clone)) == 3
 
 
-def test_a_gpu_for_each_experiment_and_none_for_one_on_the_cpu(clone: Clone):
+def test_each_experiment_sees_one_gpu_and_none_on_the_cpu(clone: Clone):
     """Two GPUs as Ray counts them. Which of them a stage would see is in its environment."""
-    clone.edit(
-        "stages/generate.py", "def main(", "import os\nprint('SEES', os.environ['CUDA_VISIBLE_DEVICES'])\n\n\ndef main("
-    )
-    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "says what it sees")
+    sees = "import os\nprint('SEES', os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    clone.edit("stages/generate.py", "if __name__", f"{sees}if __name__")
+    clone.commit()
     for number, device in enumerate(("auto", "auto", "cpu")):
         queue(clone, f"device={device}", f"seed={number}", name=f"{device}-{number}")
     with cluster(("--num-cpus", "2", "--num-gpus", "2")) as (environment, _):
-        clone.run(sys.executable, "-m", "commands.sweep", "1", "generate@two_layer", env=environment)
-    seen = {
-        path.stem: re.findall("^SEES (.*)$", path.read_text(), re.MULTILINE)
-        for path in (clone.path / ".dvc/tmp/sweep").glob("*.log")
-    }
+        sweep(clone, "--share", "1", "generate@two_layer", env=environment)
+    logs = (clone.path / ".dvc/tmp/sweep").glob("*.log")
+    seen = {path.stem: re.findall("^SEES (.*)$", path.read_text(), re.MULTILINE) for path in logs}
     assert sorted([seen["auto-0"], seen["auto-1"]]) == [["0"], ["1"]]
     assert seen["cpu-2"] == [""]
 
 
-def test_some_stages_alone(clone: Clone):
-    queue(clone, "seed=3")
-    clone.run(sys.executable, "-m", "commands.sweep", "", f"train@{NUMPY}")
-    (revision,) = experiments(clone).values()
-    assert f"evaluate@{NUMPY}:" not in clone.run("git", "show", f"{revision}:dvc.lock").stdout
+def test_some_stages_alone_and_shared_data_once_a_node(clone: Clone):
+    queue(clone, "train.learning_rate=0.05,0.02", name="rate")
+    with cluster(WHOLE) as (environment, _):
+        sweep(clone, f"train@{NUMPY}", env=environment)
+    logs = [path.read_text() for path in (clone.path / ".dvc/tmp/sweep").glob("*.log")]
+    assert len(logs) == 2
+    assert sum("Running stage 'generate@two_layer'" in log for log in logs) == 1
+    revision = next(iter(experiments(clone).values()))
+    assert "evaluate:" not in clone.run("git", "show", f"{revision}:dvc.lock").stdout
     assert not (clone.path / "mlflow.db").exists()  # MLflow shows whole states
     clone.run("git", "checkout", revision, "--", "dvc.lock")
     clone.run("dvc", "checkout", f"models/{NUMPY}")
     assert (clone.path / WEIGHTS).stat().st_size
 
 
-def test_what_experiments_share_is_made_once_a_node(clone: Clone):
-    queue(clone, "train.learning_rate=0.05,0.02", name="rate")
-    with cluster(WHOLE) as (environment, _):
-        clone.run(sys.executable, "-m", "commands.sweep", env=environment)
-    logs = [path.read_text() for path in (clone.path / ".dvc/tmp/sweep").glob("*.log")]
-    assert len(logs) == 2
-    assert sum("Running stage 'generate@two_layer'" in log for log in logs) == 1
-
-
-def test_objects_travel_by_the_dvc_remote_where_there_is_one(clone: Clone, tmp_path: Path):
+def test_objects_travel_through_the_dvc_remote_if_there_is_one(clone: Clone, tmp_path: Path):
     clone.run("dvc", "remote", "add", "-d", "here", str(tmp_path / "remote"))
-    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "a remote")
+    clone.commit()
     queue(clone, "seed=3")
-    clone.run(sys.executable, "-m", "commands.sweep")
+    sweep(clone)
     (name,) = experiments(clone)
     assert len(list((tmp_path / "remote").rglob("*/*/??/*"))) > 5
     clone.run("dvc", "exp", "apply", name)
     assert (clone.path / WEIGHTS).stat().st_size
 
 
-def test_on_a_terminal_a_row_is_rewritten_and_a_bar_counts(
+def test_terminal_shows_a_row_for_each_experiment_and_a_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     from pipeline.sweep.display import Display
 
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     with Display(2) as display:
-        display.say("one", "here", "generate@two_layer")
-        display.say("one", "here", "train@numpy_arrays")
+        display.show("one", "here", "generate@two_layer")
+        display.show("one", "here", "train@numpy_arrays")
         display.live.refresh()
         display.end("two", "done on there in 3 s")
-    said = capsys.readouterr().out
-    assert re.search(r"one +here +train@numpy_arrays", said)
-    assert "generate@two_layer" not in said
-    assert "two: done on there in 3 s" in said
-    assert "1/2" in said
+    output = capsys.readouterr().out
+    assert re.search(r"one +here +train@numpy_arrays", output)
+    assert "generate@two_layer" not in output
+    assert "two: done on there in 3 s" in output
+    assert "1/2" in output
 
 
 @pytest.mark.parametrize("where", ["terminal", "destructor"])
-def test_ctrl_c_keeps_what_is_done(clone: Clone, where: str):
+def test_ctrl_c_keeps_finished_experiments(clone: Clone, where: str):
     if where == "destructor":  # Python prints a KeyboardInterrupt that is raised there, and goes on
         press = "import os\n\n\nclass Press:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
-        clone.edit("pipeline/sweep/driver.py", "import signal\n", f"import signal\n{press}\n")
-        clone.edit(
-            "pipeline/sweep/driver.py", "        self.home.append(", "        Press()\n        self.home.append("
-        )
+        driver = "pipeline/sweep/driver.py"
+        clone.edit(driver, "import signal\n", f"import signal\n{press}\n")
+        clone.edit(driver, "        self.done.append(", "        Press()\n        self.done.append(")
     queue(clone, "seed=1")
     queue(clone, "seed=2,3", *LONG)
-    sweep = start(clone)
-    said = said_until(sweep, "1 of 3 done")
+    process = start_command(clone, "sweep")
+    output = output_until(process, "1 of 3 done")
     if where == "terminal":
-        os.killpg(sweep.pid, signal.SIGINT)
-    said += sweep.communicate(timeout=60)[0]
-    assert sweep.returncode == 130
-    assert "Stopped: 1 of 3 are done" in said
-    assert "Traceback" not in said
+        os.killpg(process.pid, signal.SIGINT)
+    output += process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "Stopped: 1 of 3 are done" in output
+    assert "Traceback" not in output
     assert len(experiments(clone)) == 1
     assert clone.run("dvc", "queue", "status").stdout.count("Queued") == 2
     left = subprocess.run(["pgrep", "-f", str(clone.path)], capture_output=True, text=True, check=False).stdout
     assert not left, left
 
 
-def test_a_killed_sweep_goes_on_with_the_rest(clone: Clone):
+def test_next_sweep_goes_on_after_a_kill_and_logs_what_an_unreachable_server_missed(clone: Clone):
     queue(clone, "seed=1,2,3")
-    sweep = start(clone)
-    said_until(sweep, "1 of 3 done")
-    os.killpg(sweep.pid, signal.SIGKILL)
-    sweep.communicate()
+    process = start_command(clone, "sweep")
+    output_until(process, "1 of 3 done")
+    kill_group(process)
     assert 1 <= len(experiments(clone)) < 3
-    clone.run(sys.executable, "-m", "commands.sweep")
+    assert "WARNING: MLflow at http://127.0.0.1:9" in sweep(clone, env=UNREACHABLE)
     assert len(experiments(clone)) == 3
-    assert len(shown(clone)) == 3
+    for _ in range(2):
+        sweep(clone)
+        assert logged(clone) == sorted(experiments(clone))
 
 
-def test_an_unreachable_server_is_told_afterwards(clone: Clone):
-    queue(clone, "seed=1,2")
-    nobody = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    done = clone.run(sys.executable, "-m", "commands.sweep", env=nobody)
-    assert "WARNING: MLflow at http://127.0.0.1:9" in done.stderr
-    assert len(experiments(clone)) == 2
-    clone.run(sys.executable, "-m", "commands.sweep")
-    clone.run(sys.executable, "-m", "commands.sweep")
-    assert shown(clone) == sorted(experiments(clone))
-
-
-def test_what_has_changed_on_its_way_does_not_count(clone: Clone, monkeypatch: pytest.MonkeyPatch):
+def test_damaged_object_is_refused(clone: Clone, monkeypatch: pytest.MonkeyPatch):
     from pipeline.sweep import import_results, node
-    from pipeline.sweep.queue import Queued
+    from pipeline.sweep.queue import Experiment
 
     monkeypatch.chdir(clone.path)
-    outcome = node.Outcome("x", True, "here", "", 1.0, "", objects=_tar("ab/" + "0" * 30, b"another content"))
-    with pytest.raises(import_results.ArrivalError, match=r"the object ab0+ has changed on its way"):
-        import_results.take_in(Queued("x", "0" * 40, "0" * 40), outcome)
+    outcome = node.Outcome(True, "here", "", 1.0, "", objects=(("ab" + "0" * 30, b"another content"),))
+    with pytest.raises(import_results.DamagedError, match=r"the object ab0+ was damaged on its way"):
+        import_results.import_results(Experiment("x", "0" * 40, "0" * 40), outcome)
     assert not (clone.path / ".dvc/cache/files/md5/ab").exists()
-
-
-def _tar(name: str, content: bytes) -> bytes:
-    import io
-    import tarfile
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import HOST, LESSONS, REPOSITORY, TINY
+from conftest import HOST, LESSONS, REPOSITORY, dataset
 from fake_cuda import GPU
 
 from pipeline import clock
@@ -17,11 +17,13 @@ from pipeline.contract import Weights, load_implementation
 from pipeline.environment import Environment
 from pipeline.errors import UserError
 from pipeline.lessons.two_layer.numpy_arrays import Implementation
-from pipeline.params import Data, Params, load_params
+from pipeline.params import Params, load_params
 from pipeline.parity.evaluation import evaluate
-from pipeline.parity.report import certificate, table
+from pipeline.parity.report import judge, table
+from pipeline.results import Evaluation
 from pipeline.runtimes import Loop, load_runtime, open_implementation
-from pipeline.training import data, history, progress, training
+from pipeline.training import data, history, progress
+from pipeline.training import train as training
 from pipeline.training.outputs import outputs
 from pipeline.training.reference import reference_run
 
@@ -29,19 +31,18 @@ NUMPY = "numpy_arrays"
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> data.DataSet:
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> data.DataSet:
     monkeypatch.chdir(tmp_path)
-    data.generate("two_layer", Data.model_validate(TINY["data"]), seed=0, dtype="float64")
-    return data.DataSet("two_layer")
+    return dataset("two_layer", dtype="float64")
 
 
 def create(weights: Weights, learning_rate: float) -> Loop:
-    implementation = Implementation(weights, learning_rate=learning_rate, device="cpu")
-    return load_runtime("numpy").Loop(implementation, weights)
+    implementation: Any = Implementation(weights, learning_rate=learning_rate, device="cpu")
+    return load_runtime("numpy")(HOST).loop(implementation, weights)
 
 
 def train(
-    dataset: data.DataSet,
+    drawn: data.DataSet,
     create: Callable = create,
     steps: int = 30,
     rate: float = 0.05,
@@ -51,33 +52,32 @@ def train(
     return training.train(
         name,
         create,
-        dataset,
+        drawn,
         learning_rate=rate,
         steps=steps,
         batch_size=16,
-        runtime=load_runtime(name),
         stopwatch=stopwatch or clock.Stopwatch(lambda: None),
         on_progress=lambda *_: None,
     )
 
 
-def test_streaming_in_chunks_is_the_same_training(dataset: data.DataSet, monkeypatch: pytest.MonkeyPatch):
-    whole = train(dataset)
+def test_streaming_in_chunks_is_the_same_training(drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch):
+    whole = train(drawn)
     monkeypatch.setattr(data, "CHUNK_BYTES", 4 * 16 * 23 * 8)
-    assert len(dataset.chunks(16)) == 2
-    streamed = train(dataset)
+    assert len(drawn.chunks(16)) == 2
+    streamed = train(drawn)
     np.testing.assert_array_equal(streamed.losses, whole.losses)
     for key, weight in whole.weights.items():
         np.testing.assert_array_equal(streamed.weights[key], weight)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 45])
-def test_any_number_of_steps(dataset: data.DataSet, steps: int):
+def test_any_number_of_steps(drawn: data.DataSet, steps: int):
     stopwatch = clock.Stopwatch(lambda: None)
-    done = train(dataset, steps=steps, stopwatch=stopwatch)
+    done = train(drawn, steps=steps, stopwatch=stopwatch)
     assert len(done.losses) == steps
     assert stopwatch.steps == steps
-    reference = reference_run("two_layer", dataset, steps=steps, batch_size=16, learning_rate=0.05)
+    reference = reference_run("two_layer", drawn, steps=steps, batch_size=16, learning_rate=0.05)
     np.testing.assert_allclose(done.losses, reference["train_loss"], rtol=1e-11)
 
 
@@ -96,10 +96,10 @@ class Slow:
             self.calls.append(steps)
 
 
-def test_a_slow_first_call_does_not_make_the_later_ones_short(dataset: data.DataSet):
+def test_a_slow_first_call_does_not_make_the_later_ones_short(drawn: data.DataSet):
     """On a GPU it holds what happens once: the libraries' start, kernels that are loaded, a thread that is made."""
     stopwatch = Slow()
-    train(dataset, steps=1000, stopwatch=stopwatch)
+    train(drawn, steps=1000, stopwatch=stopwatch)
     assert stopwatch.calls[:3] == [1, 5, 50]
     assert set(stopwatch.calls[3:-1]) == {50}
 
@@ -117,18 +117,18 @@ class Noting(clock.Stopwatch):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_training_with_cuda_graphs(cuda: Any, dataset: data.DataSet, monkeypatch: pytest.MonkeyPatch, streamed: bool):
+def test_a_training_with_cuda_graphs(cuda: Any, drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch, streamed: bool):
     """With the captures of tests/fake_cuda.py: the same training, and captures are booked apart from the steps."""
     name = "torch_autograd"
 
     def opened(environment: Environment) -> Callable[[Weights, float], Loop]:
         return open_implementation(name, "two_layer", environment).create
 
-    plain = train(dataset, opened(HOST), steps=45, name=name)
+    plain = train(drawn, opened(HOST), steps=45, name=name)
     if streamed:  # chunks of four batches and of two
         monkeypatch.setattr(data, "CHUNK_BYTES", 4 * 16 * 23 * 8)
-        read = dataset.read
-        monkeypatch.setattr(dataset, "read", lambda *where: {key: array.copy() for key, array in read(*where).items()})
+        read = drawn.read
+        monkeypatch.setattr(drawn, "read", lambda *where: {key: array.copy() for key, array in read(*where).items()})
     stopwatch, recorded, captured_in = Noting(lambda: None), cuda._recorded, []
 
     def noted(*what: Any) -> Any:
@@ -136,7 +136,7 @@ def test_a_training_with_cuda_graphs(cuda: Any, dataset: data.DataSet, monkeypat
         return recorded(*what)
 
     monkeypatch.setattr(cuda, "_recorded", noted)
-    done = train(dataset, opened(GPU), steps=45, name=name, stopwatch=stopwatch)
+    done = train(drawn, opened(GPU), steps=45, name=name, stopwatch=stopwatch)
     np.testing.assert_array_equal(done.losses, plain.losses)
     for key, weight in plain.weights.items():
         np.testing.assert_array_equal(done.weights[key], weight)
@@ -145,19 +145,19 @@ def test_a_training_with_cuda_graphs(cuda: Any, dataset: data.DataSet, monkeypat
     assert captured_in == ["compile"] * batches
 
 
-def test_a_training_of_less_than_an_epoch_captures_nothing(cuda: Any, dataset: data.DataSet):
+def test_a_training_of_less_than_an_epoch_captures_nothing(cuda: Any, drawn: data.DataSet):
     create = open_implementation("torch_tensors", "two_layer", GPU).create
-    done = train(dataset, create, steps=6, name="torch_tensors")
+    done = train(drawn, create, steps=6, name="torch_tensors")
     assert (done.loop.captures, done.loop.replays) == (0, 0)
 
 
-def test_a_long_training_keeps_every_nth_loss(dataset: data.DataSet, monkeypatch: pytest.MonkeyPatch):
-    every = train(dataset, steps=45)
+def test_a_long_training_keeps_every_nth_loss(drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch):
+    every = train(drawn, steps=45)
     monkeypatch.setattr(history, "KEPT_LOSSES", 10)
     kept = history.kept_steps(45)
     assert list(kept) == [0, 5, 10, 15, 20, 25, 30, 35, 40]
-    np.testing.assert_array_equal(train(dataset, steps=45).losses, every.losses[kept])
-    reference = reference_run("two_layer", dataset, steps=45, batch_size=16, learning_rate=0.05)
+    np.testing.assert_array_equal(train(drawn, steps=45).losses, every.losses[kept])
+    reference = reference_run("two_layer", drawn, steps=45, batch_size=16, learning_rate=0.05)
     np.testing.assert_allclose(every.losses[kept], reference["train_loss"], rtol=1e-11)
     assert len(history.kept_steps(10**8)) <= 10
 
@@ -171,16 +171,15 @@ def test_a_stopwatch_keeps_a_bounded_number_of_calls():
     assert stopwatch.steps == 30 * clock.KEPT_CALLS
 
 
-def test_a_training_of_any_length_hears_of_its_progress_in_calls_of_bounded_size(dataset: data.DataSet):
+def test_a_training_of_any_length_hears_of_its_progress_in_calls_of_bounded_size(drawn: data.DataSet):
     steps = []
     training.train(
         "numpy_arrays",
         create,
-        dataset,
+        drawn,
         learning_rate=1e-4,
         steps=20 * training.CALL_STEPS + 20,
         batch_size=16,
-        runtime=load_runtime("numpy_arrays"),
         stopwatch=clock.Stopwatch(lambda: None),
         on_progress=lambda step, _: steps.append(step),
     )
@@ -203,19 +202,19 @@ def test_progress_in_a_log_is_a_line_every_few_seconds_and_then_less_often(
     assert 20 < len(lines) < 45
 
 
-def test_weights_that_are_not_the_trainings_are_refused(dataset: data.DataSet):
-    done = train(dataset)
-    found = outputs(create, done, dataset, 16)
-    reference = reference_run("two_layer", dataset, steps=30, batch_size=16, learning_rate=0.05)
+def test_weights_that_are_not_the_trainings_are_refused(drawn: data.DataSet):
+    done = train(drawn)
+    found = outputs(create, done.loop, drawn, 16) | {"train_loss": done.losses}
+    reference = reference_run("two_layer", drawn, steps=30, batch_size=16, learning_rate=0.05)
     weights = {key: array.copy() for key, array in done.weights.items()}
     weights["w2"][0, 0] += 1
     with pytest.raises(UserError, match="do not give the predictions of the training"):
-        evaluate("two_layer", dataset, weights=weights, outputs=found, reference=reference)
+        evaluate("two_layer", drawn, weights=weights, outputs=found, reference=reference)
 
 
-def test_a_loss_that_is_not_finite_is_refused_by_name_step_and_rate(dataset: data.DataSet):
+def test_a_loss_that_is_not_finite_is_refused_by_name_step_and_rate(drawn: data.DataSet):
     with pytest.raises(UserError, match=r"numpy_arrays: the loss is (inf|nan) at step \d+ with learning rate 1e\+50"):
-        train(dataset, rate=1e50)
+        train(drawn, rate=1e50)
 
 
 def test_the_time_breakdown_adds_up_to_the_wall_clock(monkeypatch: pytest.MonkeyPatch):
@@ -234,7 +233,7 @@ def test_the_time_breakdown_adds_up_to_the_wall_clock(monkeypatch: pytest.Monkey
             now[0] += seconds
         now[0] += 0.5
     summary = stopwatch.summary(batch_size=10)
-    breakdown = {name: summary[f"{name}_seconds"] for name in clock.TIME_BREAKDOWN}
+    breakdown = summary["breakdown_seconds"]
     assert {name: seconds for name, seconds in breakdown.items() if seconds} == {
         "imports": 1.0,
         "setup": 3,
@@ -269,21 +268,24 @@ def params(monkeypatch: pytest.MonkeyPatch) -> Params:
     return load_params().model_copy(update={"dtype": "float64", "implementations": {"numpy_arrays": "two_layer"}})
 
 
-def measured(dataset: data.DataSet, create: Callable, name: str = NUMPY) -> dict[str, float]:
-    done = train(dataset, create, name=name)
+def measured(drawn: data.DataSet, create: Callable, name: str = NUMPY) -> Evaluation:
+    done = train(drawn, create, name=name)
     return evaluate(
         "two_layer",
-        dataset,
+        drawn,
         weights=done.weights,
-        outputs=outputs(create, done, dataset, 16),
-        reference=reference_run("two_layer", dataset, steps=30, batch_size=16, learning_rate=0.05),
+        outputs=outputs(create, done.loop, drawn, 16) | {"train_loss": done.losses},
+        reference=reference_run("two_layer", drawn, steps=30, batch_size=16, learning_rate=0.05),
     )
 
 
-def test_the_lesson_as_it_is_passes(params: Params, dataset: data.DataSet):
-    comparison = certificate(params, {"numpy_arrays": measured(dataset, create)})
-    assert comparison["passed"], table(comparison)
-    assert comparison["implementations"]["numpy_arrays"]["test_loss"] < 1
+def test_the_lesson_as_it_is_passes(params: Params, drawn: data.DataSet):
+    report = judge(params, {NUMPY: measured(drawn, create)})
+    assert report.passed, table(report)
+    row = report.implementations[NUMPY]
+    assert row.test_loss < 1
+    y, predictions = drawn.test["y"], train(drawn).loop.predict(*drawn.test_inputs())
+    assert row.test_r2 == pytest.approx(1 - np.sum((predictions - y) ** 2) / np.sum((y - np.mean(y, 0)) ** 2))
 
 
 @pytest.mark.parametrize(
@@ -295,8 +297,8 @@ def test_the_lesson_as_it_is_passes(params: Params, dataset: data.DataSet):
         ("torch_function", "grad_h_relu * (h > 0)", "grad_h_relu"),
     ],
 )
-def test_a_broken_backward_pass_breaches(
-    params: Params, dataset: data.DataSet, tmp_path: Path, name: str, line: str, broken: str
+def test_broken_backward_pass_fails_the_parity_check(
+    params: Params, drawn: data.DataSet, name: str, line: str, broken: str
 ):
     """In each lesson with a backward pass written by hand: the gradient is caught, though the loss still goes down."""
     source = Path(str(load_implementation(LESSONS[name], name).__init__.__code__.co_filename)).read_text()
@@ -306,19 +308,19 @@ def test_a_broken_backward_pass_breaches(
 
     def create_broken(weights: Weights, learning_rate: float):
         implementation = namespace["Implementation"](weights, learning_rate=learning_rate, device="cpu")
-        return load_runtime(name).Loop(implementation, weights)
+        return load_runtime(name)(HOST).loop(implementation, weights)
 
-    load_runtime(name).start(HOST)
-    measures = measured(dataset, create_broken, name)
-    comparison = certificate(params, {"numpy_arrays": measures})
-    assert not comparison["passed"]
-    assert "gradient_relative_error" in comparison["implementations"]["numpy_arrays"]["breaches"]
-    assert "✗ BREACH" in table(comparison)
-    assert measures["test_loss"] < measures["initial_test_loss"]
+    evaluation = measured(drawn, create_broken, name)
+    report = judge(params, {NUMPY: evaluation})
+    assert not report.passed
+    assert "gradient" in report.implementations[NUMPY].failed
+    assert "✗ FAILED" in table(report)
+    assert evaluation.test_loss < evaluation.initial_test_loss
     single = params.model_copy(update={"dtype": "float32"})
-    assert not certificate(single, {"numpy_arrays": measures})["passed"], "the wide tolerance lets it through"
+    assert not judge(single, {NUMPY: evaluation}).passed, "the wide tolerance lets it through"
 
 
-def test_a_measure_that_is_not_a_number_breaches(params: Params, dataset: data.DataSet):
-    measures = measured(dataset, create) | {"loss_curve_relative_difference": float("nan")}
-    assert not certificate(params, {"numpy_arrays": measures})["passed"]
+def test_measure_that_is_not_a_number_fails(params: Params, drawn: data.DataSet):
+    evaluation = measured(drawn, create)
+    parity = evaluation.parity.model_copy(update={"loss_curve": float("nan")})
+    assert parity.over(params.tolerances) == ["loss_curve"]

@@ -1,6 +1,6 @@
 """How far TF32 takes a training from the float64 reference: its rounding, emulated on a CPU.
 
-    python tests/tf32.py        in a checkout whose data and reference were made
+    PYTHONPATH=. python tests/tf32.py        in a checkout whose data and reference were made
 
 A tensor core multiplies float32 numbers with 10 bits of mantissa and adds the products in float32. The bits that it
 does not use are cut off, or rounded away before; both are tried. Prints, for a lesson and a rounding each, the measures
@@ -18,10 +18,10 @@ from pipeline.clock import Stopwatch
 from pipeline.environment import resolve
 from pipeline.params import load_params
 from pipeline.parity.evaluation import evaluate
-from pipeline.runtimes import load_runtime, open_implementation
+from pipeline.runtimes import open_implementation
 from pipeline.training.data import DataSet
 from pipeline.training.outputs import outputs
-from pipeline.training.training import train
+from pipeline.training.train import train
 
 UNUSED_BITS = 13
 ROUNDINGS = {"nearest": 1 << (UNUSED_BITS - 1), "cut": 0}  # what is added to the bits before they are cut off
@@ -47,7 +47,7 @@ def main() -> None:
     environment = resolve(params.model_copy(update={"device": "cpu", "threads": 1}))
     for name in ("torch_autograd", "torch_loop"):
         problem = params.problem_of(name)
-        data, schedule = DataSet(problem), params.train.of(problem)
+        data, schedule = DataSet(problem), params.problems[problem].train
         keys = {"train_loss": None, "predictions": None, **{f"gradient.{key}": None for key in data.initial}}
         reference = read_arrays(files.reference_file(problem), keys)
         for rounding, added in ROUNDINGS.items():
@@ -60,13 +60,14 @@ def main() -> None:
                     learning_rate=params.train.learning_rate,
                     steps=schedule.steps,
                     batch_size=schedule.batch_size,
-                    runtime=load_runtime(name),
                     stopwatch=Stopwatch(lambda: None),
                     on_progress=lambda *_: None,
                 )
-                found = outputs(opened.create, training, data, schedule.batch_size)
-            measures = evaluate(problem, data, weights=training.weights, outputs=found, reference=reference)
-            print(json.dumps({"seed": params.seed, "name": name, "rounding": rounding, **measures}))
+                found = outputs(opened.create, training.loop, data, schedule.batch_size) | {
+                    "train_loss": training.losses
+                }
+            evaluation = evaluate(problem, data, weights=training.weights, outputs=found, reference=reference)
+            print(json.dumps({"seed": params.seed, "name": name, "rounding": rounding, **dict(evaluation.parity)}))
 
 
 if __name__ == "__main__":

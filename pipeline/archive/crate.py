@@ -1,13 +1,13 @@
-"""What an exported folder says of itself, for programs: ro-crate-metadata.json and croissant/PROBLEM.json.
+"""The description of an exported folder for programs: ro-crate-metadata.json and croissant/PROBLEM.json.
 
-Run in an environment of its own by export.py: python crate.py FOLDER FACTS, where FACTS is JSON (export.py's `_facts`).
+export.py runs it in an environment of its own: python -m pipeline.archive.crate FOLDER FACTS, where FACTS is JSON.
 Formats: RO-Crate 1.3, with the run as a CreateAction; Croissant 1.0.
 """
 
-import hashlib
 import json
 import sys
 from datetime import UTC, datetime
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,12 @@ import mlcroissant as mlc  # pyright: ignore[reportMissingImports]
 from rocrate.model import ContextEntity  # pyright: ignore[reportMissingImports]
 from rocrate.rocrate import ROCrate  # pyright: ignore[reportMissingImports]
 
-TYPES = {
-    ".json": "application/json",
-    ".yaml": "application/yaml",
-    ".html": "text/html",
-    ".svg": "image/svg+xml",
-    ".csv": "text/csv",
-    ".py": "text/x-python",
-    ".md": "text/markdown",
-    ".png": "image/png",
-}
+from pipeline.files import sha256
+
+TYPES = MimeTypes()  # without the machine's own
+TYPES.add_type("application/yaml", ".yaml")
 RESULTS = ("models", "results", "parity", "reference", "report", "report.html", "lessons.html", "summary.json")
-SAYS = {
+DESCRIPTIONS = {
     "params.yaml": "What the experiment was run with",
     "dvc.lock": "The checksum of everything that each stage read and wrote",
     "environment.json": "What it ran on: hardware, driver, versions",
@@ -35,7 +29,7 @@ SAYS = {
     "report.html": "What was run and what came of it, as a page",
     "lessons.html": "The lessons as a page: idea, equations, code, graph and cost of each",
 }
-LICENSE = "https://spdx.org/licenses/CC0-1.0"  # of random numbers
+LICENSE, DATA_LICENSE = "https://spdx.org/licenses/MIT", "https://spdx.org/licenses/CC0-1.0"  # random numbers
 
 
 def main(folder: Path, facts: dict[str, Any]) -> None:
@@ -46,14 +40,14 @@ def main(folder: Path, facts: dict[str, Any]) -> None:
     root["name"] = f"One experiment, told seven ways: {facts['name']}"
     root["description"] = "Two small networks, trained by several implementations: code, data, weights, results"
     root["datePublished"] = _time(facts["ended"]).isoformat()
-    root["license"] = "No licence is given for the whole; see the repository"
+    root["license"] = LICENSE
     entities = {}
-    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = path.relative_to(folder).as_posix()
-        properties = {"name": name, "contentSize": str(path.stat().st_size), "sha256": _sha256(path)}
-        properties |= {"encodingFormat": TYPES.get(path.suffix, "application/octet-stream")}
-        if name in SAYS:
-            properties["description"] = SAYS[name]
+        properties = {"name": name, "contentSize": str(path.stat().st_size), "sha256": sha256(path)}
+        properties["encodingFormat"] = _type(path)
+        if name in DESCRIPTIONS:
+            properties["description"] = DESCRIPTIONS[name]
         entities[name] = crate.add_file(dest_path=name, properties=properties)
     software = {"@type": "SoftwareApplication", "name": "DVC", "url": "https://dvc.org", "version": facts["dvc"]}
     results = [entity for name, entity in entities.items() if name.split("/")[0] in RESULTS]
@@ -79,15 +73,15 @@ def _write_croissant(folder: Path, data: Path, published: datetime, commit: str)
             id=path.name,
             name=path.name,
             content_url=f"../data/{data.name}/{path.name}",
-            encoding_formats=[TYPES.get(path.suffix, "application/octet-stream")],
-            sha256=_sha256(path),
+            encoding_formats=[_type(path)],
+            sha256=sha256(path),
         )
         for path in sorted(data.iterdir())
     ]
     metadata = mlc.Metadata(
         name=data.name,
         description=f"Random data of the problem {data.name}, with its initial weights: manifest.json has the shapes.",
-        license=[LICENSE],
+        license=[DATA_LICENSE],
         url=f"../data/{data.name}/",
         version="1.0.0",
         date_published=published,
@@ -104,9 +98,8 @@ def _time(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds // 1000, UTC)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _type(path: Path) -> str:
+    return TYPES.guess_type(path.name)[0] or "application/octet-stream"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run again, from its id in the store: the commit and what was changed then, in a folder of its own, and a verdict.
+"""A run again, from its id in the store, in a folder of its own, and a verdict.
 
 bitwise identical    every digest is equal
 within tolerance     weights differ, on other hardware or versions, but losses and predictions are within parity
@@ -6,23 +6,23 @@ differs              beyond tolerance, or different although hardware and versio
 cannot               a sentence on what is missing
 """
 
-import json
-import os
-import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import chdir
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pipeline import files
+from pipeline.archive import check_out, download
 from pipeline.array_files import read_arrays
 from pipeline.environment import resolve
-from pipeline.git import PATCH
+from pipeline.errors import UserError
+from pipeline.git import run_dvc, run_stage
 from pipeline.params import Params, load_params
 from pipeline.parity.evaluation import relative_difference
+from pipeline.text import columns
 from pipeline.tracking import store
 
 FOLDER = Path(".dvc/tmp/reproduce")
@@ -31,163 +31,104 @@ EXIT = {IDENTICAL: 0, WITHIN: 0, DIFFERS: 1, CANNOT: 2}
 FACTS = ("cpu_name", "device_name", "driver", "threads", "precision", "deterministic", "python", "versions")
 
 
-class CannotError(Exception):
-    """What keeps a run from being reproduced, and what to do."""
-
-
-class Row(NamedTuple):
-    what: str
-    then: str
-    now: str
-    equal: str  # yes, no, or by how much it differs
-
-
-class Verdict(NamedTuple):
+@dataclass(frozen=True)
+class Verdict:
     run_id: str
     verdict: str
     reason: str
-    rows: list[Row]
+    rows: list[tuple[str, str, str, str]] = field(default_factory=list)  # what, then, now, equal?
+
+    def __str__(self) -> str:
+        """The verdict below a table in Markdown."""
+        table = columns([("what", "then", "now", "equal?"), ("---",) * 4, *self.rows], " | ") if self.rows else ""
+        return f"{table}\n\n{self.verdict}: {self.reason}"
 
 
 def reproduce(beginning: str) -> Verdict:
     """Run again what the run of this id, or its unique beginning, ran."""
     client, experiment, run, parent = store.find(beginning)
+    run_id = run.info.run_id
     try:
-        with files.scratch(FOLDER / run.info.run_id) as folder:
-            verdict = _again(client, run, parent, folder)
-    except CannotError as error:
-        verdict = Verdict(run.info.run_id, CANNOT, str(error), [])
-    path = Path("reproduced", f"{run.info.run_id}.json")
-    files.write_json(path, verdict._asdict() | {"rows": [row._asdict() for row in verdict.rows]})
-    tags = {"role": "reproduction", "reproduces": run.info.run_id, "verdict": verdict.verdict}
-    tags |= {"mlflow.note.content": table(verdict)}
-    shown = client.create_run(experiment, run_name=f"{run.info.run_name} again", tags=tags).info.run_id
-    client.log_artifact(shown, str(path))
-    client.set_terminated(shown)
+        with files.scratch(FOLDER / run_id) as folder:
+            verdict = _run_again(client, run, parent, folder)
+    except UserError as error:
+        verdict = Verdict(run_id, CANNOT, str(error))
+    path = Path("reproduced", f"{run_id}.json")
+    files.write_json(path, asdict(verdict))
+    tags = {"role": "reproduction", "reproduces": run_id, "verdict": verdict.verdict}
+    with store.warning(store.tracking_uri()):
+        name, tags = f"{run.info.run_name} again", tags | {"mlflow.note.content": str(verdict)}
+        logged = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        client.log_artifact(logged, str(path))
+        client.set_terminated(logged)
     return verdict
 
 
-def table(verdict: Verdict) -> str:
-    lines = ["| what | then | now | equal? |", "|---|---|---|---|"]
-    lines += [f"| {row.what} | {row.then} | {row.now} | {row.equal} |" for row in verdict.rows]
-    return "\n".join([*(lines if verdict.rows else []), "", f"{verdict.verdict}: {verdict.reason}"])
-
-
-def check_out(client: Any, parent: Any, folder: Path) -> Path:
-    """The code that a state was made with, its commit and what differed from that, in a clone below `folder`.
-
-    Raises CannotError on what is missing.
-    """
-    tags = parent.data.tags
-    if tags.get("reproducible", "yes") != "yes":
-        raise CannotError(tags["reproducible"])
-    commit = tags["git.commit"]
-    if subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True, check=False).returncode:
-        raise CannotError(f"the commit {commit} is not in this clone. Fetch it: git fetch origin {commit}")
-    checkout = folder / "checkout"
-    download(client, parent.info.run_id, [PATCH], folder)
-    _git("clone", "--quiet", "--shared", "--no-checkout", ".", str(checkout))
-    _git("-C", str(checkout), "checkout", "--quiet", commit)
-    if (folder / PATCH).stat().st_size:
-        _git("-C", str(checkout), "apply", "--binary", str((folder / PATCH).resolve()))
-    return checkout
-
-
-def _again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
-    then, checkout = folder / "then", check_out(client, parent, folder)
-    download(client, parent.info.run_id, ["environment.json"], then)
-    environment = files.read_json(then / "environment.json")
-    with chdir(checkout):  # whose lessons they name
+def _run_again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
+    then, clone = folder / "then", check_out(client, parent, folder)
+    download(client, parent.info.run_id, [str(files.ENVIRONMENT)], then)
+    with chdir(clone):  # params.yaml names the lessons of the clone
         params = load_params()
-    name = run.data.tags.get("implementation")
-    children = [run] if name else store.children(client, parent)
+    other_machine = _other_machine(params, files.read_json(then / files.ENVIRONMENT), clone)
+    children = [run] if "implementation" in run.data.tags else store.children(client, parent)
     names = [child.data.tags["implementation"] for child in children]
-    differing = _hardware(params, environment, checkout)
-    _repro(checkout, [f"evaluate@{each}" for each in names])
-    rows, worst = [], 0.0
+    problems = {child.data.tags["problem"] for child in children}
+    stages = [*(f"train@{name}" for name in names), *(f"reference@{problem}" for problem in sorted(problems))]
+    # `evaluate` as a program: the stage depends on all implementations.
+    trained = run_dvc(clone, "repro", *stages, stdout=sys.stderr).returncode == 0
+    if not trained or run_stage(clone, "evaluate", *names, stdout=sys.stderr).returncode:
+        raise UserError("its stages fail here, as is said above")
+    rows, differences = [], []
     for child in children:
-        found = _compare(client, child, params, then / child.info.run_id, checkout)
-        rows += found[0]
-        worst = max(worst, found[1])
-    if all(row.equal != "no" for row in rows):
+        name, problem = child.data.tags["implementation"], child.data.tags["problem"]
+        rows += _digests(child, name, problem, clone)
+        download(client, child.info.run_id, ["outputs.safetensors", "timing.json"], then / name)
+        compared, difference = _compare(name, params, then / name, clone)
+        rows += compared
+        differences.append(difference)
+    if all(row[3] != "no" for row in rows):
         return Verdict(run.info.run_id, IDENTICAL, "every digest is equal", rows)
-    if worst <= 1 and differing:
-        return Verdict(run.info.run_id, WITHIN, f"these differ: {'; '.join(differing)}", rows)
-    why = "beyond the tolerances of its params" if worst > 1 else "although hardware and versions are the same"
-    return Verdict(run.info.run_id, DIFFERS, why, rows)
+    if max(differences) <= 1 and other_machine:
+        return Verdict(run.info.run_id, WITHIN, f"these differ: {'; '.join(other_machine)}", rows)
+    beyond = "although hardware and versions are the same" if max(differences) <= 1 else "beyond its params' tolerances"
+    return Verdict(run.info.run_id, DIFFERS, beyond, rows)
 
 
-def _hardware(params: Params, then: Mapping[str, Any], checkout: Path) -> list[str]:
-    """What of hardware and versions is not as it was."""
+def _other_machine(params: Params, then: dict[str, Any], clone: Path) -> list[str]:
+    """What of hardware and versions is not as it was. Raises UserError where the run is impossible here."""
     now = resolve(params)
     if then["device"] != "cpu" and now.device == "cpu":
-        raise CannotError(f"it ran on {then['device']}, {then['device_name']}, and there is no CUDA device here")
-    pins = "".join(path.read_text() for path in (checkout / "requirements").glob("*.txt"))
+        raise UserError(f"it ran on {then['device']}, {then['device_name']}, and there is no CUDA device here")
+    pins = "".join(path.read_text() for path in (clone / "requirements").glob("*.txt"))
     for package, version in now.versions.items():
         if pins and package in then["versions"] and f"=={version.split('+')[0]}" not in pins:
-            raise CannotError(
-                f"{package} {version} is installed, which its commit's lock does not hold: make setup in a clone of it"
-            )
+            lock = "which its commit's lock does not hold: make setup in a clone of it"
+            raise UserError(f"{package} {version} is installed, {lock}")
     return [f"{key} was {then[key]}, is {getattr(now, key)}" for key in FACTS if then.get(key) != getattr(now, key)]
 
 
-def _repro(checkout: Path, targets: list[str]) -> None:
-    inherited = ("DVC_ROOT", "DVC_STAGE", "DVC_EXP", "MLFLOW_", "PIPELINE_LOCK")  # other runs', and another store's
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(inherited)}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "dvc", "repro", *targets],
-        cwd=checkout,
-        env=environment,
-        stdout=sys.stderr,
-        check=False,
+def _digests(run: Any, name: str, problem: str, clone: Path) -> list[tuple[str, str, str, str]]:
+    """A row for each file that is bitwise reproducible."""
+    paths = {"data": files.data_folder(problem) / "manifest.json", "weights": files.weights_file(name)}
+    paths |= {path.partition(".")[0]: files.result_file(name, path) for path in ("history.csv", "metrics.json")}
+    paths["evaluation"] = files.parity_file(name)
+    digests = ((what, run.data.tags[f"md5.{what}"], files.md5(clone / path)) for what, path in paths.items())
+    return [(f"{name}: {what}", then[:8], now[:8], "yes" if then == now else "no") for what, then, now in digests]
+
+
+def _compare(name: str, params: Params, then: Path, clone: Path) -> tuple[list[tuple[str, str, str, str]], float]:
+    """Rows for the losses, predictions and step time, and the largest difference as a multiple of its tolerance."""
+    old, new = read_arrays(then / "outputs.safetensors"), read_arrays(clone / files.outputs_file(name))
+    differences = {
+        "loss curve": (float(np.max(np.abs(new["train_loss"] / old["train_loss"] - 1))), params.tolerances.loss_curve),
+        "predictions": (relative_difference(new["predictions"], old["predictions"]), params.tolerances.predictions),
+    }
+    rows = [
+        (f"{name}: {what}", "", f"differs by {difference:.1e}", f"tolerance {tolerance:.1e}")
+        for what, (difference, tolerance) in differences.items()
+    ]
+    timings = (then / "timing.json", clone / files.result_file(name, "timing.json"))
+    was, now = (f"{1e6 * files.read_json(path)['step_seconds_median']:.0f} µs" for path in timings)
+    return [*rows, (f"{name}: a step", was, now, "not judged")], max(
+        difference / tolerance for difference, tolerance in differences.values()
     )
-    if done.returncode:
-        raise CannotError("its stages fail here, as is said above")
-
-
-def _compare(client: Any, child: Any, params: Params, then: Path, checkout: Path) -> tuple[list[Row], float]:
-    """A row for everything that is compared, and the largest difference, in units of what parity tolerates."""
-    name, problem = child.data.tags["implementation"], child.data.tags["problem"]
-    download(client, child.info.run_id, ["outputs.safetensors", "timing.json"], then)
-    rows = []
-    for what, path in {
-        "data": files.data_folder(problem) / "manifest.json",
-        "weights": files.weights_file(name),
-        "history": files.result_file(name, "history.csv"),
-        "metrics": files.result_file(name, "metrics.json"),
-        "evaluation": files.result_file(name, "evaluation.json"),
-    }.items():
-        before, after = child.data.tags[f"md5.{what}"], store.md5(checkout / path)
-        rows.append(Row(f"{name}: {what}", before[:8], after[:8], "yes" if before == after else "no"))
-    one, other = read_arrays(then / "outputs.safetensors"), read_arrays(checkout / files.outputs_file(name))
-    tolerances = params.tolerances
-    curve = float(np.max(np.abs(other["train_loss"] / one["train_loss"] - 1)))
-    predictions = relative_difference(other["predictions"], one["predictions"])
-    for what, found, limit in (
-        ("loss curve", curve, tolerances.loss_curve),
-        ("predictions", predictions, tolerances.predictions),
-    ):
-        rows.append(Row(f"{name}: {what}", "", f"differs by {found:.1e}", f"tolerance {limit:.1e}"))
-    before, after = (
-        json.loads(path.read_text())
-        for path in (then / "timing.json", checkout / files.result_file(name, "timing.json"))
-    )
-    steps = [f"{1e6 * timing['step_seconds_median']:.0f} µs" for timing in (before, after)]
-    rows.append(Row(f"{name}: a step", steps[0], steps[1], "not judged"))
-    return rows, max(curve / tolerances.loss_curve, predictions / tolerances.predictions)
-
-
-def download(client: Any, run_id: str, paths: list[str], folder: Path) -> None:
-    """Artifacts of a run. Raises CannotError when one is gone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    there = {each.path for each in client.list_artifacts(run_id)}
-    for path in paths:
-        if path not in there:
-            raise CannotError(f"its artifact {path} is gone from the store")
-        client.download_artifacts(run_id, path, str(folder))
-
-
-def _git(*arguments: str) -> None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CannotError(f"git {arguments[0]} failed: {done.stderr.strip()}")

@@ -1,13 +1,13 @@
-"""The graph of a lesson's step as a picture: results/NAME/graph.json → SVG, in the colours of the page that it is on.
+"""The picture of a graph as SVG, in the colours of the page that it is on.
 
-Groups differ in colour and in their borders: plain, dashed, thick. Where everything stands is in layout.py.
+Groups differ in colour and in their borders: plain, dashed, thick. layout.py computes the positions.
 """
 
-from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from math import atan2, degrees
 
-from pipeline.lessons_page.layout import GROUPS, LABEL, LEGEND, Box, Picture, Point, arrange, texts_of
+from pipeline.graphs.graph import Graph, Node
+from pipeline.lessons_page.layout import GROUPS, LABEL, LEGEND, Box, Line, Picture, arrange, texts_of
 
 STYLE = """
 :root { --forward: #1f66b0; --backward: #a8480a; --update: #1d7a46; }
@@ -40,48 +40,42 @@ STYLE = """
 """
 
 
-def svg(graph: Mapping[str, Any]) -> str:
-    """One <svg> that holds no ids; its classes are those of STYLE."""
+def svg(graph: Graph) -> tuple[str, int]:
+    """One <svg> that holds no ids, whose classes are those of STYLE, and its width in pixels."""
     picture = arrange(graph)
     width, height = round(picture.width), round(picture.height)
-    return "\n".join(
-        (
-            f'<svg class="graph" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
-            f"<title>{escape(graph['title'])}</title>",
-            *_drawn(picture),
-            "</svg>",
-        )
-    )
+    start = f'<svg class="graph" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    return "\n".join((start, f"<title>{escape(graph.title)}</title>", *_parts(picture), "</svg>")), width
 
 
-def _drawn(picture: Picture) -> list[str]:
+def _parts(picture: Picture) -> list[str]:
     parts = []
     for group, box in picture.bands.items():
         name = f'<text transform="translate(20 {_n(box.y + box.height / 2)}) rotate(-90)">{group}</text>'
         parts.append(f'<g class="band {group}">{_rectangle(box, 8)}{name}</g>')
-    parts += [f'<g class="edge">{_path(points, head=head)}</g>' for points, head in picture.lines]
-    parts += [_text("shape", picture.texts[key], box.middle, box.low - 4) for key, box in picture.shapes.items()]
-    for key, box in picture.nodes.items():
-        parts.append(_node(picture.of[key], box))
-        if key in picture.inside:
-            parts += [f'<g transform="translate({_n(box.x)} {_n(box.y)})">', *_drawn(picture.inside[key]), "</g>"]
-    parts += [f'<g class="edge again">{_path(points, head=True, curved=False)}</g>' for points in picture.again]
+    parts += [_line(line) for line in picture.lines if not line.again]
+    parts += [_text("shape", shape, box.middle, box.low - 3) for shape, box in picture.shapes]
+    for node, box in picture.nodes:
+        parts.append(_node(node, box))
+        if node.id in picture.inside:
+            body = picture.inside[node.id]
+            parts += [f'<g transform="translate({_n(box.x)} {_n(box.y)})">', *_parts(body), "</g>"]
+    parts += [_line(line) for line in picture.lines if line.again]
     return parts
 
 
-def _node(node: Mapping[str, Any], box: Box) -> str:
-    group, kind = node["group"], node["kind"]
-    classes = " ".join(dict.fromkeys(("node", group, kind)))
+def _node(node: Node, box: Box) -> str:
+    classes = " ".join(dict.fromkeys(("node", node.group, node.kind)))
     name, label = texts_of(node)
     parts = [
-        f'<g class="{classes}" data-name="{escape(name)}"><title>{escape(node["detail"])}</title>',
-        _rectangle(box, box.height / 2 if group == "data" else 5),
+        f'<g class="{classes}" data-name="{escape(name)}"><title>{escape(node.detail)}</title>',
+        _rectangle(box, box.height / 2 if node.group == "data" else 5),
     ]
-    if kind == "loop":
+    if node.kind == "loop":
         parts.append(_text("label", f"a loop: {label}", box.middle, box.y + LABEL + 8))
         parts.append(_text("shape", LEGEND, box.middle, box.low - 8))
     else:
-        if group in GROUPS:
+        if node.group in GROUPS:
             parts.append(_rectangle(box._replace(width=6), 3, ' class="stripe"'))
         if name:
             parts.append(_text("name", name, box.middle, box.y + (22 if label else 21)))
@@ -90,32 +84,23 @@ def _node(node: Mapping[str, Any], box: Box) -> str:
     return "".join((*parts, "</g>"))
 
 
-def _rectangle(box: Box, radius: float, about: str = "") -> str:
-    x, y, width, height = map(_n, box[1:])
-    return f'<rect{about} x="{x}" y="{y}" width="{width}" height="{height}" rx="{_n(radius)}"/>'
+def _rectangle(box: Box, radius: float, attribute: str = "") -> str:
+    x, y, width, height = map(_n, box)
+    return f'<rect{attribute} x="{x}" y="{y}" width="{width}" height="{height}" rx="{_n(radius)}"/>'
 
 
 def _text(kind: str, text: str, x: float, y: float) -> str:
     return f'<text class="{kind}" x="{_n(x)}" y="{_n(y)}">{escape(text)}</text>'
 
 
-def _path(points: Sequence[Point], *, head: bool, curved: bool = True) -> str:
-    (x, y), *others = points
-    drawn = f"M{_n(x)} {_n(y)}"
-    end_x, end_y = others[-1]
-    if head:
-        others[-1] = (end_x, end_y - 6)
-    for to_x, to_y in others:
-        if (to_x, to_y) == (x, y):
-            continue
-        if abs(to_x - x) < 0.5 or not curved:
-            drawn += f"L{_n(to_x)} {_n(to_y)}"
-        else:
-            middle = (y + to_y) / 2
-            drawn += f"C{_n(x)} {_n(middle)} {_n(to_x)} {_n(middle)} {_n(to_x)} {_n(to_y)}"
-        x, y = to_x, to_y
-    arrow = f'<path class="head" d="M{_n(end_x - 5)} {_n(end_y - 8)}h10l-5 8z"/>' if head else ""
-    return f'<path d="{drawn}"/>{arrow}'
+def _line(line: Line) -> str:
+    start, *points = (f"{_n(x)} {_n(y)}" for x, y in line.points)
+    head = ""
+    if line.tip:
+        (x, y), (from_x, from_y) = line.tip, line.points[-1]
+        turned = f"translate({_n(x)} {_n(y)}) rotate({degrees(atan2(y - from_y, x - from_x)) - 90:.0f})"
+        head = f'<path class="head" transform="{turned}" d="M-5 -8h10l-5 8z"/>'
+    return f'<g class="edge{" again" if line.again else ""}"><path d="M{start}C{" ".join(points)}"/>{head}</g>'
 
 
 def _n(number: float) -> str:

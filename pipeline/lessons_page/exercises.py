@@ -3,10 +3,11 @@
 An implementation that is not named here has no exercise.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Exercise(NamedTuple):
+@dataclass(frozen=True)
+class Exercise:
     """`old`, lines of the lesson's file, becomes `new`; `command` then prints `promised`."""
 
     task: str
@@ -15,7 +16,7 @@ class Exercise(NamedTuple):
     command: str
     promised: str
     why: str
-    times: int = 0  # how often, where that is the point
+    times: int = 0  # how often it is printed, where that is the point
 
 
 _COMPARE = "dvc repro compare"
@@ -26,9 +27,9 @@ EXERCISES = {
         "        grad_h = grad_h_relu * (h > 0)",
         "        grad_h = grad_h_relu",
         _COMPARE,
-        "✗ BREACH",
-        "The loss still falls, so nothing looks wrong. The parity gate compares the gradient with that of the float64 "
-        "reference, and stops.",
+        "✗ FAILED",
+        "The loss still falls, so nothing looks wrong. The parity check compares the gradient with that of the float64 "
+        "reference, and fails.",
     ),
     "torch_tensors": Exercise(
         "Lose a factor 2",
@@ -51,8 +52,8 @@ EXERCISES = {
         "        return grad_h_relu * (h > 0)",
         "        return grad_h_relu",
         _COMPARE,
-        "✗ BREACH",
-        "Autograd calls the function that you wrote, and believes it. The loss of the first step is right; its "
+        "✗ FAILED",
+        "Autograd calls the function that you wrote and does not check it. The loss of the first step is right; its "
         "gradient is not.",
     ),
     "tensorflow_graph": Exercise(
@@ -61,17 +62,16 @@ EXERCISES = {
         '        print("Python runs this line")\n',
         "dvc repro -fs train@tensorflow_graph",
         "Python runs this line",
-        "Python runs it only where a graph is built: for the training, for the first gradient, and for the picture on "
-        "this page. All steps of the training execute the first of these. In torch_autograd the same line would be "
-        "printed in every step.",
-        3,
+        "Python runs it only where a graph is built: for the training and for the first gradient. All steps of the "
+        "training execute the first of these. In torch_autograd the same line would be printed in every step.",
+        2,
     ),
     "torch_loop": Exercise(
         "Take the state out of the record",
         "            h = (z + h[:running] @ self.wh).relu()",
         "            h = (z + h[:running].detach() @ self.wh).relu()",
         _COMPARE,
-        "✗ BREACH",
+        "✗ FAILED",
         "The forward pass computes what it did before. But autograd knows only what it has recorded, and no gradient "
         "goes back through time any more.",
     ),

@@ -1,11 +1,15 @@
 """The lessons as a page: for each its idea, equations, code, difference, graph, cost, and something to try.
 
-All of it is made from the lessons' files, their problem's equations and the files of `results/`. No lesson is imported.
+It is made from the lessons' files, their problems' equations, and the files of `results/` and `graphs/`. No lesson is
+imported.
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from textwrap import dedent
 from typing import Any
 
@@ -13,76 +17,110 @@ from pipeline.benchmark.samples import Benchmark
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.contract import implementation_file, load_problem
 from pipeline.environment import framework_of
+from pipeline.graphs.equations import Equation, equation_in, equations
+from pipeline.graphs.graph import Graph
 from pipeline.lessons_page import drawing
-from pipeline.lessons_page.equation_map import equations_by_line, functions_used
-from pipeline.lessons_page.equations import equation_in, equations
-from pipeline.lessons_page.exercises import EXERCISES
-from pipeline.lessons_page.source_view import changes, idea, listing
+from pipeline.lessons_page.equation_map import equations_by_line
+from pipeline.lessons_page.exercises import EXERCISES, Exercise
+from pipeline.lessons_page.mathml import mathml
+from pipeline.lessons_page.source_view import Run, changes, functions_used, idea, listing
 from pipeline.params import Params
 from pipeline.report.figures import BREAKDOWN_COLOURS, Result, Results
 from pipeline.report.findings import Finding
-from pipeline.report.page import breakdown, duration, render, row, ticks
+from pipeline.report.page import Row, breakdown, duration, render, row, ticks
+from pipeline.results import ParityReport
 
-# Of parity, by the name of its tolerance.
-MEASURES = {
-    "gradient": "gradient_relative_error",
-    "loss_curve": "loss_curve_relative_difference",
-    "predictions": "predictions_relative_difference",
-}
 FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "tensorflow": "TensorFlow"}
+
+
+@dataclass(frozen=True)
+class DrawnGraph:
+    title: str
+    recorded: bool
+    nodes: int
+    svg: str
+    width: int  # in pixels
+
+
+@dataclass(frozen=True)
+class Share:
+    """A line of a training's time breakdown, with its share of the whole."""
+
+    line: str
+    words: str
+    share: float
+    colour: str
+
+
+@dataclass(frozen=True)
+class Lesson:
+    name: str
+    problem: str
+    framework: str
+    file: str
+    idea: str  # HTML
+    equations: list[Equation]
+    listing: list[Run]
+    computes: dict[int, list[int]]  # the numbers of equations, by line
+    before: tuple[str, str] | None  # problem and name of the lesson before
+    changes: list[Run]
+    graphs: list[DrawnGraph]
+    row: Row
+    wall: str
+    breakdown: list[Share]
+    findings: list[Finding]
+    exercise: Exercise | None
 
 
 def write(
     params: Params,
-    comparison: Mapping[str, Any],
+    parity: ParityReport,
     results: Results,
     benchmark: Benchmark,
     *,
     found: Sequence[Finding],
-    graphs: Mapping[str, Mapping[str, Any]],
+    graphs: Mapping[str, Sequence[Graph]],
 ) -> str:
-    """The page, as HTML. `graphs` has the graph.json that each lesson's training left."""
-    problems = {problem: load_problem(problem) for problem in dict.fromkeys(params.implementations.values())}
-    latest = max(each["run_began"] for each in [benchmark.provenance, *(result.timing for result in results.values())])
-    lessons = []
+    """The page, as HTML."""
+    latest = max(
+        measured.run_began for measured in [benchmark.provenance, *(result.timing for result in results.values())]
+    )
+    lessons, docstrings = [], {}
     for name, problem in params.implementations.items():
-        source = implementation_file(problem, name).read_text()
-        before = _before(name, list(params.implementations.items()))
-        of_problem = equations(problems[problem].__doc__ or "")
-        shown = [*functions_used(source), *functions_used(source, "__init__")]
-        case = benchmark.at(problem, params.sizes(problem))
+        docstrings[problem] = load_problem(problem).__doc__ or ""
+        file, before = implementation_file(problem, name), _before(name, params.implementations)
+        source, of_problem = file.read_text(), equations(docstrings[problem])
+        case = benchmark.at(problem, params.problems[problem].sizes)
         lessons.append(
-            {
-                "name": name,
-                "problem": problem,
-                "framework": FRAMEWORKS.get(framework_of(name), framework_of(name)),
-                "file": implementation_file(problem, name).as_posix(),
-                "idea": prose(idea(source)),
-                "equations": of_problem,
-                "listing": listing(source, shown),
-                "computes": equations_by_line(source, of_problem),
-                "first": problem not in {each["problem"] for each in lessons},
-                "before": before,
-                "changes": before and changes(implementation_file(*before).read_text(), source),
-                "graphs": [_drawn(each) for each in graphs[name]["graphs"]],
-                "no_graph": graphs[name].get("why"),
-                "row": row(name, results[name], comparison, case, latest),
-                "wall": duration(results[name].timing["wall_seconds"]),
-                "breakdown": _parts(results[name]),
-                "findings": _answered(name, found),
-                "exercise": EXERCISES.get(name),
-            }
+            Lesson(
+                name,
+                problem,
+                framework=FRAMEWORKS.get(framework_of(name), framework_of(name)),
+                file=file.as_posix(),
+                idea=prose(idea(source)),
+                equations=of_problem,
+                listing=listing(source, [*functions_used(source), *functions_used(source, "__init__")]),
+                computes=equations_by_line(name, source, of_problem),
+                before=before,
+                changes=changes(implementation_file(*before).read_text(), source) if before else [],
+                graphs=[draw(graph) for graph in graphs[name]],
+                row=row(name, results[name], parity, case, latest),
+                wall=duration(results[name].timing.wall_seconds),
+                breakdown=_shares(results[name]),
+                findings=_answered(name, found),
+                exercise=EXERCISES.get(name),
+            )
         )
     return render(
         "lessons_page/lessons.html",
         lessons=lessons,
-        problems={problem: prose(module.__doc__ or "") for problem, module in problems.items()},
-        tolerances=comparison["tolerances"],
-        measures=MEASURES,
+        problems={problem: prose(docstring) for problem, docstring in docstrings.items()},
+        tolerances=dict(parity.tolerances),
         doubt=benchmark.doubt,
         benchmarked=bool(benchmark.cases),
-        pair=_pair(lessons),
+        pair=_pair(lessons, graphs),
         spans=_spans,
+        mathml=mathml,
         drawing_style=drawing.STYLE,
     )
 
@@ -92,8 +130,8 @@ def prose(docstring: str) -> str:
     html = []
     for block in re.split(r"\n\s*\n", docstring.strip()):
         lines = block.splitlines()
-        if found := [equation for line in lines if (equation := equation_in(line))]:
-            rows = "".join(f"<tr><td>{each.mathml}<td>{each.size}<td>{each.times}" for each in found)
+        if of_block := [equation for line in lines if (equation := equation_in(line))]:
+            rows = "".join(f"<tr><td>{mathml(each)}<td>{each.size}<td>{each.times}" for each in of_block)
             table = f'<table class="maths">{rows}</table>'
             html.append(f'<div class="scroll" tabindex="0" role="group" aria-label="Equations">{table}</div>')
         elif all(line.startswith("    ") for line in lines):
@@ -103,70 +141,71 @@ def prose(docstring: str) -> str:
     return "\n".join(html)
 
 
-def _before(name: str, implementations: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-    """Problem and name of the lesson before: of the same problem, or else the last one in the same framework."""
-    names = [each for each, _ in implementations]
-    earlier, problem = implementations[: names.index(name)], dict(implementations)[name]
-    same_problem = [each for each in earlier if each[1] == problem]
-    same_framework = [each for each in earlier if framework_of(each[0]) == framework_of(name)]
-    last = next(iter(same_problem[-1:] or same_framework[-1:]), None)
-    return last and (last[1], last[0])
+def draw(graph: Graph) -> DrawnGraph:
+    try:
+        picture = drawing.svg(graph)
+    except ImportError as error:  # a minimal system has no GLib or X11; the page is still of use
+        remedy = "On Debian and Ubuntu: apt-get install libglib2.0-0 libxext6 libxrender1"
+        reason = f"Graphviz cannot be loaded ({error}). {remedy}"
+        print(f"WARNING: no picture of a graph: {reason}", file=sys.stderr)
+        picture = f"<p>No picture: {escape(reason)}</p>", 0
+    return DrawnGraph(graph.title, graph.recorded, len(graph.nodes), *picture)
 
 
-def _parts(result: Result) -> list[dict[str, Any]]:
-    """The lines of a training's time breakdown, each with its share of the whole."""
-    words = breakdown(result)
-    wall = result.timing["wall_seconds"]
+def _before(name: str, implementations: Mapping[str, str]) -> tuple[str, str] | None:
+    """Problem and name of the last lesson before this one with the same problem, or else with the same framework."""
+    names = list(implementations)
+    earlier = names[: names.index(name)]
+    same_problem = [other for other in earlier if implementations[other] == implementations[name]]
+    same_framework = [other for other in earlier if framework_of(other) == framework_of(name)]
+    last = same_problem[-1:] or same_framework[-1:]
+    return (implementations[last[0]], last[0]) if last else None
+
+
+def _shares(result: Result) -> list[Share]:
+    words, timing = breakdown(result.timing), result.timing
     return [
-        {
-            "line": line.replace("_", " "),
-            "words": words[line],
-            "share": result.timing[f"{line}_seconds"] / wall,
-            "colour": BREAKDOWN_COLOURS[line],
-        }
+        Share(
+            line.replace("_", " "),
+            words[line],
+            timing.breakdown_seconds[line] / timing.wall_seconds,
+            BREAKDOWN_COLOURS[line],
+        )
         for line in TIME_BREAKDOWN
     ]
 
 
 def _answered(name: str, found: Sequence[Finding]) -> list[Finding]:
     """The claims that are about this lesson, or else those in which another is compared with it."""
-    about = [each for each in found if each.claim.subject == name]
-    return about or [each for each in found if each.claim.other == name]
+    about = [finding for finding in found if finding.claim.subject == name]
+    return about or [finding for finding in found if finding.claim.other == name]
 
 
-def _pair(lessons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """A lesson that builds a graph for each batch, and one of the same problem that builds one for all."""
-    for problem in dict.fromkeys(each["problem"] for each in lessons):
-        of_problem = [each for each in lessons if each["problem"] == problem]
-        several = next((each for each in of_problem if len(each["graphs"]) > 1), None)
-        one = next((each for each in of_problem if len(each["graphs"]) == 1), None)
-        if several and one:
-            return {"dynamic": several, "static": one, "forward": _forward(one["graphs"][0])}
+def _pair(lessons: Sequence[Lesson], graphs: Mapping[str, Sequence[Graph]]) -> dict[str, Any] | None:
+    """A lesson that records a graph for each batch, and one of the same problem that records one for all."""
+    recorded = [lesson for lesson in lessons if lesson.graphs[0].recorded]
+    for dynamic in recorded:
+        for static in recorded:
+            if dynamic.problem == static.problem and len(dynamic.graphs) > 1 == len(static.graphs):
+                return {"dynamic": dynamic, "static": static, "forward": draw(_forward(graphs[static.name][0]))}
     return None
 
 
-def _forward(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """The forward part of a graph, which is what autograd's graphs show, with its picture."""
-    groups = {node["id"]: node["group"] for node in graph["nodes"]}
-    edges = [each for each in graph["edges"] if "forward" in (groups[each["source"]], groups[each["target"]])]
-    edges = [each for each in edges if {groups[each["source"]], groups[each["target"]]} <= {"forward", "data"}]
-    used = {each[end] for each in edges for end in ("source", "target")}
-    nodes = [node for node in graph["nodes"] if node["group"] == "forward" or node["id"] in used]
-    return _drawn({"title": f"the forward part of {graph['title']}", "nodes": nodes, "edges": edges})
-
-
-def _drawn(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """A graph with its picture, and how wide that is."""
-    svg = drawing.svg(graph)
-    return {**graph, "svg": svg, "width": re.findall(r'width="([\d.]+)"', svg)[0]}
+def _forward(graph: Graph) -> Graph:
+    """The forward part of a graph, which is what autograd's graphs show."""
+    groups = {node.id: node.group for node in graph.nodes}
+    edges = [
+        edge
+        for edge in graph.edges
+        if "forward" in (ends := {groups[edge.source], groups[edge.target]}) and ends <= {"forward", "data"}
+    ]
+    used = {end for edge in edges for end in (edge.source, edge.target)}
+    nodes = [node for node in graph.nodes if node.group == "forward" or node.id in used]
+    title = graph.title[0].lower() + graph.title[1:]
+    return Graph(f"the forward part of {title}", graph.recorded, nodes, edges)
 
 
 def _spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """1, 2, 3, 5 as 1 to 3 and 5 to 5."""
-    found: list[tuple[int, int]] = []
-    for number in numbers:
-        if found and found[-1][1] == number - 1:
-            found[-1] = (found[-1][0], number)
-        else:
-            found.append((number, number))
-    return found
+    spans = (list(group) for _, group in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]))
+    return [(span[0][1], span[-1][1]) for span in spans]

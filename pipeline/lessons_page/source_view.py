@@ -5,7 +5,8 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import NamedTuple
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -15,7 +16,7 @@ CONTEXT = 2  # unchanged lines that are shown before and after a change
 
 
 class Line(NamedTuple):
-    """A line of a listing, or of a difference: there `sign` is + or − where it was added or taken out."""
+    """A line of a file, or of a difference: there `sign` is + or − where it was added or taken out."""
 
     number: int  # in its file
     html: str
@@ -34,99 +35,102 @@ def idea(source: str) -> str:
     return ast.get_docstring(ast.parse(source)) or ""
 
 
-def highlighted(source: str) -> list[Line]:
-    html = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
-    return [Line(number, line) for number, line in enumerate(html.splitlines(), 1)]
+def listing(source: str, shown: Sequence[range]) -> list[Run]:
+    """The whole file. The lines in `shown` are open, and the others are folded under a title."""
+    tree = ast.parse(source)
+    names = {node.lineno: "imports" for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
+    names |= {tree.body[0].lineno: "docstring"} if ast.get_docstring(tree) else {}
+    names |= {node.lineno: node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    html = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True)).splitlines()
+    lines = [Line(number, text) for number, text in enumerate(html, 1)]
+    runs = []
+    for opened, group in groupby(lines, lambda line: any(line.number in span for span in shown)):
+        run = list(group)
+        inside = dict.fromkeys(names[line.number] for line in run if line.number in names)
+        title = "" if opened else f"{run[0].number}–{run[-1].number}: {', '.join(inside)}"
+        if opened or any(line.html.strip() for line in run):
+            runs.append(Run(title, run))
+    return runs
 
 
-def listing(source: str, shown: Sequence[tuple[int, int]]) -> list[Run]:
-    """The file, of which the spans of lines in `shown` are open. What else there is is folded under a title."""
-    lines = highlighted(source)
-    names = _names(ast.parse(source))
-    runs: list[Run] = []
-    for line in lines:
-        opened = any(first <= line.number <= last for first, last in shown)
-        if not runs or opened == bool(runs[-1].title):
-            runs.append(Run("" if opened else "folded", []))
-        runs[-1].lines.append(line)
-    return [Run(run.title and _title(run.lines, names), run.lines) for run in runs if not _blank(run, lines)]
+def functions_used(source: str, by: str = "step") -> list[range]:
+    """The lines of a method, and of all functions, methods and classes of the file that it uses."""
+    functions = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == "Implementation":
+            functions |= {method.name: method for method in node.body if isinstance(method, ast.FunctionDef)}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            functions[node.name] = node
+    wanted, ahead = set(), {by}
+    while ahead:
+        wanted |= ahead & functions.keys()
+        names = {name_of(node) for name in ahead & functions.keys() for node in ast.walk(functions[name])}
+        ahead = (names & functions.keys()) - wanted
+    return sorted((lines_of(functions[name]) for name in wanted), key=lambda lines: lines.start)
+
+
+def lines_of(node: ast.stmt) -> range:
+    last = node.iter.end_lineno if isinstance(node, ast.For) else node.end_lineno
+    return range(node.lineno, (last or node.lineno) + 1)
+
+
+def name_of(node: ast.AST) -> str:
+    """The variable or the attribute of self that code names; `self(…)` uses forward, as in a torch.nn.Module."""
+    match node:
+        case ast.Call(func=ast.Name(id="self")):
+            return "forward"
+        case ast.Attribute(value=ast.Name(id="self"), attr=name) | ast.Name(id=name):
+            return name
+        case ast.Subscript(value=value):
+            return name_of(value)
+    return ""
 
 
 def changes(old: str, new: str) -> list[Run]:
-    """From one file to another, without their docstrings: words marked, and folded where nothing changed."""
-    lines = list(_difference(*(_code(source) for source in (old, new))))
+    """The difference of two files without their docstrings: changed words are marked, unchanged lines folded."""
+    lines = list(_difference(_code(old), _code(new)))
     changed = [index for index, line in enumerate(lines) if line.sign]
-    runs: list[Run] = []
-    for index, line in enumerate(lines):
-        near = any(abs(index - each) <= CONTEXT for each in changed)
-        title = "" if near else "unchanged"
-        if not runs or title != runs[-1].title:
-            runs.append(Run(title, []))
-        runs[-1].lines.append(line)
-    return [Run(run.title and f"{_count(run.lines)} unchanged", run.lines) for run in runs]
-
-
-def _names(tree: ast.Module) -> dict[int, str]:
-    """What begins in which line."""
-    found = {node.lineno: "imports" for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
-    found |= {tree.body[0].lineno: "docstring"} if ast.get_docstring(tree) else {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found[node.lineno] = node.name
-    return found
-
-
-def _title(lines: list[Line], names: dict[int, str]) -> str:
-    inside = dict.fromkeys(names[line.number] for line in lines if line.number in names)
-    return f"{lines[0].number}–{lines[-1].number}: {', '.join(inside)}"
-
-
-def _blank(run: Run, lines: list[Line]) -> bool:
-    """A fold of empty lines alone; they are left out."""
-    return bool(run.title) and all(not line.html.strip() for line in run.lines) and len(run.lines) < len(lines)
-
-
-def _count(lines: list[Line]) -> str:
-    return f"{len(lines)} line{'s' * (len(lines) > 1)}"
+    near = [any(abs(index - other) <= CONTEXT for other in changed) for index in range(len(lines))]
+    runs = []
+    for shown, group in groupby(zip(near, lines, strict=True), lambda pair: pair[0]):
+        run = [line for _, line in group]
+        runs.append(Run("" if shown else f"{len(run)} line{'s' * (len(run) > 1)} unchanged", run))
+    return runs
 
 
 def _code(source: str) -> list[tuple[int, str]]:
-    """The numbered lines after the docstring."""
-    first = ast.parse(source).body[0]
-    start = (first.end_lineno or 0) if ast.get_docstring(ast.parse(source)) else 0
+    """The numbered lines after the docstring and the empty line below it."""
+    tree = ast.parse(source)
+    start = (tree.body[0].end_lineno or 0) if ast.get_docstring(tree) else 0
     lines = list(enumerate(source.splitlines(), 1))[start:]
     return lines[1:] if lines and not lines[0][1] else lines
 
 
 def _difference(old: list[tuple[int, str]], new: list[tuple[int, str]]) -> Iterator[Line]:
-    before, after = (iter([number for number, _ in lines]) for lines in (old, new))
-    found: list[tuple[str, int, str]] = []
+    numbers = {"-": iter([number for number, _ in old]), "+": iter([number for number, _ in new])}
+    lines: list[tuple[str, int, str]] = []
     for text in difflib.ndiff([line for _, line in old], [line for _, line in new]):
-        if text[0] == "-":
-            found.append(("-", next(before), text[2:]))
-        elif text[0] == "+":
-            found.append(("+", next(after), text[2:]))
-        elif text[0] == " ":
-            next(before)
-            found.append((" ", next(after), text[2:]))
-    for index, (kind, number, text) in enumerate(found):
-        if kind == " ":
-            yield Line(number, escape(text))
-        elif kind == "-":
-            other = next(((text, each[2]) for each in found[index + 1 : index + 2] if each[0] == "+"), None)
-            yield Line(number, _marked(text, other, 0), "−")
+        if text[0] == " ":
+            next(numbers["-"])
+        if text[0] != "?":
+            lines.append((text[0], next(numbers["-" if text[0] == "-" else "+"]), text[2:]))
+    none = ("", 0, "")
+    for before, (kind, number, text), after in zip([none, *lines], lines, [*lines[1:], none], strict=False):
+        if kind == "-":
+            yield Line(number, _marked(text, after[2] if after[0] == "+" else "", 0), "−")
+        elif kind == "+":
+            yield Line(number, _marked(before[2] if before[0] == "-" else "", text, 1), "+")
         else:
-            other = next(((each[2], text) for each in found[max(0, index - 1) : index] if each[0] == "-"), None)
-            yield Line(number, _marked(text, other, 1), "+")
+            yield Line(number, escape(text))
 
 
-def _marked(text: str, pair: tuple[str, str] | None, side: int) -> str:
-    """A changed line, in which the words are marked that its counterpart lacks."""
-    if pair is None or difflib.SequenceMatcher(None, *pair).ratio() < 0.5:
-        return escape(text)
-    words: Any = [re.findall(r"\w+|\s+|.", each) for each in pair]
+def _marked(old: str, new: str, side: int) -> str:
+    """The old (0) or the new (1) of two lines, in which the words are marked that the other lacks."""
+    if difflib.SequenceMatcher(None, old, new).ratio() < 0.5:
+        return escape((old, new)[side])
+    words = [re.findall(r"\w+|\s+|.", line) for line in (old, new)]
     html = []
     for kind, *bounds in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
-        part = escape("".join(words[side][bounds[2 * side] : bounds[2 * side + 1]]))
+        part = escape("".join(words[side][slice(*bounds[2 * side : 2 * side + 2])]))
         html.append(part if kind == "equal" or not part else f"<mark>{part}</mark>")
     return "".join(html)

@@ -1,14 +1,45 @@
-"""How far a trained implementation is from the float64 reference run, and how good its predictions are."""
+"""The stage `evaluate`: how far each implementation is from the float64 reference, and how good its predictions are."""
 
 import numpy as np
 
+from pipeline import files
+from pipeline.array_files import read_arrays
 from pipeline.contract import Array, Weights, load_problem
 from pipeline.errors import UserError
+from pipeline.measures import Measures
+from pipeline.params import load_params
+from pipeline.results import Evaluation
 from pipeline.training.data import DataSet
 
-SAME_WEIGHTS = (
-    5e-2  # how far predictions of the same weights may be apart; by TF32's rounding up to 1e-2 (tests/tf32.py)
-)
+# How far predictions of the same weights may be apart. TF32's rounding makes up to 1e-2 (tests/tf32.py).
+SAME_WEIGHTS = 5e-2
+
+
+def main(*names: str) -> None:
+    """Judge these implementations; without names all, and write their loss curves side by side."""
+    params = load_params()
+    for problem in params.used_problems:
+        data, curve = DataSet(problem), []
+        for name in (name for name in params.names_of(problem) if not names or name in names):
+            evaluation, outputs = _judged(problem, name, data)
+            evaluation.write(files.parity_file(name))
+            curve += [(*point, name) for point in zip(outputs["step"], outputs["train_loss"], strict=True)]
+        if not names:
+            files.write_rows(files.curves_file(problem), "step,train_loss,implementation", curve)
+
+
+def _judged(problem: str, name: str, data: DataSet) -> tuple[Evaluation, dict[str, Array]]:
+    """The evaluation of an implementation, and the outputs that it is of."""
+    weights = {key: array.shape for key, array in data.initial.items()}
+    shapes = {"train_loss": None, "predictions": data.test["y"].shape}
+    shapes |= {f"gradient.{key}": shape for key, shape in weights.items()}
+    reference = read_arrays(files.reference_file(problem), shapes)
+    kept = reference["train_loss"].shape
+    shapes |= {"initial_predictions": data.test["y"].shape, "train_loss": kept, "step": kept}
+    outputs = read_arrays(files.outputs_file(name), shapes)
+    trained = read_arrays(files.weights_file(name), weights)
+    evaluation = evaluate(problem, data, weights=trained, outputs=outputs, reference=reference)
+    return evaluation.model_copy(update={"outputs_md5": files.md5(files.outputs_file(name))}), outputs
 
 
 def evaluate(
@@ -18,30 +49,34 @@ def evaluate(
     weights: Weights,
     outputs: dict[str, Array],
     reference: dict[str, Array],
-) -> dict[str, float]:
+) -> Evaluation:
     """Held-out loss and R², and how far gradient, loss curve and predictions are from the reference.
 
-    R² is 1 - Σ(y_pred - y)² / Σ(y - mean(y))², the sums over all examples and outputs, the mean each output's own.
-    Raises UserError when the weights on disk are not those that the predictions were made with.
+    R² is 1 - loss / loss of the best constant prediction: of squared errors the usual R², of cross-entropies
+    McFadden's (1974). Raises UserError when the weights on disk are not those that the predictions were made with.
     """
-    y = np.array(data.test["y"], np.float64)
+    module, y = load_problem(problem), np.array(data.test["y"], np.float64)
     initial, predictions = (outputs[key].astype(np.float64) for key in ("initial_predictions", "predictions"))
-    if relative_difference(load_problem(problem).predict(weights, *data.test_inputs()), predictions) > SAME_WEIGHTS:
+    if relative_difference(module.predict(weights, *data.test_inputs()), predictions) > SAME_WEIGHTS:
         raise UserError(
             "The weights on disk do not give the predictions of the training. `dvc repro -f` makes both again."
         )
-    return {
-        "initial_test_loss": float(np.mean((initial - y) ** 2)),
-        "test_loss": float(np.mean((predictions - y) ** 2)),
-        "test_r2": float(1 - np.sum((predictions - y) ** 2) / np.sum((y - y.mean(0)) ** 2)),
-        "gradient_relative_error": max(
-            float(np.linalg.norm(outputs[key] - reference[key]) / np.linalg.norm(reference[key]))
-            for key in reference
-            if key.startswith("gradient.")
+    test_loss, constant = module.loss(predictions, y), np.broadcast_to(module.best_constant(y), y.shape)
+    gradients = [key for key in reference if key.startswith("gradient.")]
+    return Evaluation(
+        initial_test_loss=module.loss(initial, y),
+        test_loss=test_loss,
+        test_r2=1 - test_loss / module.loss(constant, y),
+        parity=Measures(
+            gradient=max(
+                float(np.linalg.norm(outputs[key] - reference[key]) / np.linalg.norm(reference[key]))
+                for key in gradients
+            ),
+            loss_curve=float(np.max(np.abs(outputs["train_loss"] / reference["train_loss"] - 1))),
+            predictions=relative_difference(predictions, reference["predictions"]),
         ),
-        "loss_curve_relative_difference": float(np.max(np.abs(outputs["train_loss"] / reference["train_loss"] - 1))),
-        "predictions_relative_difference": relative_difference(predictions, reference["predictions"]),
-    }
+        outputs_md5="",
+    )
 
 
 def relative_difference(found: Array, expected: Array) -> float:

@@ -1,53 +1,54 @@
-"""The parity certificate: what every implementation was measured to be, and whether it is within the tolerances."""
+"""The stages `compare` and `gate`: the parity report, which says how far each implementation is from the float64
+reference and whether that is tolerated; and the end of a pipeline in which one is not."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from pipeline.params import Params, Tolerances
+from pipeline import files
+from pipeline.errors import UserError
+from pipeline.params import Params, load_params
+from pipeline.results import Evaluation, Judged, ParityReport
+from pipeline.text import columns
 
 
-def certificate(params: Params, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The parity certificate: for each implementation what was measured, what it breaches, and whether all passed."""
-    tolerances = params.tolerances
+def compare() -> None:
+    params = load_params()
+    evaluations = {name: Evaluation.read(files.parity_file(name)) for name in params.implementations}
+    report = judge(params, evaluations)
+    report.write(files.PARITY_REPORT)
+    print(table(report))
+
+
+def gate() -> None:
+    """Raises UserError when an implementation fails the parity check: report and MLflow show it by then."""
+    failed = {name: row.failed for name, row in ParityReport.read(files.PARITY_REPORT).implementations.items()}
+    if sentences := [f"{name} by {', '.join(measures)}" for name, measures in failed.items() if measures]:
+        raise UserError(
+            f"These implementations fail the parity check: {'; '.join(sentences)}. {files.REPORT} shows by how much. "
+            "Correct the implementation, or change the tolerances in params.yaml under parity."
+        )
+
+
+def judge(params: Params, evaluations: Mapping[str, Evaluation]) -> ParityReport:
+    """The report of these implementations, by the tolerances of `params`."""
     rows = {
-        name: {"problem": params.implementations[name], **measures, "breaches": breaches(measures, tolerances)}
-        for name, measures in measured.items()
+        name: Judged(
+            **dict(evaluation),
+            problem=params.implementations[name],
+            failed=evaluation.parity.over(params.tolerances),
+        )
+        for name, evaluation in evaluations.items()
     }
-    return {
-        "passed": not any(row["breaches"] for row in rows.values()),
-        "dtype": params.dtype,
-        "tolerances": tolerances.model_dump(),
-        "implementations": rows,
-    }
+    passed = not any(row.failed for row in rows.values())
+    return ParityReport(passed=passed, dtype=params.dtype, tolerances=params.tolerances, implementations=rows)
 
 
-def table(comparison: dict[str, Any]) -> str:
-    """The certificate as text, a line for each implementation, the figures that breach their tolerance marked ✗."""
-    rows: list[tuple[str, ...]] = [("", "held-out loss", "R²", "gradient", "loss curve", "predictions", "")]
-    for name, row in comparison["implementations"].items():
-        figures = [
-            f"{row[measure]:.1e}{' ✗' if measure in row['breaches'] else ''}"
-            for measure in limits(comparison["tolerances"])
-        ]
-        loss = f"{row['initial_test_loss']:.4f} → {row['test_loss']:.4f}"
-        rows.append((name, loss, f"{row['test_r2']:.4f}", *figures, "✗ BREACH" if row["breaches"] else "✓"))
-    rows.append(("tolerance", "", "", *(f"{limit:.1e}" for limit in comparison["tolerances"].values()), ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def breaches(measures: Mapping[str, Any], tolerances: Tolerances) -> list[str]:
-    """The measures that are over their tolerance."""
-    # `not <=` rather than `>`: a measure that is not a number breaches any tolerance.
-    return [measure for measure, limit in limits(tolerances.model_dump()).items() if not measures[measure] <= limit]
-
-
-def limits(tolerances: Mapping[str, float]) -> dict[str, float]:
-    """The tolerance of each measure."""
-    return {
-        "gradient_relative_error": tolerances["gradient"],
-        "loss_curve_relative_difference": tolerances["loss_curve"],
-        "predictions_relative_difference": tolerances["predictions"],
-    }
+def table(report: ParityReport) -> str:
+    """The report as text, a line for each implementation. ✗ marks each measure that is over its tolerance."""
+    measures = list(type(report.tolerances).model_fields)
+    rows = [("", "held-out loss", "R²", *(name.replace("_", " ") for name in measures), "")]
+    for name, row in report.implementations.items():
+        values = [f"{value:.1e}{' ✗' if measure in row.failed else ''}" for measure, value in row.parity]
+        loss = f"{row.initial_test_loss:.4f} → {row.test_loss:.4f}"
+        rows.append((name, loss, f"{row.test_r2:.4f}", *values, "✗ FAILED" if row.failed else "✓"))
+    rows.append(("tolerance", "", "", *(f"{limit:.1e}" for _, limit in report.tolerances), ""))
+    return columns(rows)

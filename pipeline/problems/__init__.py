@@ -1,1 +1,38 @@
-"""The two problems: for each its equations, shapes, random data and float64 reference, stated here and nowhere else."""
+"""The problems, a file for each. A problem is a module with everything that `Problem` in pipeline/contract.py lists.
+
+No other file names a problem: what needs one goes through `load_problem`, and `PROBLEMS` are the files of this folder.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.contract import Array
+
+PROBLEMS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py")))
+
+Size = Annotated[int, Field(ge=1, le=2**53)]  # pipeline/training/resource_check.py refuses what is too large
+
+
+class Section(BaseModel):
+    """A section of params.yaml: it has these keys, no others, and values of these types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def noisy(answers: Array | None, shape: tuple[int, int], noise: float, generator: np.random.Generator) -> Array:
+    """Targets (N, outputs), float32: `answers` plus normal noise of this standard deviation; else standard normal."""
+    targets = generator.standard_normal(shape) * (1.0 if answers is None else noise)
+    return (targets if answers is None else targets + answers).astype(np.float32)
+
+
+def mean_squared_error(y_pred: Array, y: Array) -> float:
+    """Over all elements of y_pred and y, each (N, outputs)."""
+    return float(np.mean((y_pred - y) ** 2))
+
+
+def mean_target(y: Array) -> Array:
+    """The constant prediction (outputs,) with the smallest squared error."""
+    return y.mean(0)

@@ -33,19 +33,33 @@ Initial weights are normal with variance 1/fan-in. relu halves the second moment
 whatever the length: states neither fade nor explode.
 """
 
-from typing import Protocol
+from typing import Any, Self
 
 import numpy as np
+from pydantic import model_validator
 
-from pipeline.contract import Array, Factors, Weights
+from pipeline.contract import Array, Batch, Factors, Weights
+from pipeline.errors import UserError
+from pipeline.problems import Section, Size, mean_squared_error, mean_target, noisy
+
+loss, best_constant = mean_squared_error, mean_target
 
 
-class Sizes(Protocol):
-    inputs: int
-    hidden: int
-    outputs: int
-    min_length: int
-    max_length: int
+class Sizes(Section):
+    inputs: Size
+    hidden: Size
+    outputs: Size
+    min_length: Size
+    max_length: Size
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if self.min_length > self.max_length:
+            raise UserError(
+                f"params.yaml: min_length is {self.min_length}, more than max_length, which is {self.max_length}. "
+                "Lower min_length or raise max_length."
+            )
+        return self
 
 
 def weight_shapes(sizes: Sizes) -> dict[str, tuple[int, int]]:
@@ -59,6 +73,18 @@ def weight_shapes(sizes: Sizes) -> dict[str, tuple[int, int]]:
 def example_numbers(sizes: Sizes) -> tuple[int, int]:
     """How many numbers an example's input holds, padding included, and how many its states."""
     return sizes.inputs * sizes.max_length, sizes.hidden * (sizes.max_length + 1)
+
+
+def operations(sizes: Any) -> float:
+    """Floating-point operations in the products of a step, without padding, at the mean length."""
+    total = sequence_total(sizes)
+    states = 2 * total * sizes.inputs + 3 * (total - sizes.batch_size) * sizes.hidden  # h[0] is 0: no product with it
+    return 2 * sizes.hidden * (states + 3 * sizes.batch_size * sizes.outputs)
+
+
+def sequence_total(sizes: Any) -> float:
+    """The expected sum of the lengths in a batch."""
+    return sizes.batch_size * (sizes.min_length + sizes.max_length) / 2
 
 
 def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
@@ -75,6 +101,14 @@ def draw_inputs(sizes: Sizes, count: int, generator: np.random.Generator) -> dic
     x = generator.standard_normal((count, sizes.max_length, sizes.inputs), dtype=np.float32)
     x[np.arange(sizes.max_length) >= lengths[:, None]] = 0
     return {"x": x, "lengths": lengths}
+
+
+def draw_targets(
+    sizes: Sizes, inputs: Batch, teacher: Weights | None, noise: float, generator: np.random.Generator
+) -> Array:
+    """y (N, outputs), float32: the answers of a network with the teacher's weights, plus noise; else noise alone."""
+    answers = None if teacher is None else predict(teacher, *inputs.values())
+    return noisy(answers, (len(inputs["x"]), sizes.outputs), noise, generator)
 
 
 def predict(weights: Weights, x: Array, lengths: Array) -> Array:

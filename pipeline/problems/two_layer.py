@@ -28,17 +28,20 @@ Initial weights are normal with variance 2/inputs for w1 (He et al., 2015, arXiv
 moment, 2 restores it) and 1/hidden for w2, so that h_relu and y_pred start with second moment 1.
 """
 
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
-from pipeline.contract import Array, Factors, Weights
+from pipeline.contract import Array, Batch, Factors, Weights
+from pipeline.problems import Section, Size, mean_squared_error, mean_target, noisy
+
+loss, best_constant = mean_squared_error, mean_target
 
 
-class Sizes(Protocol):
-    inputs: int
-    hidden: int
-    outputs: int
+class Sizes(Section):
+    inputs: Size
+    hidden: Size
+    outputs: Size
 
 
 def weight_shapes(sizes: Sizes) -> dict[str, tuple[int, int]]:
@@ -50,6 +53,11 @@ def example_numbers(sizes: Sizes) -> tuple[int, int]:
     return sizes.inputs, sizes.hidden
 
 
+def operations(sizes: Any) -> float:
+    """Floating-point operations in the five products of a step."""
+    return 2 * sizes.batch_size * sizes.hidden * (2 * sizes.inputs + 3 * sizes.outputs)
+
+
 def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
     """Random weights {w1, w2}, float32, as training starts from them and as the teacher of the targets has them."""
     gains = {"w1": 2, "w2": 1}
@@ -59,6 +67,14 @@ def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Arra
 def draw_inputs(sizes: Sizes, count: int, generator: np.random.Generator) -> dict[str, Array]:
     """Standard normal inputs {x}: x (count, inputs), float32."""
     return {"x": generator.standard_normal((count, sizes.inputs), dtype=np.float32)}
+
+
+def draw_targets(
+    sizes: Sizes, inputs: Batch, teacher: Weights | None, noise: float, generator: np.random.Generator
+) -> Array:
+    """y (N, outputs), float32: the answers of a network with the teacher's weights, plus noise; else noise alone."""
+    answers = None if teacher is None else predict(teacher, *inputs.values())
+    return noisy(answers, (len(inputs["x"]), sizes.outputs), noise, generator)
 
 
 def predict(weights: Weights, x: Array) -> Array:

@@ -16,12 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from pipeline.benchmark.candidates import LAUNCH_FLOOR, Candidate
 from pipeline.benchmark.intervals import mean, spread
-from pipeline.benchmark.samples import LAUNCH_FLOOR, Benchmark, Case
+from pipeline.benchmark.samples import Benchmark, Case
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.environment import framework_of
 from pipeline.report.findings import GPU_CLAIM, break_even
 from pipeline.report.seeds import Seeds, losses
+from pipeline.results import Timing
 
 INK = "#010203"
 # Of a middle lightness, to be told apart on white and on black; markers differ too.
@@ -32,7 +34,7 @@ BREAKDOWN_COLOURS = dict(
         TIME_BREAKDOWN,
         (
             "#9aa0a8", "#6f7680", "#7a5fb5", "#35a06b", "#8cc665", "#e0861c", "#d4574a",
-            "#4e94d8", "#2aa7a7", "#c9a227", "#5b4636", "#8f9c2f", "#b86fa9", "#3f5fa8", "#d0d3d8",
+            "#4e94d8", "#2aa7a7", "#c9a227", "#5b4636", "#8f9c2f", "#3f5fa8", "#d0d3d8",
         ),
         strict=True,
     )
@@ -63,7 +65,7 @@ class Result(NamedTuple):
     """What a training of an implementation left."""
 
     problem: str
-    timing: dict[str, Any]
+    timing: Timing
     steps: list[int]
     losses: list[float]
 
@@ -96,19 +98,22 @@ def _figures(
 ) -> dict[str, Figure]:
     figures = {f"loss_{problem}": _loss(_of(results, problem)) for problem in training_sizes}
     figures["time_breakdown"] = _time_breakdown(results)
-    two_layer, cases = _of(results, "two_layer"), benchmark.of("two_layer")
-    if two_layer and cases:
-        figures["step_time"] = _step_times(two_layer, cases)
-        if speed_ups := _speed_ups(two_layer, cases):
-            figures["speed_up"] = speed_ups
+    for problem in training_sizes:
+        of_problem, cases = _of(results, problem), benchmark.of(problem)
+        if not cases:
+            continue
+        if cases[0].sequence_total:
+            figures[f"loops_{problem}"] = _loops(of_problem, cases)
+            continue
+        figures[f"step_time_{problem}"] = _step_times(of_problem, cases)
+        if speed_ups := _speed_ups(of_problem, cases):
+            figures[f"speed_up_{problem}"] = speed_ups
     if graphs := {
         name: case
         for name, result in results.items()
         if (case := benchmark.at(result.problem, training_sizes[result.problem])) and break_even(case, name)
     }:
         figures["break_even"] = _break_even(graphs)
-    if (recurrent := _of(results, "recurrent")) and (cases := benchmark.of("recurrent")):
-        figures["loops"] = _loops(recurrent, cases)
     return figures
 
 
@@ -126,7 +131,7 @@ def _time_breakdown(results: Results) -> Figure:
     names = list(results)
     left = np.zeros(len(names))
     for line, colour in BREAKDOWN_COLOURS.items():
-        seconds = np.array([results[name].timing[f"{line}_seconds"] for name in names])
+        seconds = np.array([results[name].timing.breakdown_seconds[line] for name in names])
         axes.barh(names, seconds, left=left, color=colour, label=line.replace("_", " "), height=0.62)
         left += seconds
     axes.invert_yaxis()
@@ -138,7 +143,7 @@ def _time_breakdown(results: Results) -> Figure:
 def _step_times(results: Results, cases: list[Case]) -> Figure:
     figure, axes = _new(7, 4)
     for (name, _), (colour, marker) in _styled(results):
-        _line(axes, cases, [name] * len(cases), color=colour, marker=marker, label=name)
+        _line(axes, cases, [Candidate(name)] * len(cases), color=colour, marker=marker, label=name)
     styles = iter(("--", ":", "-.", (0, (1, 3))))
     for label, baselines in _baselines(results, cases).items():
         _line(axes, cases, baselines, color=INK, linestyle=next(styles), label=label)
@@ -147,19 +152,19 @@ def _step_times(results: Results, cases: list[Case]) -> Figure:
     return figure
 
 
-def _baselines(results: Results, cases: list[Case]) -> dict[str, list[str]]:
+def _baselines(results: Results, cases: list[Case]) -> dict[str, list[Candidate]]:
     """What no step can be faster than, by what it is called: at each of the sizes a candidate."""
-    products = "lower bound: the matrix products alone"
+    products = "the matrix products alone"
     if not cases[0].on_gpu:
-        found = {products: [case.lower_bound(list(results)[-1]) for case in cases]}
+        found = {products: [case.matmul(Candidate(list(results)[-1])) for case in cases]}
     else:
         found = {}
         for framework, name in {framework_of(name): name for name in results}.items():
             if framework != "numpy":  # which is drawn as what the GPU is compared with
-                found[f"{products}, {framework}"] = [case.lower_bound(name) for case in cases]
+                found[f"{products}, {framework}"] = [case.matmul(Candidate(name)) for case in cases]
         floors = {name: [case.launch_floor(name) for case in cases] for name in results}
         names = [name for name, line in floors.items() if all(line)]
-        highest = max(names, key=lambda name: cases[0].median(f"{LAUNCH_FLOOR}{name}"), default=None)
+        highest = max(names, key=lambda name: cases[0].median(Candidate(name, LAUNCH_FLOOR)), default=None)
         if highest:
             found[f"launch floor: as many empty kernels as {highest} has"] = floors[highest]
     return {label: [each for each in line if each] for label, line in found.items() if all(line)}
@@ -170,7 +175,7 @@ def _speed_ups(results: Results, cases: list[Case]) -> Figure | None:
     figure, axes = _new(7, 3.6)
     highest = 0.0
     for (name, _), (colour, marker) in _styled(results):
-        ratios = [(case, case.ratio("numpy_arrays", name)) for case in cases]
+        ratios = [(case, case.ratio(Candidate("numpy_arrays"), Candidate(name))) for case in cases]
         known = [(case.operations, ratio) for case, ratio in ratios if ratio]
         if name == "numpy_arrays" or not known:
             continue
@@ -198,7 +203,7 @@ def _break_even(graphs: Mapping[str, Case]) -> Figure:
     figure.patch.set_alpha(0)
     panels = figure.subplots(1, len(graphs), squeeze=False)[0]
     for axes, ((name, case), (colour, _)) in zip(panels, _styled(graphs), strict=True):
-        build, eager, step = (case.median(each) for each in (f"build/{name}", f"eager/{name}", name))
+        build, eager, step = (case.median(Candidate(name, kind)) for kind in ("build", "eager", ""))
         found = break_even(case, name)
         paid = found is not None and bool(np.isfinite(found.steps))
         even = found.steps if found and paid else 1000.0
@@ -218,9 +223,9 @@ def _loops(results: Results, cases: list[Case]) -> Figure:
     figure = Figure(figsize=(7, 3.4))
     left, right = figure.subplots(1, 2, sharey=True)
     for (name, _), (colour, marker) in _styled(results):
-        milliseconds = [1e3 * case.median(name) for case in cases]
+        milliseconds = [1e3 * case.median(Candidate(name)) for case in cases]
         padded = [case.sizes["batch_size"] * case.sizes["max_length"] for case in cases]
-        left.plot([case.total_length for case in cases], milliseconds, marker, color=colour, label=name)
+        left.plot([case.sequence_total for case in cases], milliseconds, marker, color=colour, label=name)
         right.plot(padded, milliseconds, marker, color=colour, label=name)
     left.set(xlabel="sum of the lengths in a batch", ylabel="milliseconds a step", ylim=(0, None), xlim=(0, None))
     right.set(xlabel="batch × longest", xlim=(0, None))
@@ -233,14 +238,14 @@ def _loops(results: Results, cases: list[Case]) -> Figure:
 
 def _seeds_parity(seeds: Seeds) -> Figure:
     """Each measure of each seed, and the tolerance."""
-    names = list(dict.fromkeys(one.implementation for one in seeds.each))
+    names = list(seeds.table.implementation.unique())
     figure = Figure(figsize=(10, 0.35 * len(names) + 1.3))
     figure.patch.set_alpha(0)
     panels = figure.subplots(1, len(seeds.limits), sharey=True, squeeze=False)[0]
     for axes, (measure, limit) in zip(panels, seeds.limits.items(), strict=True):
         for row, (name, (colour, _)) in enumerate(zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False)):
-            found = [max(one.measures[measure], 1e-18) for one in seeds.each if one.implementation == name]
-            axes.plot(found, [row] * len(found), "|", color=colour, markersize=11, alpha=0.7)
+            differences = seeds.table[seeds.table.implementation == name][measure].clip(1e-18)
+            axes.plot(differences, [row] * len(differences), "|", color=colour, markersize=11, alpha=0.7)
         axes.axvline(limit, color=INK, linestyle="--", linewidth=1)
         axes.set(xscale="log", xlabel=measure.replace("_", " "), facecolor="none")
     panels[0].set_yticks(range(len(names)), names)
@@ -250,12 +255,12 @@ def _seeds_parity(seeds: Seeds) -> Figure:
 
 def _seeds_loss(seeds: Seeds, parameter: str) -> Figure:
     """Means of the held-out loss with their intervals, by the value of a swept parameter."""
-    problems = dict.fromkeys(one.problem for one in seeds.each)
+    problems = list(seeds.table.problem.unique())
     figure = Figure(figsize=(10, 3.4))
     figure.patch.set_alpha(0)
     panels = figure.subplots(1, len(problems), squeeze=False)[0]
     for axes, problem in zip(panels, problems, strict=True):
-        names = list(dict.fromkeys(one.implementation for one in seeds.each if one.problem == problem))
+        names = list(seeds.table[seeds.table.problem == problem].implementation.unique())
         for number, (name, (colour, marker)) in enumerate(
             zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False)
         ):
@@ -271,7 +276,7 @@ def _seeds_loss(seeds: Seeds, parameter: str) -> Figure:
     return figure
 
 
-def _line(axes: Axes, cases: list[Case], candidates: list[str], *, color: str, **style: Any) -> None:
+def _line(axes: Axes, cases: list[Case], candidates: list[Candidate], *, color: str, **style: Any) -> None:
     """Medians over size, with the quartiles as a band."""
     spreads = [spread(list(case.seconds[each].values())) for case, each in zip(cases, candidates, strict=True)]
     x = [case.operations for case in cases]

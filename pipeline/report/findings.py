@@ -5,13 +5,16 @@ where a confidence interval allows it, and a ratio is given only of candidates t
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.benchmark.intervals import Estimate, verdict
-from pipeline.benchmark.samples import Benchmark, Case, ratio_between
+from pipeline.benchmark.candidates import Candidate
+from pipeline.benchmark.intervals import Estimate, format_ratio
+from pipeline.benchmark.samples import Benchmark, Case, network, ratio_between
+from pipeline.measures import Measures
 from pipeline.report.claims import CLAIMS, Claim
+from pipeline.results import BenchmarkProvenance, Judged, ParityReport, Summary, Timing
 
 GPU_CLAIM = 50.0  # times as fast as NumPy
 ON_THE_HOST = (  # scatter_nd_op.cc of TensorFlow 2.21
@@ -33,16 +36,16 @@ class Finding(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a claim is judged by: its problem's benchmark, `at` the training's size, and the certificate's rows."""
+    """What a claim is judged by: its problem's benchmark, the case `at` the training's size, the parity rows."""
 
     cases: list[Case]
     at: Case | None
-    rows: Mapping[str, Any]
-    provenance: Mapping[str, Any]  # of the benchmark
+    rows: Mapping[str, Judged]
+    provenance: BenchmarkProvenance
 
     @property
     def on_gpu(self) -> bool:
-        return self.provenance["device"] != "cpu"
+        return self.provenance.device != "cpu"
 
 
 class Bought(NamedTuple):
@@ -67,43 +70,38 @@ class BreakEven(NamedTuple):
         return f"after {self.steps:.0f} steps" if np.isfinite(self.steps) else "never"
 
 
-def summary(
-    comparison: Mapping[str, Any], timings: Mapping[str, Mapping[str, Any]], found: Sequence[Finding]
-) -> dict[str, Any]:
+def summary(parity: ParityReport, timings: Mapping[str, Timing], found: Sequence[Finding]) -> Summary:
     """The numbers by which states are compared: the worst of each kind, the step times, how many claims hold."""
-    rows = comparison["implementations"]
-    kinds = {
-        "gradient": "gradient_relative_error",
-        "loss_curve": "loss_curve_relative_difference",
-        "predictions": "predictions_relative_difference",
-    }
-    problems = dict.fromkeys(row["problem"] for row in rows.values())
-    return {
-        "held_out_loss": {
-            problem: max(row["test_loss"] for row in rows.values() if row["problem"] == problem) for problem in problems
+    rows = parity.implementations.values()
+    return Summary(
+        held_out_loss={
+            problem: max(row.test_loss for row in rows if row.problem == problem)
+            for problem in dict.fromkeys(row.problem for row in rows)
         },
-        "worst_parity": {kind: max(row[key] for row in rows.values()) for kind, key in kinds.items()},
-        "step_microseconds": {name: 1e6 * timing["step_seconds_median"] for name, timing in timings.items()},
-        "claims_that_hold": sum(each.verdict == HOLDS for each in found),
-    }
+        worst_parity=Measures(
+            **{name: max(getattr(row.parity, name) for row in rows) for name in Measures.model_fields}
+        ),
+        step_microseconds={name: 1e6 * timing.step_seconds_median for name, timing in timings.items()},
+        claims_that_hold=sum(each.verdict == HOLDS for each in found),
+    )
 
 
 def findings(
-    benchmark: Benchmark, comparison: Mapping[str, Any], training_sizes: Mapping[str, Mapping[str, int]]
+    benchmark: Benchmark, parity: ParityReport, training_sizes: Mapping[str, Mapping[str, int]]
 ) -> list[Finding]:
     """A finding for each claim whose implementations were run.
 
-    `comparison` is the parity certificate; `training_sizes` has the sizes of each problem's training.
+    `training_sizes` has the sizes of each problem's training.
     """
     rules = {
         rule.__name__: rule
         for rule in (times_as_fast_as_numpy, computes_the_same, pays_for_itself, follows_the_lengths)
     }
-    rows = comparison["implementations"]
+    rows = parity.implementations
     found = []
     for claim in CLAIMS:
         if {claim.subject, claim.other or claim.subject} <= rows.keys():
-            problem = rows[claim.subject]["problem"]
+            problem = rows[claim.subject].problem
             at = benchmark.at(problem, training_sizes[problem])
             found.append(rules[claim.rule](claim, Run(benchmark.of(problem), at, rows, benchmark.provenance)))
     return [each._replace(text=f"{each.text}{_doubted(benchmark, each)}") for each in found]
@@ -113,27 +111,29 @@ def _doubted(benchmark: Benchmark, finding: Finding) -> str:
     return f" (Times: {benchmark.doubt}.)" if benchmark.doubt and finding.verdict != OPEN else ""
 
 
-def bought(
-    benchmark: Benchmark, comparison: Mapping[str, Any], training_sizes: Mapping[str, Mapping[str, int]]
-) -> list[Bought]:
+def bought(benchmark: Benchmark, parity: ParityReport, training_sizes: Mapping[str, Mapping[str, int]]) -> list[Bought]:
     """What autograd, the static graph, the GPU and the loop in the graph bought, of those that were run."""
-    on_gpu = benchmark.provenance["device"] != "cpu"
+    on_gpu = benchmark.provenance.device != "cpu"
     ideas = (
-        ("Autograd", "torch_autograd", "torch_tensors", "one whose backward pass is written by hand"),
-        ("The static graph", "tensorflow_graph", "eager/tensorflow_graph", "the same lines run eagerly"),
-        ("The GPU", "torch_tensors", "numpy_arrays", "NumPy's on this host"),
-        ("The loop in the graph", "tensorflow_scan", "torch_loop", "one of the loop in Python"),
-        *((f"Replaying {name}", name, f"eager/{name}", "the same lines run eagerly") for name in REPLAYED if on_gpu),
+        ("Autograd", "torch_autograd", Candidate("torch_tensors"), "one whose backward pass is written by hand"),
+        ("The static graph", "tensorflow_graph", Candidate("tensorflow_graph", "eager"), "the same lines run eagerly"),
+        ("The GPU", "torch_tensors", Candidate("numpy_arrays"), "NumPy's on this host"),
+        ("The loop in the graph", "tensorflow_scan", Candidate("torch_loop"), "one of the loop in Python"),
+        *(
+            (f"Replaying {name}", name, Candidate(name, "eager"), "the same lines run eagerly")
+            for name in REPLAYED
+            if on_gpu
+        ),
     )
-    rows = comparison["implementations"]
+    rows = parity.implementations
     found = []
     for idea, subject, other, of_other in ideas:
-        if not {subject, other.removeprefix("eager/")} <= rows.keys():
+        if not {subject, other.name} <= rows.keys():
             continue
-        problem = rows[subject]["problem"]
+        problem = rows[subject].problem
         at = benchmark.at(problem, training_sizes[problem])
         in_python = idea in OF_PYTHON
-        ratio = at and (_in_python(at, subject, other) if in_python else at.ratio(subject, other))
+        ratio = at and (_in_python(at, subject, other.name) if in_python else at.ratio(Candidate(subject), other))
         if idea == "The GPU" and not on_gpu:
             found.append(Bought(idea, "This run had no CUDA device.", None))
         elif ratio is None:
@@ -142,11 +142,13 @@ def bought(
             )
             found.append(Bought(idea, f"{why[0].upper()}{why[1:]}.", None))
         else:
-            even = break_even(at, subject) if at and other.startswith("eager/") else None
+            even = break_even(at, subject) if at and other.kind == "eager" else None
             paid = f" What it costs to build is paid back {even}." if even else ""
-            captured = capture_cost(at, subject) if at and other.startswith("eager/") else ""
-            eagerly = _eagerly([at], subject, other) if at and in_python else ""
-            found.append(Bought(idea, f"A step takes {as_long(ratio)} as {of_other}.{eagerly}{paid}{captured}", ratio))
+            captured = capture_cost(at, subject) if at and other.kind == "eager" else ""
+            eagerly = _eagerly([at], subject, other.name) if at and in_python else ""
+            found.append(
+                Bought(idea, f"A step takes {format_ratio(ratio)} as {of_other}.{eagerly}{paid}{captured}", ratio)
+            )
     return found
 
 
@@ -155,14 +157,14 @@ def _in_python(at: Case, subject: str, other: str) -> Estimate | None:
     return at.ratio(at.in_python(subject), at.in_python(other))
 
 
-def _taken(cases: list[Case], *names: str) -> list[str]:
+def _taken(cases: list[Case], *names: str) -> list[Candidate]:
     """The candidates that `_in_python` takes for some implementations."""
     return list(dict.fromkeys(case.in_python(name) for name in names for case in cases))
 
 
 def _eagerly(cases: list[Case], *names: str) -> str:
     """A sentence on the implementations that `_in_python` takes otherwise than they train, or nothing."""
-    changed = [name for name in names if any(case.in_python(name) != name for case in cases)]
+    changed = [name for name in names if any(case.in_python(name) != Candidate(name) for case in cases)]
     if not changed:
         return ""
     return f" For this, {' and '.join(changed)} ran eagerly: replaying a CUDA graph runs no Python and no autograd."
@@ -170,10 +172,10 @@ def _eagerly(cases: list[Case], *names: str) -> str:
 
 def capture_cost(case: Case, name: str) -> str:
     """A sentence on what the CUDA graph of a step costs, or nothing where none was captured."""
-    eager, capture = f"eager/{name}", f"capture/{name}"
-    if not {eager, capture, name} <= case.seconds.keys():
+    lesson, eager, capture = Candidate(name), Candidate(name, "eager"), Candidate(name, "capture")
+    if not {eager, capture, lesson} <= case.seconds.keys():
         return ""
-    saved, seconds = case.median(eager) - case.median(name), case.median(capture)
+    saved, seconds = case.median(eager) - case.median(lesson), case.median(capture)
     paid = f"paid back after {seconds / saved:.0f} replays" if saved > 0 else "never paid back"
     return f" Capturing the step on a batch takes {1e3 * seconds:.2f} ms, {paid}."
 
@@ -181,19 +183,20 @@ def capture_cost(case: Case, name: str) -> str:
 def times_as_fast_as_numpy(claim: Claim, run: Run) -> Finding:
     if not run.on_gpu:
         return Finding(claim, OPEN, "This run had no CUDA device; `make gpu` runs all of it on one.", "none")
-    ratios = [(case, case.ratio("numpy_arrays", claim.subject)) for case in run.cases]
+    subject, numpy, host = Candidate(claim.subject), Candidate("numpy_arrays"), Candidate(claim.subject, "cpu")
+    ratios = [(case, case.ratio(numpy, subject)) for case in run.cases]
     measured = [(case, ratio) for case, ratio in ratios if ratio is not None]
-    samples = _samples(run.cases, claim.subject, "numpy_arrays", f"cpu/{claim.subject}")
+    samples = _samples(run.cases, subject, numpy, host)
     if not measured:
         return Finding(claim, OPEN, "The benchmark gave no ratio.", samples)
     best, highest = max(measured, key=lambda pair: pair[1].value)
     words = []
-    compared = (("NumPy", "numpy_arrays"), ("PyTorch", f"cpu/{claim.subject}"))
+    compared = (("NumPy", numpy), ("PyTorch", host))
     for whom, candidate in ((whom, each) for whom, each in compared if each in run.cases[-1].seconds):
-        beyond = crossover(run.cases, candidate, claim.subject)
+        beyond = crossover(run.cases, candidate, subject)
         where = f"at {beyond.label} and beyond" if beyond else f"not at the largest size, {run.cases[-1].label}"
         words.append(f"The GPU beats {whom} on this host {where}.")
-    beyond = crossover(run.cases, "numpy_arrays", claim.subject, GPU_CLAIM)
+    beyond = crossover(run.cases, numpy, subject, GPU_CLAIM)
     if beyond:
         words.append(f"{GPU_CLAIM:.0f} × over NumPy is reached at {beyond.label} and beyond, at best {highest}.")
     else:
@@ -202,13 +205,13 @@ def times_as_fast_as_numpy(claim: Claim, run: Run) -> Finding:
             f"at best it is {highest}, at {best.label}."
         )
     words.append(
-        f"float32 at precision {run.provenance['precision']}; NumPy on {run.provenance['threads']} threads. "
+        f"float32 at precision {run.provenance.precision}; NumPy on {run.provenance.threads} threads. "
         "`make bench-gpu` measures larger sizes."
     )
     return Finding(claim, HOLDS if beyond else FAILS, " ".join(words), samples)
 
 
-def crossover(cases: list[Case], slower: str, faster: str, factor: float = 1.0) -> Case | None:
+def crossover(cases: list[Case], slower: Candidate, faster: Candidate, factor: float = 1.0) -> Case | None:
     """The smallest case in which, and in every larger one, `faster` is more than `factor` times as fast as `slower`."""
     reached = None
     for case in reversed(cases):
@@ -224,12 +227,11 @@ def computes_the_same(claim: Claim, run: Run) -> Finding:
     cases = [run.at] if run.at else []
     rows = [(name, run.rows[name]) for name in (claim.other, claim.subject)]
     differences = " and ".join(
-        f"{name} by {row['gradient_relative_error']:.1e} and {row['loss_curve_relative_difference']:.1e}"
-        for name, row in rows
+        f"{name} by {row.parity.gradient:.1e} and {row.parity.loss_curve:.1e}" for name, row in rows
     )
     text = f"Gradient and loss curve are off the float64 reference: {differences}."
     if ratio:
-        text += f" A step takes {as_long(ratio)} as {claim.of_other}."
+        text += f" A step takes {format_ratio(ratio)} as {claim.of_other}."
         text += _eagerly(cases, claim.subject, claim.other)
     samples = _samples(cases, *_taken(cases, claim.subject, claim.other))
     return Finding(claim, _parity(run.rows, claim), text, samples)
@@ -238,7 +240,7 @@ def computes_the_same(claim: Claim, run: Run) -> Finding:
 def pays_for_itself(claim: Claim, run: Run) -> Finding:
     counts = [(case, break_even(case, claim.subject)) for case in run.cases]
     known = [(case, count) for case, count in counts if count is not None]
-    samples = _samples(run.cases, f"build/{claim.subject}", f"eager/{claim.subject}", claim.subject)
+    samples = _samples(run.cases, *(Candidate(claim.subject, kind) for kind in ("build", "eager", "")))
     if not known:
         return Finding(claim, OPEN, "The benchmark gave no break-even.", samples)
     paid = [count.all_pay for _, count in known]
@@ -249,11 +251,11 @@ def pays_for_itself(claim: Claim, run: Run) -> Finding:
 
 def break_even(case: Case, name: str) -> BreakEven | None:
     """None where the benchmark lacks a candidate for it, or was not to be relied on."""
-    wanted = [f"build/{name}", f"eager/{name}", name]
+    wanted = [Candidate(name, kind) for kind in ("build", "eager", "")]
     if not case.trusted or not set(wanted) <= case.seconds.keys():
         return None
     found = []
-    for process in case.seconds[name]:
+    for process in case.seconds[Candidate(name)]:
         build, eager, step = (float(np.median(case.seconds[each][process])) for each in wanted)
         found.append((build - step) / (eager - step) if eager > step else float("inf"))
     return BreakEven(float(np.median(found)), bool(np.isfinite(found).all()), len(found))
@@ -265,16 +267,16 @@ def follows_the_lengths(claim: Claim, run: Run) -> Finding:
     ratio = _in_python(run.at, claim.subject, claim.other) if run.at else None
     text = f"Both compute the same, and pay for different things. {words}." if words else "Both compute the same."
     if ratio:
-        text += f" At the training's size a step of {claim.subject} takes {as_long(ratio)} as {claim.of_other}."
+        text += f" At the training's size a step of {claim.subject} takes {format_ratio(ratio)} as {claim.of_other}."
     text += _eagerly(run.cases, claim.subject, claim.other)
-    if run.on_gpu and run.provenance["deterministic"]:
+    if run.on_gpu and run.provenance.deterministic:
         text += f" {ON_THE_HOST}"
     samples = _samples(run.cases, *_taken(run.cases, claim.subject, claim.other))
     return Finding(claim, _parity(run.rows, claim), text, samples)
 
 
 def loops(cases: list[Case], name: str) -> list[str]:
-    """What a recurrent step's time follows: the sum of the lengths at the same longest, or the longest at the same sum.
+    """What the time of a step follows: the sum of the lengths at the same longest, or the longest at the same sum.
 
     Only cases that differ in the lengths alone are compared, and nothing is said where there are none.
     """
@@ -282,52 +284,44 @@ def loops(cases: list[Case], name: str) -> list[str]:
         (a, b, ratio_between(b, b.in_python(name), a, a.in_python(name)))
         for a in cases
         for b in cases
-        if a is not b and _but_lengths(a) == _but_lengths(b)
+        if a is not b and network(a.problem, a.sizes) == network(b.problem, b.sizes)
     ]
-    known = [(a, b, ratio) for a, b, ratio in pairs if ratio is not None]
+    known = [
+        (a, b, b.sequence_total / a.sequence_total, ratio)
+        for a, b, ratio in pairs
+        if ratio is not None and a.sequence_total and b.sequence_total
+    ]
     same_longest = [
-        (a, b, ratio)
-        for a, b, ratio in known
-        if a.sizes["max_length"] == b.sizes["max_length"] and a.total_length * (1 + ALIKE) < b.total_length
+        pair for pair in known if pair[0].sizes["max_length"] == pair[1].sizes["max_length"] and pair[2] > 1 + ALIKE
     ]
     same_sum = [
-        (a, b, ratio)
-        for a, b, ratio in known
-        if a.sizes["max_length"] < b.sizes["max_length"] and abs(b.total_length / a.total_length - 1) < ALIKE
+        pair for pair in known if pair[0].sizes["max_length"] < pair[1].sizes["max_length"] and abs(pair[2] - 1) < ALIKE
     ]
     said = []
     if same_longest:
-        a, b, ratio = max(same_longest, key=lambda pair: pair[1].total_length)
+        a, _, more, ratio = max(same_longest, key=lambda pair: pair[1].sequence_total or 0.0)
         said.append(
-            f"{b.total_length / a.total_length:.2g} times the sum of lengths at the same longest "
-            f"({a.sizes['max_length']}) takes {as_long(ratio)}"
+            f"{more:.2g} times the sum of lengths at the same longest "
+            f"({a.sizes['max_length']}) takes {format_ratio(ratio)}"
         )
     if same_sum:
-        a, b, ratio = max(same_sum, key=lambda pair: pair[1].total_length)
+        a, b, _, ratio = max(same_sum, key=lambda pair: pair[1].sequence_total or 0.0)
         said.append(
             f"{b.sizes['max_length'] / a.sizes['max_length']:.2g} times the longest at the same sum "
-            f"(about {a.total_length:.0f}) takes {as_long(ratio)}"
+            f"(about {a.sequence_total:.0f}) takes {format_ratio(ratio)}"
         )
     return said
 
 
-def as_long(of_times: Estimate) -> str:
-    return f"{of_times} as long" + " (no difference)" * (verdict(of_times) == "no difference")
+def _parity(rows: Mapping[str, Judged], claim: Claim) -> str:
+    return FAILS if rows[claim.subject].failed or rows[claim.other].failed else HOLDS
 
 
-def _but_lengths(case: Case) -> tuple[int, ...]:
-    return tuple(value for key, value in case.sizes.items() if not key.endswith("_length"))
-
-
-def _parity(rows: Mapping[str, Any], claim: Claim) -> str:
-    return FAILS if rows[claim.subject]["breaches"] or rows[claim.other]["breaches"] else HOLDS
-
-
-def _samples(cases: list[Case], *candidates: str) -> str:
+def _samples(cases: list[Case], *candidates: Candidate) -> str:
     """Which rows of results/benchmark.csv these are."""
     there = [name for name in candidates if any(name in case.seconds for case in cases)]
     if not there:
         return "none"
     processes = max(len(case.seconds[name]) for case in cases for name in there if name in case.seconds)
     sizes = cases[0].label if len(cases) == 1 else f"all {len(cases)} sizes"
-    return f"{', '.join(there)} at {sizes}, {processes} process{'es' * (processes > 1)}"
+    return f"{', '.join(map(str, there))} at {sizes}, {processes} process{'es' * (processes > 1)}"

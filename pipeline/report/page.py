@@ -1,15 +1,15 @@
 """What the two pages share: their templates, and how results are put into words on them."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
+from pipeline.benchmark.candidates import Candidate
 from pipeline.benchmark.samples import Case
-from pipeline.clock import TIME_BREAKDOWN
 from pipeline.report.figures import Result
+from pipeline.results import Judged, ParityReport, Provenance, Timing
 
 
 def render(template: str, **content: Any) -> str:
@@ -30,36 +30,52 @@ def ticks(text: str) -> Markup:
     return Markup("").join(code.format(part) if index % 2 else part for index, part in enumerate(text.split("`")))
 
 
-def row(name: str, result: Result, comparison: Mapping[str, Any], case: Case | None, latest: str) -> dict[str, Any]:
-    """What was measured of an implementation. `latest` is when the newest run began that anything comes from."""
-    return {
-        "name": name,
-        **comparison["implementations"][name],
-        "step": duration(result.timing["step_seconds_median"]),
-        "p95": duration(result.timing["step_seconds_p95"]),
-        "multiple": (case and case.multiple(name)) or "–",
-        "replayed": replayed(result.timing),
-        "device": result.timing["device_name"],
-        "when": when(result.timing),
-        "where": result.timing["measured_on"],
-        "earlier": result.timing["run_began"] < latest,
-    }
+class Row(NamedTuple):
+    """What was measured of an implementation, in words, and its row of the parity report."""
+
+    name: str
+    judged: Judged
+    step: str
+    p95: str
+    multiple: str  # of the matrix products alone, with its interval
+    replayed: str
+    device: str
+    when: str
+    where: str
+    earlier: bool  # in an earlier run than the newest measurement
 
 
-def replayed(timing: Mapping[str, Any]) -> str:
+def row(name: str, result: Result, parity: ParityReport, case: Case | None, latest: str) -> Row:
+    """`latest` is when the newest run began that any measurement comes from."""
+    timing, multiple = result.timing, case and case.multiple(Candidate(name))
+    return Row(
+        name,
+        parity.implementations[name],
+        duration(timing.step_seconds_median),
+        duration(timing.step_seconds_p95),
+        str(multiple or "–"),
+        replayed(timing),
+        timing.device_name,
+        when(timing),
+        timing.measured_on,
+        timing.run_began < latest,
+    )
+
+
+def replayed(timing: Timing) -> str:
     """How many steps of a training were replays of CUDA graphs, or nothing where none was."""
-    steps, graphs = timing["replayed_steps"], timing["captured_graphs"]
+    steps, graphs = timing.replayed_steps, timing.captured_graphs
     return f"{steps:,} steps were replays of {graphs:,} CUDA graphs" if steps else ""
 
 
-def breakdown(result: Result) -> dict[str, str]:
+def breakdown(timing: Timing) -> dict[str, str]:
     """The duration of each line of a training's time breakdown, and its share of the whole."""
-    seconds = {line: result.timing[f"{line}_seconds"] for line in TIME_BREAKDOWN}
-    return {line: f"{duration(each)}, {each / result.timing['wall_seconds']:.0%}" for line, each in seconds.items()}
+    seconds = timing.breakdown_seconds.items()
+    return {line: f"{duration(value)}, {value / timing.wall_seconds:.0%}" for line, value in seconds}
 
 
-def when(measured: Mapping[str, Any]) -> str:
-    return f"{measured['measured_at'][:16].replace('T', ' ')} UTC"
+def when(measured: Provenance) -> str:
+    return f"{measured.measured_at[:16].replace('T', ' ')} UTC"
 
 
 def duration(seconds: float) -> str:

@@ -5,12 +5,12 @@ back from the cache is still true: it says when things were measured, never "now
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
+from pipeline.benchmark.candidates import Candidate
 from pipeline.benchmark.intervals import spread
 from pipeline.benchmark.monitor import sentence
-from pipeline.benchmark.samples import BASELINES, ONCE, Benchmark, Case
+from pipeline.benchmark.samples import Benchmark, Case
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.environment import Environment
 from pipeline.params import Params
@@ -19,12 +19,13 @@ from pipeline.report.figures import Results
 from pipeline.report.findings import Bought, Finding, bought, break_even, loops
 from pipeline.report.page import breakdown, duration, render, row, when
 from pipeline.report.seeds import Seeds, better, interval
+from pipeline.results import ParityReport
 
 
 def write(
     params: Params,
     environment: Environment,
-    comparison: Mapping[str, Any],
+    parity: ParityReport,
     results: Results,
     benchmark: Benchmark,
     *,
@@ -36,25 +37,22 @@ def write(
 
     `bench` is what `make bench` measured, and `seeds` what `make seeds` found, if they were run.
     """
-    sizes = {problem: params.sizes(problem) for problem in dict.fromkeys(params.implementations.values())}
+    sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
     drawn = figures.draw(results, benchmark, sizes, seeds)
     measured = [benchmark.provenance, *(result.timing for result in results.values())]
-    latest = max(each["run_began"] for each in measured)
+    latest = max(each.run_began for each in measured)
     page = render(
         "report/report.html",
         params=params,
         environment=environment,
-        comparison=comparison,
-        benchmarked={
-            **benchmark.provenance,
-            "when": when(benchmark.provenance),
-            "doubt": benchmark.doubt,
-            "gpu": (gpu := benchmark.provenance.get("gpu")) and sentence(gpu),
-        },
-        bought=_on_one_scale(bought(benchmark, comparison, sizes)),
+        parity=parity,
+        benchmark=benchmark,
+        when=when,
+        gpu=benchmark.provenance.gpu and sentence(benchmark.provenance.gpu),
+        bought=_on_one_scale(bought(benchmark, parity, sizes)),
         findings=found,
         rows=[
-            row(name, result, comparison, benchmark.at(result.problem, sizes[result.problem]), latest)
+            row(name, result, parity, benchmark.at(result.problem, sizes[result.problem]), latest)
             for name, result in results.items()
         ],
         instead=[
@@ -64,7 +62,7 @@ def write(
             if (table := _instead(case, list(results)))
         ],
         time_breakdown=TIME_BREAKDOWN,
-        breakdowns={name: breakdown(result) for name, result in results.items()},
+        breakdowns={name: breakdown(result.timing) for name, result in results.items()},
         cases=[_samples(case) for case in benchmark.cases],
         even=[
             (name, case.label, count)
@@ -75,12 +73,12 @@ def write(
         loops={
             name: loops(benchmark.of(result.problem), name)
             for name, result in results.items()
-            if result.problem == "recurrent"
+            if any(case.sequence_total for case in benchmark.of(result.problem))
         },
         seeds=seeds and _over_seeds(seeds),
-        commits=sorted({each["commit"] for each in measured}),
-        times=sorted(each["measured_at"] for each in measured),
-        hosts=sorted({each["measured_on"] for each in measured}),
+        commits=sorted({each.commit for each in measured}),
+        times=sorted(each.measured_at for each in measured),
+        hosts=sorted({each.measured_on for each in measured}),
         figures={name: figures.for_page(drawing) for name, drawing in drawn.items()},
     )
     return page, {name: figures.for_file(drawing) for name, drawing in drawn.items()}
@@ -128,22 +126,22 @@ def _on_one_scale(found: list[Bought]) -> list[dict[str, Any]]:
 
 def _instead(case: Case, names: list[str]) -> dict[str, Any] | None:
     """A size's implementations beside what hand tuning makes of them, and beside what a user might write instead."""
-    tuned = [(name, f"tuned/{name}") for name in names if f"tuned/{name}" in case.seconds]
-    peers = [each for each in case.seconds if each.startswith("peers/")]
+    tuned = [(name, Candidate(name, "tuned")) for name in names if Candidate(name, "tuned") in case.seconds]
+    peers = [candidate for candidate in case.seconds if candidate.kind == "peers"]
     pairs = tuned + [(name, peer) for name in names for peer in peers if _same_idea(name, peer)]
     rows = [
         {
             "name": name,
             "other": other,
-            "file": f"pipeline/benchmark/{other.partition('+')[0]}.py",
-            "ratio": case.ratio(name, other),
+            "file": f"pipeline/benchmark/{other.kind}/{other.name}.py",
+            "ratio": case.ratio(Candidate(name), other),
         }
         for name, other in pairs
     ]
     return {"label": case.label, "rows": rows} if rows else None
 
 
-def _same_idea(name: str, peer: str) -> bool:
+def _same_idea(name: str, peer: Candidate) -> bool:
     """A module with an optimiser is set beside autograd, JAX beside NumPy, Keras beside the graph, a loop over examples
     beside a loop."""
     ideas = {
@@ -153,16 +151,16 @@ def _same_idea(name: str, peer: str) -> bool:
         "torch_examples": "torch_loop",
         "tensorflow_examples": "tensorflow_scan",
     }
-    return ideas.get(peer.removeprefix("peers/").partition("+")[0]) == name
+    return ideas.get(peer.name) == name
 
 
 def _samples(case: Case) -> dict[str, Any]:
-    """Every candidate of a size in words: median, quartiles, how often, and its ratio to the lower bound."""
+    """Every candidate of a size in words: median, quartiles, how often, and its ratio to the matrix products alone."""
     rows = []
-    for name, processes in case.seconds.items():
+    for candidate, processes in case.seconds.items():
         of_all = spread(list(processes.values()))
         rounds = max(len(samples) for samples in processes.values())
-        ratio = "" if name.startswith((*ONCE, *BASELINES)) else case.multiple(name) or ""
+        ratio = (case.multiple(candidate) or "") if candidate.is_step else ""
         quartiles = f"{duration(of_all.lower_quartile)} … {duration(of_all.upper_quartile)}"
-        rows.append((name, duration(of_all.median), quartiles, f"{len(processes)} × {rounds}", ratio))
+        rows.append((candidate, duration(of_all.median), quartiles, f"{len(processes)} × {rounds}", ratio))
     return {"label": case.label, "problem": case.problem, "rows": rows}

@@ -1,26 +1,15 @@
-"""What many seeds say: the certificate over all of them, means with their intervals, and whether one value of a swept
-parameter is better than another. A table in, statements out; nothing is run here."""
+"""The statistics over many seeds: parity in each, means with their intervals, and whether one value of a swept
+parameter is better than another. It reads the table that `make seeds` wrote."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from pipeline import files
 from pipeline.benchmark.intervals import Estimate, mean
 from pipeline.params import Params
-from pipeline.parity.report import breaches, limits
+from pipeline.text import columns
 
-LEAST = 3  # seeds of a setting, for its interval to say something
-
-
-class Seed(NamedTuple):
-    """An implementation's training from one seed: `setting` has the swept params by name."""
-
-    seed: int
-    setting: tuple[tuple[str, str], ...]
-    implementation: str
-    problem: str
-    measures: Mapping[str, float]
-    breaches: list[str]
+LEAST = 3  # seeds of a value, to compare it with others
 
 
 class Row(NamedTuple):
@@ -36,55 +25,47 @@ class Row(NamedTuple):
 
 
 class Seeds(NamedTuple):
-    each: list[Seed]
+    """`table` has a row for each training: its seed, the swept parameters as text, `setting` (all of them together),
+    implementation, problem, measures, and `failed`: whether it fails the parity check."""
+
+    table: Any  # a pandas.DataFrame
+    parameters: list[str]  # the swept ones
     limits: Mapping[str, float]
 
-    @property
-    def parameters(self) -> list[str]:
-        """Those that were swept."""
-        return [key for key, _ in self.each[0].setting]
-
     def rows(self) -> list[Row]:
-        groups: dict[tuple[str, str], list[Seed]] = {}
-        for one in self.each:
-            groups.setdefault((_words(one.setting), one.implementation), []).append(one)
         return [
             Row(
-                setting,
-                name,
-                sum(not one.breaches for one in group),
-                len(group),
-                mean([one.measures["test_loss"] for one in group]),
-                mean([one.measures["test_r2"] for one in group]),
-                {key: max(one.measures[key] for one in group) for key in self.limits},
+                setting=setting,
+                implementation=name,
+                passed=int((~group.failed).sum()),
+                seeds=len(group),
+                loss=mean(list(group.test_loss)),
+                r2=mean(list(group.test_r2)),
+                worst=group[list(self.limits)].max(skipna=False).to_dict(),
             )
-            for (setting, name), group in groups.items()
+            for (setting, name), group in self.table.groupby(["setting", "implementation"], sort=False)
         ]
 
     def passed(self) -> tuple[int, int]:
         """How many experiments have every implementation within tolerance, and how many there are."""
-        verdicts: dict[tuple, bool] = {}
-        for one in self.each:
-            key = (one.seed, one.setting)
-            verdicts[key] = verdicts.get(key, True) and not one.breaches
-        return sum(verdicts.values()), len(verdicts)
+        failed = self.table.groupby(["seed", "setting"]).failed.any()
+        return int((~failed).sum()), len(failed)
 
 
 def read(params: Params) -> Seeds:
     """The table that `make seeds` wrote, judged by the tolerances of `params`."""
-    tolerances = params.tolerances
-    found = []
-    for row in files.read_rows(files.SEEDS):
-        names = list(row)
-        swept = names[names.index("seed") + 1 : names.index("implementation")]
-        measures = {key: float(row[key]) for key in names[names.index("problem") + 1 :]}
-        setting = tuple((key, row[key]) for key in swept)
-        where = int(row["seed"]), setting, row["implementation"], row["problem"]
-        found.append(Seed(*where, measures, breaches(measures, tolerances)))
-    order = {name: number for number, name in enumerate(params.implementations)}
-    found = [one for one in found if one.implementation in order]
-    found.sort(key=lambda one: ([_sortable(value) for _, value in one.setting], order[one.implementation], one.seed))
-    return Seeds(found, limits(tolerances.model_dump()))
+    import pandas as pd  # a third of a second
+
+    table: Any = pd.read_csv(files.SEEDS, dtype=str, keep_default_na=False)
+    names, order = list(table), {name: number for number, name in enumerate(params.implementations)}
+    parameters = names[names.index("seed") + 1 : names.index("implementation")]
+    table = table.astype({"seed": int} | dict.fromkeys(names[names.index("problem") + 1 :], float))
+    table = table.assign(order=table.implementation.map(order)).dropna(subset="order")
+    table = table.sort_values([*parameters, "order", "seed"], key=lambda column: pd.to_numeric(column, errors="coerce"))
+    tolerances = dict(params.tolerances)
+    # `~ <=` rather than `>`: a measure that is not a number fails any tolerance.
+    failed = ~(table[list(tolerances)] <= pd.Series(tolerances)).all(axis=1)
+    return Seeds(table.assign(setting=_settings(table, parameters), failed=failed), parameters, tolerances)
 
 
 def better(seeds: Seeds) -> list[str]:
@@ -93,38 +74,30 @@ def better(seeds: Seeds) -> list[str]:
     It can where, for every other value, the 95 % confidence interval of the paired difference (same seed, same
     implementation, all other params the same) excludes 0.
     """
-    return [
-        sentence
-        for parameter in seeds.parameters
-        for problem in dict.fromkeys(one.problem for one in seeds.each)
-        if (sentence := _better(seeds, parameter, problem))
-    ]
+    problems = seeds.table.problem.unique()
+    sentences = (_better(seeds, parameter, problem) for parameter in seeds.parameters for problem in problems)
+    return [sentence for sentence in sentences if sentence]
 
 
 def losses(seeds: Seeds, parameter: str, name: str) -> dict[str, list[float]]:
-    """An implementation's held-out losses by the value of a swept parameter, the other swept ones all the same: as they
-    are in most of the experiments."""
-    groups: dict[tuple, dict[str, list[float]]] = {}
-    for one in seeds.each:
-        if one.implementation == name:
-            others = tuple(item for item in one.setting if item[0] != parameter)
-            by_value = groups.setdefault(others, {})
-            by_value.setdefault(dict(one.setting)[parameter], []).append(one.measures["test_loss"])
-    most = max(groups.values(), key=lambda by_value: sum(map(len, by_value.values())))
-    return dict(sorted(most.items(), key=lambda item: _sortable(item[0])))
+    """An implementation's held-out losses by the value of a swept parameter. The other swept ones are all the same: as
+    they are in most of the experiments."""
+    table = seeds.table[seeds.table.implementation == name]
+    others = _settings(table, [other for other in seeds.parameters if other != parameter])
+    table = table[others == others.mode()[0]]
+    return {str(value): list(group.test_loss) for value, group in table.groupby(parameter, sort=False)}
 
 
 def table(seeds: Seeds) -> str:
     """The rows as text."""
-    rows = [("", "", "passed", "held-out loss", "R²", *(key.partition("_rel")[0] for key in seeds.limits))]
+    measures = [measure.replace("_", " ") for measure in seeds.limits]
+    rows = [("", "", "passed", "held-out loss", "R²", *measures)]
     for row in seeds.rows():
         worst = (f"≤ {value:.1e}" for value in row.worst.values())
         passed = f"{row.passed} of {row.seeds}"
         rows.append((row.setting, row.implementation, passed, interval(row.loss), interval(row.r2), *worst))
     rows.append(("", "tolerance", "", "", "", *(f"  {limit:.1e}" for limit in seeds.limits.values())))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *better(seeds)])
+    return "\n".join([columns(rows), *better(seeds)])
 
 
 def interval(estimate: Estimate) -> str:
@@ -132,43 +105,32 @@ def interval(estimate: Estimate) -> str:
 
 
 def _better(seeds: Seeds, parameter: str, problem: str) -> str:
-    names = dict.fromkeys(one.implementation for one in seeds.each if one.problem == problem)
-    name = next(iter(names))  # they agree within parity, so one of them is enough
-    by_value: dict[str, dict[tuple, float]] = {}
-    for one in seeds.each:
-        if one.implementation == name:
-            pair = (one.seed, *(item for item in one.setting if item[0] != parameter))
-            by_value.setdefault(dict(one.setting)[parameter], {})[pair] = one.measures["test_loss"]
-    few = [value for value, found in by_value.items() if len(found) < LEAST]
-    by_value = {value: found for value, found in by_value.items() if value not in few}
-    if len(by_value) < 2:
+    table = seeds.table[seeds.table.problem == problem]
+    name = table.implementation.iloc[0]  # they agree within parity, so one of them is enough
+    table = table[table.implementation == name]
+    others = _settings(table, [other for other in seeds.parameters if other != parameter])
+    # A row for each seed and setting of the other parameters, a column for each value of this one.
+    paired = table.assign(others=others).pivot_table("test_loss", ["seed", "others"], parameter, "last", sort=False)
+    few = [str(value) for value, count in paired.count().items() if count < LEAST]
+    paired = paired.drop(columns=few)
+    if paired.shape[1] < 2:
         return ""
-    best = min(by_value, key=lambda value: sum(by_value[value].values()) / len(by_value[value]))
-    intervals = {value: _paired(by_value[value], by_value[best]) for value in by_value if value != best}
-    doubtful = [value for value, (estimate, number) in intervals.items() if estimate.low <= 0 or number < LEAST]
+    best = str(paired.mean().idxmin())
+    differences = {str(value): (losses - paired[best]).dropna() for value, losses in paired.items() if value != best}
+    intervals = {value: mean(list(pairs)) for value, pairs in differences.items() if len(pairs) >= LEAST}
+    doubtful = [value for value in differences if value not in intervals or intervals[value].low <= 0]
     without = f", {', '.join(few)} left out for want of seeds" if few else ""
     start = f"{problem} ({name}), {parameter}{without}: "
     if doubtful:
         others = ", ".join(doubtful)
         return f"{start}no value can be said to be the best. {best} has the lowest loss, but not surely: {others}."
-    nearest, number = min(intervals.values(), key=lambda item: item[0].value)
+    value, nearest = min(intervals.items(), key=lambda item: item[1].value)
     return (
-        f"{start}{best} is the best of {len(by_value)}; the next loses {nearest.value:.2g} "
-        f"({nearest.low:.2g} … {nearest.high:.2g}) more, paired over {number} seeds."
+        f"{start}{best} is the best of {paired.shape[1]}; the next loses {nearest.value:.2g} "
+        f"({nearest.low:.2g} … {nearest.high:.2g}) more, paired over {len(differences[value])} seeds."
     )
 
 
-def _paired(one: dict[tuple, float], other: dict[tuple, float]) -> tuple[Estimate, int]:
-    common = one.keys() & other.keys()
-    return (mean([one[key] - other[key] for key in common]) if common else Estimate(0, 0, 0)), len(common)
-
-
-def _words(setting: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{key.removeprefix('train.')}={value}" for key, value in setting)
-
-
-def _sortable(value: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(value), ""
-    except ValueError:
-        return 1, 0.0, value
+def _settings(table: Any, parameters: list[str]) -> Any:
+    """The values of these parameters, in words."""
+    return table.apply(lambda row: ", ".join(f"{key.removeprefix('train.')}={row[key]}" for key in parameters), axis=1)

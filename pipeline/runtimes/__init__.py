@@ -1,30 +1,19 @@
 """One module for each framework: everything about a training that is not maths, and what makes a step faster without
-changing it. Each offers the same:
+changing it. The rest of the pipeline uses the module's class `Runtime` and the loops that it makes.
 
-CPU_ONLY                        whether the framework knows no other device
-GRAPHS                          the kinds of device on which a Loop executes graphs instead of Python: cpu, cuda
-start(environment) -> str       set the framework up; returns its own name for the device
-Loop(implementation, names)     the loop over the steps of an implementation whose weights have these names
-PythonLoop                      the same without graphs: every step is a call from Python
-eagerly                         a context in which the steps of a PythonLoop run operation by operation
-to_host(losses) -> Array        what a loop's `run` returned, in host memory
-multiply(batches) -> Cycle      the matrix products of each batch, and nothing else: the lower bound of a step
-synchronize()                   return when the device has done all that was asked of it
-peak_memory_bytes() -> int      the most memory in use so far: the device's for CUDA, else the process's. PyTorch's
-                                figure for CUDA includes 32 MiB of cuBLAS workspace for each thread and stream that
-                                multiplied; TensorFlow's does not.
+A new framework needs one module here, with a Runtime that has a `python_loop` and can `multiply`, and nothing else.
 """
 
 import ctypes
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from pipeline.contract import Array, Chunk, Implementation, Weights, load_implementation
+from pipeline.contract import Array, Chunk, Factors, Implementation, Weights, load_implementation
 from pipeline.environment import Environment, framework_of
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as malloc.h has them
@@ -33,16 +22,16 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as malloc.h has th
 class Loop:
     """Steps over a chunk of batches, one batch a step, again from the first after the last: a loop in Python.
 
-    `next` is the index of the batch that the next step takes. `captures` and `replays` count what was recorded for a
-    GPU and the steps that were executed from such a recording; a loop that records nothing leaves them at 0.
+    `next` is the index of the batch that the next step takes. `captures` counts the CUDA graphs that were recorded,
+    `replays` the steps that were executed from one; a loop that records nothing leaves both at 0.
     """
 
     first_steps = 1  # the steps before the loop reaches its steady state
     captures = replays = 0
 
-    def __init__(self, implementation: Implementation, names: Iterable[str]) -> None:
-        self.implementation = implementation
-        self.names = tuple(names)
+    def __init__(self, implementation: Implementation, names: Iterable[str], device: str) -> None:
+        """`names` are those of the weights, `device` is the framework's own name for a device."""
+        self.implementation, self.names, self.device = implementation, tuple(names), device
         self.placed: list[tuple[Any, ...]] = []
         self.next = 0
 
@@ -71,7 +60,11 @@ class Loop:
         return self.implementation.step(*self.placed[index])
 
     def gather(self, losses: list[Any]) -> Any:
-        """One array (steps,) of the steps' losses."""
+        """One array (steps,) of the steps' losses, on the device."""
+        raise NotImplementedError
+
+    def to_host(self, losses: Any) -> Array:
+        """What `run` returned, in host memory."""
         raise NotImplementedError
 
     def predict(self, *inputs: Array) -> Array:
@@ -91,35 +84,84 @@ class Cycle:
     def __init__(self, calls: Sequence[Callable[[], Any]], *, least_steps: int = 1, kept: Any = None) -> None:
         self.calls, self.least_steps, self.kept = calls, least_steps, kept
 
-    def __call__(self, steps: int) -> None:
+    def run(self, steps: int) -> None:
         for call in islice(cycle(self.calls), -(-steps // self.least_steps)):
             call()
 
 
+class Runtime:
+    """A framework that is set up for an environment. `device` is the framework's own name for the device.
+
+    Threads, precision, deterministic kernels and the allocator are settings of the process, not of this object: the
+    last `apply` of any runtime of the framework decides. The constructor applies them.
+    """
+
+    cpu_only = False  # whether the framework knows no other device
+    graphs: tuple[str, ...] = ()  # the kinds of device on which steps are executed from graphs: cpu, cuda
+    device = "cpu"
+    python_loop: type[Loop]  # every step is a call from Python
+    graph_loop: type[Loop]  # steps are executed from graphs
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.apply()
+
+    def apply(self) -> None:
+        """Make the process compute as the environment says."""
+        keep_freed_memory()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.environment.device != "cpu" and not self.cpu_only
+
+    def loop(self, implementation: Implementation, names: Iterable[str], *, in_python: bool = False) -> Loop:
+        """The loop that a training uses: of graphs, where the framework has them for this device; or one in Python."""
+        graphs = self.environment.device.partition(":")[0] in self.graphs and not in_python
+        return (self.graph_loop if graphs else self.python_loop)(implementation, names, self.device)
+
+    def eagerly(self) -> AbstractContextManager[None]:
+        """A context in which the steps of a Python loop run operation by operation."""
+        return nullcontext()
+
+    def multiply(self, batches: list[Factors]) -> Cycle:
+        """The matrix products of each batch, and nothing else."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Return when the device has done all that was asked of it."""
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory in use so far: the device's for CUDA, else the process's. PyTorch's figure for CUDA includes
+        32 MiB of cuBLAS workspace for each thread and stream that multiplied; TensorFlow's does not."""
+        return peak_process_bytes()
+
+
 @dataclass(frozen=True)
 class Opened:
-    """An implementation whose framework is started. `create(weights, learning_rate)` constructs it, in its loop."""
+    """An implementation whose framework is set up. `create(weights, learning_rate)` constructs it, in its loop."""
 
+    runtime: Runtime
     device: str
     device_name: str
     create: Callable[[Weights, float], Loop]
 
 
-def load_runtime(name: str) -> ModuleType:
-    """The runtime of the framework that the name of an implementation begins with."""
-    return import_module(f"pipeline.runtimes.{framework_of(name)}")
+def load_runtime(name: str) -> type[Runtime]:
+    """The class of the framework that the name of an implementation begins with."""
+    return import_module(f"pipeline.runtimes.{framework_of(name)}").Runtime
 
 
 def open_implementation(name: str, problem: str, environment: Environment, *, eagerly: bool = False) -> Opened:
-    """Start the framework of an implementation. `eagerly`: its loop in Python, not in a graph."""
-    runtime, implementation = load_runtime(name), load_implementation(problem, name)
-    own_device = runtime.start(environment)
-    loop = runtime.PythonLoop if eagerly else runtime.Loop
-    return Opened(
-        "cpu" if runtime.CPU_ONLY else environment.device,
-        environment.cpu_name if runtime.CPU_ONLY else environment.device_name,
-        lambda weights, rate: loop(implementation(weights, learning_rate=rate, device=own_device), weights),
-    )
+    """Set up the framework of an implementation. `eagerly`: its loop in Python, not in a graph."""
+    implementation, runtime = load_implementation(problem, name), load_runtime(name)(environment)
+
+    def create(weights: Weights, learning_rate: float) -> Loop:
+        step = implementation(weights, learning_rate=learning_rate, device=runtime.device)
+        return runtime.loop(step, weights, in_python=eagerly)
+
+    if runtime.cpu_only:
+        return Opened(runtime, "cpu", environment.cpu_name, create)
+    return Opened(runtime, environment.device, environment.device_name, create)
 
 
 def batches_of(chunk: Chunk) -> list[dict[str, Any]]:

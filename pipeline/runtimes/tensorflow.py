@@ -11,12 +11,8 @@ import numpy as np
 
 from pipeline import runtimes
 from pipeline.contract import Array, Chunk, Factors, Weights
-from pipeline.environment import Environment
 from pipeline.errors import UserError
-from pipeline.runtimes import Cycle, keep_freed_memory, peak_process_bytes
-
-CPU_ONLY = False
-GRAPHS = ("cpu", "cuda")
+from pipeline.runtimes import Cycle, Loop
 
 # Before the import, or its notices drown the stage's own lines. What goes wrong is raised, not only logged.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -57,59 +53,36 @@ XLA_WEIGHTS = 2**19
 CALL = 256  # steps that one execution of the loop takes at most: its losses have a place each
 
 tf.get_logger().setLevel("ERROR")  # it warns of graphs made anew, which is how a benchmark learns what making one costs
-_device = ""
 
 
-def start(environment: Environment) -> str:
-    global _device
-    kind, _, index = environment.device.partition(":")
-    seen = len(tf.config.list_physical_devices("GPU"))
-    if kind == "cuda" and int(index) >= seen:
-        raise UserError(
-            f"TensorFlow {tf.__version__} sees {seen} GPUs, and so cannot use {environment.device}. To learn which "
-            f"library of CUDA it does not find: TF_CPP_MIN_LOG_LEVEL=0 {sys.executable} -c "
-            "'import tensorflow as tf; tf.config.list_physical_devices()'. Set device to cpu in params.yaml, "
-            "or run `docker compose run --rm gpu`, whose image has the libraries."
-        )
-    _device = "CPU:0" if kind == "cpu" else f"GPU:{index}"
-    keep_freed_memory()
-    tf.config.threading.set_intra_op_parallelism_threads(environment.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(environment.threads)
-    tf.config.experimental.enable_tensor_float_32_execution(environment.precision == "tf32")
-    if environment.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
-    with tf.device(_device):
-        tf.zeros(1)  # makes the device's context
-    return _device
-
-
-def xla_pays(weights: int) -> bool:
+def xla_pays(weights: int, device: str) -> bool:
     """Whether XLA makes a loop over steps faster, whose network has so many weights."""
-    return _device != "CPU:0" or weights <= XLA_WEIGHTS
+    return device != "CPU:0" or weights <= XLA_WEIGHTS
 
 
-class PythonLoop(runtimes.Loop):
+class PythonLoop(Loop):
     """Every step is a call from Python: of the graph of a step, or, `eagerly`, of the lines that it comes from."""
 
     def place(self, chunk: Chunk) -> None:
-        with tf.device(_device):
+        with tf.device(self.device):
             placed: Any = {key: _in_place(array) for key, array in chunk.items()}
             super().place(placed)
 
     def gather(self, losses: list[Any]) -> tf.Tensor:
         return tf.stack(losses) if losses else tf.zeros(0)
 
+    def to_host(self, losses: Any) -> Array:
+        return losses.numpy()
+
     def predict(self, *inputs: Array) -> Array:
-        with tf.device(_device):
+        with tf.device(self.device):
             return super().predict(*inputs)
 
     def weights(self) -> Weights:
         return {name: getattr(self.implementation, name).numpy() for name in self.names}
 
 
-class Loop(PythonLoop):
+class GraphLoop(PythonLoop):
     """The loop over the steps is part of the graph: executing it does not come back to Python between steps."""
 
     graph: Any = None  # once it is defined
@@ -119,8 +92,16 @@ class Loop(PythonLoop):
     def place(self, chunk: Chunk) -> None:
         """Also as one tensor for each part of a batch, the batches in front, for the graph to take them from."""
         super().place(chunk)
-        with tf.device(_device):
-            self.stacked = [_stack(parts, chunk) for parts in zip(*self.placed, strict=True)]
+        with tf.device(self.device):
+            self.stacked = [self._stack(parts, chunk) for parts in zip(*self.placed, strict=True)]
+
+    def _stack(self, parts: tuple[Any, ...], chunk: Chunk) -> Any:
+        """The parts as one tensor. Where `place` left them in the memory of the chunk, that is one already."""
+        if self.device == "CPU:0":
+            for array in chunk.values():
+                if parts[0].shape == array.shape[1:] and np.shares_memory(np.asarray(memoryview(parts[0])), array[0]):
+                    return _in_place(array)
+        return tf.stack(parts)
 
     def _defined(self) -> Any:
         """The signature of a lesson's step, where it has one, says which sizes may differ from chunk to chunk."""
@@ -131,7 +112,7 @@ class Loop(PythonLoop):
             self.graph = tf.function(self._steps, input_signature=[signature, count, count])
             if self.xla is None:
                 # XLA must know how often a loop inside the loop over the steps goes round.
-                self.xla = _loops(self.graph) == 1 and xla_pays(self._size())
+                self.xla = _loops(self.graph) == 1 and xla_pays(self._size(), self.device)
             if self.xla:
                 self.graph = tf.function(self.graph, jit_compile=True)
         return self.graph
@@ -151,13 +132,13 @@ class Loop(PythonLoop):
         """Define the graph, if this is its first chunk, and execute no step of it."""
         graph = self._defined()
         if self.compiled_for is not self.stacked:
-            with tf.device(_device):
+            with tf.device(self.device):
                 graph(self.stacked, tf.constant(self.next), tf.constant(0))
             self.compiled_for = self.stacked
 
     def run(self, steps: int) -> tf.Tensor:
         graph, parts = self._defined(), []
-        with tf.device(_device):
+        with tf.device(self.device):
             for start in range(0, steps, CALL):
                 count = min(CALL, steps - start)
                 parts.append(graph(self.stacked, tf.constant(self.next), tf.constant(count))[:count])
@@ -170,53 +151,64 @@ def _in_place(array: Array) -> Any:
     return tf.raw_ops.Identity(input=array)
 
 
-def _stack(parts: tuple[Any, ...], chunk: Chunk) -> Any:
-    """The parts as one tensor. Where `place` left them in the memory of the chunk, that is one already."""
-    if _device == "CPU:0":
-        for array in chunk.values():
-            if parts[0].shape == array.shape[1:] and np.shares_memory(np.asarray(memoryview(parts[0])), array[0]):
-                return _in_place(array)
-    return tf.stack(parts)
-
-
 def _loops(graph: Any) -> int:
     definition = graph.get_concrete_function().graph.as_graph_def()
     functions = [function.node_def for function in definition.library.function]
     return sum(node.op in ("While", "StatelessWhile") for nodes in [definition.node, *functions] for node in nodes)
 
 
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """Functions run as the Python that they were traced from, one operation after the other: no graph."""
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
+class Runtime(runtimes.Runtime):
+    graphs = ("cpu", "cuda")
+    python_loop = PythonLoop
+    graph_loop = GraphLoop
 
+    def apply(self) -> None:
+        environment = self.environment
+        kind, _, index = environment.device.partition(":")
+        seen = len(tf.config.list_physical_devices("GPU"))
+        if kind == "cuda" and int(index) >= seen:
+            raise UserError(
+                f"TensorFlow {tf.__version__} sees {seen} GPUs, and so cannot use {environment.device}. To learn which "
+                f"library of CUDA it does not find: TF_CPP_MIN_LOG_LEVEL=0 {sys.executable} -c "
+                "'import tensorflow as tf; tf.config.list_physical_devices()'. Set device to cpu in params.yaml, "
+                "or run `docker compose run --rm gpu`, whose image has the libraries."
+            )
+        super().apply()
+        self.device = "CPU:0" if kind == "cpu" else f"GPU:{index}"
+        tf.config.threading.set_intra_op_parallelism_threads(environment.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(environment.threads)
+        tf.config.experimental.enable_tensor_float_32_execution(environment.precision == "tf32")
+        if environment.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        with tf.device(self.device):
+            tf.zeros(1)  # makes the device's context
 
-def to_host(losses: Any) -> Array:
-    return losses.numpy()
+    @contextmanager
+    def eagerly(self) -> Iterator[None]:
+        """Functions run as the Python that they were traced from, one operation after the other: no graph."""
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(False)
 
+    def multiply(self, batches: list[Factors]) -> Cycle:
+        """All batches in one function, compiled on a GPU, which multiplies faster than Python could call it."""
+        with tf.device(self.device):
+            pairs = [(tf.constant(left), tf.constant(right)) for factors in batches for left, right in factors]
 
-def multiply(batches: list[Factors]) -> Cycle:
-    """All batches in one function, compiled on a GPU, which multiplies faster than Python could call it."""
-    with tf.device(_device):
-        pairs = [(tf.constant(left), tf.constant(right)) for factors in batches for left, right in factors]
+            def products() -> Any:
+                return [left @ right for left, right in pairs]  # what is not returned is not computed
 
-        def products() -> Any:
-            return [left @ right for left, right in pairs]  # what is not returned is not computed
+            graph: Any = tf.function(products, jit_compile=True if self.on_gpu else None)
+            return Cycle([graph.get_concrete_function()], least_steps=len(batches))
 
-        graph: Any = tf.function(products, jit_compile=True if _device != "CPU:0" else None)
-        return Cycle([graph.get_concrete_function()], least_steps=len(batches))
-
-
-def synchronize() -> None:
-    if _device:  # asking would start TensorFlow, whose threads can then no longer be set
+    def synchronize(self) -> None:
         tf.test.experimental.sync_devices()
 
-
-def peak_memory_bytes() -> int:
-    if _device.startswith("GPU"):
-        return tf.config.experimental.get_memory_info(_device)["peak"]
-    return peak_process_bytes()
+    def peak_memory_bytes(self) -> int:
+        if self.on_gpu:
+            return tf.config.experimental.get_memory_info(self.device)["peak"]
+        return super().peak_memory_bytes()

@@ -1,9 +1,8 @@
 """PyTorch: deterministic kernels, one thread count, one precision; on a GPU, steps captured as CUDA graphs."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextlib import nullcontext as eagerly
 from functools import partial
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -12,56 +11,21 @@ import torch
 
 from pipeline import runtimes
 from pipeline.contract import Array, Chunk, Factors, Weights
-from pipeline.environment import Environment
 from pipeline.errors import UserError
-from pipeline.runtimes import Cycle, batches_of, keep_freed_memory, peak_process_bytes
+from pipeline.runtimes import Cycle, Loop, batches_of
 
-__all__ = [
-    "CPU_ONLY",
-    "GRAPHS",
-    "CudaGraphs",
-    "Graphs",
-    "Loop",
-    "PythonLoop",
-    "eagerly",
-    "launch",
-    "multiply",
-    "nodes",
-    "peak_memory_bytes",
-    "start",
-    "synchronize",
-    "to_host",
-]
-
-CPU_ONLY = False
-GRAPHS = ("cuda",)
 STREAMS = 32  # that PyTorch has for a device; it hands them out in turn
-_device = torch.device("cpu")
 
 
-def start(environment: Environment) -> str:
-    global _device
-    _device = torch.device(environment.device)
-    keep_freed_memory()
-    torch.set_num_threads(environment.threads)
-    torch.set_float32_matmul_precision("high" if environment.precision == "tf32" else "highest")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may differ from one run to the next
-    # What use_deterministic_algorithms does, without its import of the compiler's settings, which takes half a second.
-    torch.set_deterministic_debug_mode("error" if environment.deterministic else "default")
-    # True would fill every new tensor with NaN first: a pass over memory to find a mistake that the parity gate finds.
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (pyright does not see it)
-    if _device.type == "cuda":
-        torch.cuda.set_device(_device)  # graphs are captured on the current device
-    torch.empty(1, device=_device)  # makes the device's context
-    return str(_device)
-
-
-class PythonLoop(runtimes.Loop):
+class PythonLoop(Loop):
     def take_step(self, index: int) -> torch.Tensor:
         return super().take_step(index).detach()
 
     def gather(self, losses: list[Any]) -> torch.Tensor:
-        return torch.stack(losses) if losses else torch.empty(0, device=_device)
+        return torch.stack(losses) if losses else torch.empty(0, device=self.device)
+
+    def to_host(self, losses: torch.Tensor) -> Array:
+        return losses.cpu().numpy()
 
     def weights(self) -> Weights:
         return {name: getattr(self.implementation, name).numpy(force=True).copy() for name in self.names}
@@ -87,7 +51,8 @@ class Graphs:
 
     _alive: ClassVar[WeakSet["Graphs"]] = WeakSet()
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         if not self._alive:  # no graph uses a workspace, and each stream would keep its own
             torch._C._cuda_clearCublasWorkspaces()
         self.stream = self._unused_stream()
@@ -112,7 +77,7 @@ class Graphs:
     def _unused_stream(self) -> torch.cuda.Stream:
         taken = {graphs.stream.cuda_stream for graphs in self._alive}
         for _ in range(STREAMS):
-            stream = torch.cuda.Stream(_device)
+            stream = torch.cuda.Stream(torch.device(self.device))
             if stream.cuda_stream not in taken:
                 return stream
         raise RuntimeError(f"CUDA graphs are alive on all {STREAMS} streams. Let one loop go, then make another.")
@@ -148,7 +113,7 @@ class CudaGraphs(PythonLoop):
 
     def _drop_graphs(self) -> None:
         self.captured = [None] * len(self.slots)
-        self.graphs, self.warm = Graphs(), 0
+        self.graphs, self.warm = Graphs(self.device), 0
 
     def place(self, chunk: Chunk) -> None:
         """A new batch with the shapes of the one in its slot is copied there, so the captured graph stays valid."""
@@ -203,20 +168,20 @@ class CudaGraphs(PythonLoop):
 
     def _capture(self, index: int) -> tuple[Recorded, torch.Tensor]:
         """The graph of the step on a batch, and the loss that replaying it leaves."""
-        found = self.captured[index]
-        if found is None:
+        captured = self.captured[index]
+        if captured is None:
             weights = [getattr(self.implementation, name) for name in self.names]
             addresses = [weight.data_ptr() for weight in weights]
-            loss = torch.empty((), dtype=weights[0].dtype, device=_device)
+            loss = torch.empty((), dtype=weights[0].dtype, device=self.device)
             recorded = self.graphs.record(lambda: loss.copy_(self._step(index)), weights, self.slots[index], loss)
             if [getattr(self.implementation, name).data_ptr() for name in self.names] != addresses:
                 name = type(self.implementation).__module__
                 raise UserError(
                     f"{name}: `step` must change its weights in place, as in `self.w1 -= …`, to run on a GPU."
                 )
-            found = self.captured[index] = recorded, loss
+            captured = self.captured[index] = recorded, loss
             self.captures += 1
-        return found
+        return captured
 
 
 def _copied(new: tuple[Any, ...], slot: tuple[Any, ...]) -> bool:
@@ -234,71 +199,79 @@ def _copied(new: tuple[Any, ...], slot: tuple[Any, ...]) -> bool:
     return alike
 
 
-def Loop(implementation: Any, names: Iterable[str]) -> PythonLoop:  # noqa: N802 (a class in the other runtimes)
-    return (CudaGraphs if _device.type == "cuda" else PythonLoop)(implementation, names)
+class Runtime(runtimes.Runtime):
+    graphs = ("cuda",)
+    python_loop = PythonLoop
+    graph_loop = CudaGraphs
 
+    def apply(self) -> None:
+        super().apply()
+        environment, self.device = self.environment, self.environment.device
+        torch.set_num_threads(environment.threads)
+        torch.set_float32_matmul_precision("high" if environment.precision == "tf32" else "highest")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may differ between two runs
+        # What use_deterministic_algorithms does, without its import of the compiler's settings, which takes 0.5 s.
+        torch.set_deterministic_debug_mode("error" if environment.deterministic else "default")
+        # True would fill every new tensor with NaN first: a pass over memory for a mistake that the parity gate finds.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (pyright does not see it)
+        if self.device != "cpu":
+            torch.cuda.set_device(torch.device(self.device))  # graphs are captured on the current device
+        torch.empty(1, device=self.device)  # makes the device's context
 
-def to_host(losses: torch.Tensor) -> Array:
-    return losses.cpu().numpy()
+    def multiply(self, batches: list[Factors]) -> Cycle:
+        """On a GPU from CUDA graphs: the arithmetic, and not its launches."""
+        on_device = [
+            [tuple(torch.as_tensor(side).to(self.device) for side in pair) for pair in factors] for factors in batches
+        ]
+        out = {(len(left), right.shape[1]): left.mm(right) for factors in on_device for left, right in factors}
 
+        def batch(factors: list[tuple[torch.Tensor, ...]]) -> None:
+            for left, right in factors:
+                torch.mm(left, right, out=out[len(left), right.shape[1]])
 
-def multiply(batches: list[Factors]) -> Cycle:
-    on_device = [
-        [(torch.as_tensor(left).to(_device), torch.as_tensor(right).to(_device)) for left, right in factors]
-        for factors in batches
-    ]
-    out = {(len(left), right.shape[1]): left.mm(right) for factors in on_device for left, right in factors}
+        calls = [partial(batch, factors) for factors in on_device]
+        return self._replayed(calls, on_device, out) if self.on_gpu else Cycle(calls)
 
-    def batch(factors: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        for left, right in factors:
-            torch.mm(left, right, out=out[len(left), right.shape[1]])
+    def launch(self, kernels: list[int]) -> Cycle:
+        """Captured graphs of so many empty kernels each: what a GPU takes to launch a step, whatever it computes."""
 
-    calls = [partial(batch, factors) for factors in on_device]
-    # On a GPU the lower bound is the arithmetic, not its launches.
-    return _replayed(calls, on_device, out) if _device.type == "cuda" else Cycle(calls)
+        def empty(count: int) -> None:
+            for _ in range(count):
+                torch.cuda._sleep(0)
 
+        return self._replayed([partial(empty, count) for count in kernels])
 
-def launch(kernels: list[int]) -> Cycle:
-    """Captured graphs of so many empty kernels each: what a GPU takes to launch a step, whatever the step computes."""
+    def _replayed(self, calls: list[Callable[[], None]], *kept: Any) -> Cycle:
+        graphs = Graphs(self.device)
+        with graphs.beside():
+            for call in calls:
+                call()
+        recorded = [graphs.record(call, kept) for call in calls]
+        return Cycle([graph.replay for graph in recorded], kept=recorded)
 
-    def empty(count: int) -> None:
-        for _ in range(count):
-            torch.cuda._sleep(0)
+    def nodes(self, loop: Loop) -> list[int]:
+        """How many nodes the CUDA graph of the step on each placed batch has: kernels, copies and memory that is set.
+        `loop` is a Python loop."""
+        from cuda.bindings import runtime  # pyright: ignore[reportMissingImports] (PyTorch's CUDA builds depend on it)
 
-    return _replayed([partial(empty, count) for count in kernels])
+        graphs, steps = Graphs(self.device), [partial(loop.take_step, index) for index in range(len(loop.placed))]
+        with graphs.beside():
+            for step in steps * 2:
+                step()
+        recorded, counts = [], []
+        for step in steps:
+            recorded.append(_recorded(step, graphs, keep_graph=True))
+            error, _, count = runtime.cudaGraphGetNodes(recorded[-1].raw_cuda_graph(), numNodes=0)
+            if error != runtime.cudaError_t.cudaSuccess:
+                raise RuntimeError(f"The nodes of a CUDA graph cannot be counted: {error}.")
+            counts.append(count)
+        return counts
 
+    def synchronize(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize(torch.device(self.device))
 
-def _replayed(calls: list[Callable[[], None]], *kept: Any) -> Cycle:
-    graphs = Graphs()
-    with graphs.beside():
-        for call in calls:
-            call()
-    recorded = [graphs.record(call, kept) for call in calls]
-    return Cycle([each.replay for each in recorded], kept=recorded)
-
-
-def nodes(loop: PythonLoop) -> list[int]:
-    """How many nodes the CUDA graph of the step on each placed batch has: kernels, copies and memory that is set."""
-    from cuda.bindings import runtime  # pyright: ignore[reportMissingImports] (PyTorch's CUDA builds depend on it)
-
-    graphs, steps = Graphs(), [partial(PythonLoop.take_step, loop, index) for index in range(len(loop.placed))]
-    with graphs.beside():
-        for step in steps * 2:
-            step()
-    recorded, counts = [], []
-    for step in steps:
-        recorded.append(_recorded(step, graphs, keep_graph=True))
-        error, _, count = runtime.cudaGraphGetNodes(recorded[-1].raw_cuda_graph(), numNodes=0)
-        if error != runtime.cudaError_t.cudaSuccess:
-            raise RuntimeError(f"The nodes of a CUDA graph cannot be counted: {error}.")
-        counts.append(count)
-    return counts
-
-
-def synchronize() -> None:
-    if _device.type == "cuda":
-        torch.cuda.synchronize(_device)
-
-
-def peak_memory_bytes() -> int:
-    return torch.cuda.max_memory_allocated(_device) if _device.type == "cuda" else peak_process_bytes()
+    def peak_memory_bytes(self) -> int:
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated(torch.device(self.device))
+        return super().peak_memory_bytes()

@@ -1,5 +1,5 @@
-"""Many experiments at once: DVC's queue says what to run, Ray runs it, and it comes back as DVC's experiments.
+"""Many experiments at once: DVC queues them, Ray runs them, and each is recorded as a DVC experiment and MLflow run.
 
-An experiment travels as git commits (a bundle), and comes back as its experiment's ref and the objects of DVC's cache
-that home lacks. No shared file system is needed.
+An experiment travels as git commits (a bundle). Its results return as its experiment's ref and the objects that the
+driver's DVC cache lacks. No shared file system is needed.
 """

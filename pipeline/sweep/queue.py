@@ -1,18 +1,17 @@
-"""DVC's own queue, which `dvc exp run --queue` fills: what is in it, what it is made of, and taking it out."""
+"""DVC's own queue, which `dvc exp run --queue` fills: its experiments, their commits, and their removal."""
 
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
-from pipeline.errors import UserError
+from pipeline.git import git
 
-BUNDLED = "refs/sweep"  # a bundle holds what refs name, and a queued experiment has none of its own
+BUNDLED = "refs/sweep"  # a bundle holds what refs name, and a queued experiment has no ref
 
 
-class Queued(NamedTuple):
+class Experiment(NamedTuple):
     """A queued experiment: `revision` is the working tree to run it with, on top of the commit `baseline`."""
 
     name: str
@@ -21,52 +20,50 @@ class Queued(NamedTuple):
 
     @property
     def ref(self) -> str:
-        """Where it is when it has come home."""
+        """Its ref when it is done."""
         return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{self.name}"
 
 
-def queued() -> list[Queued]:
-    """What is queued, the first first."""
+def queued() -> list[Experiment]:
+    """The queued experiments, the first first."""
     from dvc.repo import Repo
 
     with Repo() as repo:
         entries = list(repo.experiments.celery_queue.iter_queued())
-    return [Queued(entry.name or entry.stash_rev[:7], entry.baseline_rev, entry.stash_rev) for entry in entries]
+    return [Experiment(entry.name or entry.stash_rev[:7], entry.baseline_rev, entry.stash_rev) for entry in entries]
 
 
-def remove(experiments: Iterable[Queued]) -> None:
-    """Take them out of the queue, by their revisions: names can be given twice."""
+def remove(experiments: Iterable[Experiment]) -> None:
+    """Remove experiments from the queue by their revisions, because names may not be unique."""
     from dvc.repo import Repo
 
     with Repo() as repo:
-        repo.experiments.celery_queue.remove([each.revision for each in experiments])
+        repo.experiments.celery_queue.remove([experiment.revision for experiment in experiments])
 
 
-def refs() -> set[str]:
-    """The refs of all experiments that are here."""
-    return set(git("for-each-ref", "--format=%(refname)", "refs/exps").splitlines())
+def refs(under: str = "refs/exps") -> set[str]:
+    """The refs of the experiments that are done."""
+    return set(git("for-each-ref", "--format=%(refname)", under).splitlines())
 
 
-def params(experiment: Queued) -> dict:
-    return yaml.safe_load(git("show", f"{experiment.revision}:params.yaml"))
+def params(revision: str) -> dict[str, Any]:
+    return yaml.safe_load(git("show", f"{revision}:params.yaml"))
 
 
-def bundle(experiments: list[Queued]) -> bytes:
-    """All the commits that these are made of, with their history: `git clone` takes it."""
+def stages(revision: str, folder: Path | str = ".") -> dict[str, dict[str, Any]]:
+    """The stages that the dvc.lock of a revision holds."""
+    lock = git("show", f"{revision}:dvc.lock", folder=folder, default="")
+    return yaml.load(lock, yaml.CSafeLoader)["stages"] if lock else {}
+
+
+def bundle(experiments: list[Experiment]) -> bytes:
+    """The commits of these experiments with their history, as a git bundle."""
     path = Path(".dvc/tmp/sweep.bundle")
-    refs = {f"{BUNDLED}/{each.revision}": each.revision for each in experiments}
+    refs = {f"{BUNDLED}/{experiment.revision}": experiment.revision for experiment in experiments}
     try:
-        git("update-ref", "--stdin", said="".join(f"update {ref} {revision}\n" for ref, revision in refs.items()))
-        git("bundle", "create", "--quiet", str(path), "--stdin", said="\n".join(refs))
+        git("update-ref", "--stdin", stdin="".join(f"update {ref} {revision}\n" for ref, revision in refs.items()))
+        git("bundle", "create", "--quiet", str(path), "--stdin", stdin="\n".join(refs))
         return path.read_bytes()
     finally:
-        git("update-ref", "--stdin", said="".join(f"delete {ref}\n" for ref in refs))
+        git("update-ref", "--stdin", stdin="".join(f"delete {ref}\n" for ref in refs))
         path.unlink(missing_ok=True)
-
-
-def git(*arguments: str, said: str | None = None) -> str:
-    """What git answers; `said` is what it reads."""
-    done = subprocess.run(["git", *arguments], input=said, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"git {arguments[0]} failed: {done.stderr.strip()}")
-    return done.stdout.strip()

@@ -1,1 +1,1 @@
-"""MLflow: what it is sent, and how."""
+"""MLflow: runs.py says what it is sent and when, store.py how a store is reached."""

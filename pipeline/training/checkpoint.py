@@ -19,7 +19,7 @@ from pipeline.array_files import read_arrays, write_arrays
 from pipeline.clock import now
 from pipeline.contract import Array, Weights
 from pipeline.errors import UserError
-from pipeline.params import Train
+from pipeline.params import Params
 
 FOLDER = Path(".dvc/tmp/checkpoints")  # DVC removes a stage's outputs before it starts, so not among them
 KEPT = 3  # of each implementation: who goes back to other params finds the checkpoint that was left there
@@ -81,19 +81,20 @@ class Checkpoint:
 NONE = Checkpoint("none", b"", 0)
 
 
-def checkpoint_of(stage: str, problem: str, params: Train) -> Checkpoint:
+def checkpoint_of(stage: str, problem: str, params: Params) -> Checkpoint:
     """The checkpoint of a stage that trains, such as train@numpy_arrays."""
-    basis = {"learning_rate": params.learning_rate, **params.of(problem).model_dump()}
-    return Checkpoint(stage, depends_on(stage, problem, basis), params.checkpoint_seconds)
+    schedule = params.problems[problem].train.model_dump()
+    basis = {"learning_rate": params.train.learning_rate, **schedule}
+    return Checkpoint(stage, depends_on(stage, problem, basis), params.train.checkpoint_seconds)
 
 
 def depends_on(stage: str, problem: str, params: dict[str, object]) -> bytes:
     """A digest of what a stage depends on: its `params`, and the content of its deps in dvc.yaml."""
     group, _, key = stage.partition("@")
-    named = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][group]["do"]["deps"]
-    deps = (Path(dep.replace("${key}", key).replace("${item}", problem)) for dep in named)
+    deps = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][group]["do"]["deps"]
+    paths = (Path(dep.replace("${key}", key).replace("${item}", problem)) for dep in deps)
     digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
-    for path in (file for dep in deps for file in ([dep] if dep.is_file() else sorted(dep.rglob("*")))):
+    for path in (file for dep in paths for file in ([dep] if dep.is_file() else sorted(dep.rglob("*")))):
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".npy":  # the manifest stands for them
             digest.update(f"{path} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.digest()

@@ -1,5 +1,4 @@
-"""What a trained implementation computes, to be judged: taken where its framework is loaded, after the training.
-Judging it needs none."""
+"""What parity judges of a trained implementation: taken where its framework is loaded. Judging it needs none."""
 
 from collections.abc import Callable
 
@@ -8,24 +7,20 @@ import numpy as np
 from pipeline.contract import Array, Weights
 from pipeline.runtimes import Loop
 from pipeline.training.data import DataSet
-from pipeline.training.training import Training
 
 GRADIENT_LEARNING_RATE = 2.0**20  # a power of two, so large that `initial - weights` cancels no digits of the gradient
 
 
 def outputs(
-    create: Callable[[Weights, float], Loop], trained: Training, data: DataSet, batch_size: int
+    create: Callable[[Weights, float], Loop], trained: Loop, data: DataSet, batch_size: int
 ) -> dict[str, Array]:
-    """The losses that were kept, train_loss, and the step of each; predictions for the test set with the initial and
-    with the trained weights, each (test examples, outputs); and gradient.KEY, the gradient of the first batch at the
-    initial weights."""
+    """Predictions for the test set with the initial and with the trained weights, each (test examples, outputs); and
+    gradient.KEY, the gradient of the first batch at the initial weights."""
     first = data.read(slice(0, batch_size), batch_size)
     gradients = gradient_of(create, data.initial, first)
     return {
         "initial_predictions": create(data.initial, 1.0).predict(*data.test_inputs()),
-        "step": np.array(trained.steps),
-        "train_loss": trained.losses,
-        "predictions": trained.loop.predict(*data.test_inputs()),
+        "predictions": trained.predict(*data.test_inputs()),
         **{f"gradient.{key}": gradient for key, gradient in gradients.items()},
     }
 

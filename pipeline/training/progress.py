@@ -1,9 +1,6 @@
 """How a training shows that it gets on: a bar where a person watches, now and then a line where nobody does."""
 
-import os
-import subprocess
-import sys
-from contextlib import suppress
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -13,41 +10,15 @@ from rich.progress import Progress as Bar
 
 from pipeline.clock import now
 
-LIVE_SECONDS = 1.0
 BAR_SECONDS = 0.1  # between two drawings of the bar, at least
 LINE_SECONDS = 5.0  # between two lines, at least; later a tenth of the time that has passed, so that a log stays short
-
-
-class Live:
-    """Hands losses to a process that shows them in MLflow (pipeline/tracking/live.py), and never waits for it."""
-
-    def __init__(self, name: str) -> None:
-        python = os.environ.get("PIPELINE_PYTHON", sys.executable)
-        end, self.pipe = os.pipe()
-        self.process = subprocess.Popen([python, "-m", "pipeline.tracking.live", name], stdin=end)
-        os.close(end)
-        os.set_blocking(self.pipe, False)
-        self.told = now()
-
-    def show(self, step: int, loss: float) -> None:
-        if now() - self.told >= LIVE_SECONDS:
-            self.told = now()
-            with suppress(BlockingIOError, BrokenPipeError):  # it is behind, or has given up: it said why
-                os.write(self.pipe, f"{step} {loss}\n".encode())
-
-    def close(self) -> None:
-        os.close(self.pipe)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(LIVE_SECONDS)
-        self.process.kill()
-        self.process.wait()
 
 
 class Progress:
     """Drawn by `show` alone: no thread of its own disturbs the timing."""
 
-    def __init__(self, name: str, steps: int) -> None:
-        self.name, self.steps = name, steps
+    def __init__(self, name: str, steps: int, live: Callable[[int, float], None] | None = None) -> None:
+        self.name, self.steps, self.live = name, steps, live
         self.begun = self.shown = now()
         self.first: int | None = None  # the steps done when it was first heard of them
         console = Console()
@@ -61,13 +32,12 @@ class Progress:
         )
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal, auto_refresh=False)
         self.task = self.bar.add_task(name, total=steps, loss="", pace="")
-        self.live = Live(name) if os.environ.get("MLFLOW_LIVE") == "1" else None
 
     def show(self, step: int, loss: float) -> None:
         """Show the steps done and the last loss, if it is time to."""
         at = now()
         if self.live:
-            self.live.show(step, loss)
+            self.live(step, loss)
         if self.first is None:
             self.first, self.begun = step, at
         between = max(LINE_SECONDS, (at - self.begun) / 10) if self.bar.disable else BAR_SECONDS
@@ -89,8 +59,6 @@ class Progress:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        if self.live:
-            self.live.close()
 
 
 def _duration(seconds: float) -> str:

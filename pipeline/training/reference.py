@@ -1,4 +1,4 @@
-"""The float64 reference run: the same gradient descent by the equations in the problem's file.
+"""The stage `reference`: the same gradient descent in float64, by the equations in the problem's file.
 
 It is NumPy alone, no framework and no implementation. Everything is compared with it, so that what agrees, agrees with
 the maths.
@@ -9,10 +9,31 @@ from itertools import cycle, islice
 
 import numpy as np
 
+from pipeline import files
+from pipeline.array_files import write_arrays
 from pipeline.contract import Array, load_problem
-from pipeline.training.checkpoint import NONE, Checkpoint, State
+from pipeline.params import load_params
+from pipeline.training.checkpoint import NONE, Checkpoint, State, checkpoint_of
 from pipeline.training.data import DataSet
 from pipeline.training.history import kept_steps
+from pipeline.training.resource_check import check_memory
+
+
+def main(problem: str) -> None:
+    params = load_params()
+    check_memory(params)
+    schedule = params.problems[problem].train
+    checkpoint = checkpoint_of(f"reference@{problem}", problem, params)
+    reference = reference_run(
+        problem,
+        DataSet(problem),
+        steps=schedule.steps,
+        batch_size=schedule.batch_size,
+        learning_rate=params.train.learning_rate,
+        checkpoint=checkpoint,
+    )
+    write_arrays(files.reference_file(problem), reference)
+    checkpoint.remove()
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a training that diverges says so itself, in a sentence

@@ -14,7 +14,7 @@ from pipeline.runtimes.torch import CudaGraphs
 class Loop(CudaGraphs):
     def __init__(self, weights: Weights, *, learning_rate: float, device: str, option: str) -> None:
         lesson = load_implementation("two_layer", option)
-        super().__init__(lesson(weights, learning_rate=learning_rate, device=device), weights)
+        super().__init__(lesson(weights, learning_rate=learning_rate, device=device), weights, device)
 
     def place(self, chunk: Chunk) -> None:
         super().place({key: array[:1].copy() for key, array in chunk.items()})

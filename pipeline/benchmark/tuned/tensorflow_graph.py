@@ -17,7 +17,7 @@ class Loop:
         x = tf.TensorSpec([None, None, inputs], dtype)
         y = tf.TensorSpec([None, None, outputs], dtype)
         count = tf.TensorSpec([], tf.int32)
-        compiled = xla_pays(sum(weight.size for weight in weights.values()))
+        compiled = xla_pays(sum(weight.size for weight in weights.values()), device)
         self.graph = tf.function(self._run, input_signature=[x, y, count, count], jit_compile=compiled)
 
     def _run(self, xs: tf.Tensor, ys: tf.Tensor, first: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:

@@ -1,23 +1,83 @@
-"""The only training: every implementation goes through it, on the same data, from the same weights."""
+"""The stage `train`: every implementation goes through it, on the same data, from the same weights."""
 
 from collections.abc import Callable, Iterator
 from itertools import cycle
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline import files
+from pipeline.array_files import write_arrays
 from pipeline.clock import Stopwatch
 from pipeline.contract import Array, Weights
+from pipeline.environment import enter_interpreter, framework_of
 from pipeline.errors import UserError
-from pipeline.runtimes import Loop
-from pipeline.training.checkpoint import NONE, Checkpoint, State
+from pipeline.params import load_params
+from pipeline.provenance import provenance
+from pipeline.results import Metrics, Timing
+from pipeline.runtimes import Loop, load_runtime, open_implementation
+from pipeline.training.checkpoint import NONE, Checkpoint, State, checkpoint_of
 from pipeline.training.data import DataSet
 from pipeline.training.history import kept_steps
+from pipeline.training.outputs import outputs
+from pipeline.training.progress import Progress
+from pipeline.training.resource_check import check_memory
 
 CALLS = 20  # of a loop's `run` in a training: enough for a median and for progress, few enough to cost nothing
 CALL_STEPS = 10_000  # in a call, at most: a long training shows progress too, and holds few losses at a time
 CALL_SECONDS = 5.0  # of a call, about, at most: there is no progress and no checkpoint within one
+
+
+def main(name: str, *, live_log: Callable[[str], Callable[[int, float], None] | None]) -> None:
+    """Train an implementation. `live_log(name)` is a function that takes steps and losses under way, or None."""
+    enter_interpreter(framework_of(name))
+    params, environment = load_params(), files.read_environment()
+    check_memory(params)
+    problem = params.problem_of(name)
+    schedule = params.problems[problem].train
+    load_runtime(name)  # imports the framework, before the stopwatch books what the imports took
+    stopwatch = Stopwatch()
+    with stopwatch.measure("device_context"):
+        opened = open_implementation(name, problem, environment)
+        stopwatch.synchronize = opened.runtime.synchronize
+    with stopwatch.measure("read"):
+        data = DataSet(problem)
+    checkpoint = checkpoint_of(f"train@{name}", problem, params)
+    with stopwatch.measure("log"):
+        live = live_log(name)
+    with Progress(name, schedule.steps, live) as progress:
+        training = train(
+            name,
+            opened.create,
+            data,
+            learning_rate=params.train.learning_rate,
+            steps=schedule.steps,
+            batch_size=schedule.batch_size,
+            stopwatch=stopwatch,
+            on_progress=progress.show,
+            checkpoint=checkpoint,
+        )
+    memory, loop = opened.runtime.peak_memory_bytes(), training.loop
+    with stopwatch.measure("predict"):
+        judged = outputs(opened.create, training.loop, data, schedule.batch_size)
+    with stopwatch.measure("save"):
+        curve = {"step": np.array(training.steps), "train_loss": training.losses}
+        write_arrays(files.weights_file(name), training.weights)
+        write_arrays(files.outputs_file(name), judged | curve)
+        rows = zip(training.steps, training.losses.tolist(), strict=True)
+        files.write_rows(files.result_file(name, "history.csv"), "step,train_loss", rows)
+        last = Metrics(train_loss=float(training.losses[-1]), steps=schedule.steps)
+        last.write(files.result_file(name, "metrics.json"))
+    timing = Timing(
+        **provenance(environment, opened.device, opened.device_name),
+        **stopwatch.summary(schedule.batch_size),
+        peak_memory_bytes=memory,
+        captured_graphs=loop.captures,
+        replayed_steps=loop.replays,
+        continued_at=list(training.continued_at),
+    )
+    timing.write(files.result_file(name, "timing.json"))
+    checkpoint.remove()
 
 
 class Training(NamedTuple):
@@ -37,7 +97,6 @@ def train(
     learning_rate: float,
     steps: int,
     batch_size: int,
-    runtime: ModuleType,
     stopwatch: Stopwatch,
     on_progress: Callable[[int, float], None],
     checkpoint: Checkpoint = NONE,
@@ -74,7 +133,7 @@ def train(
             # The first call also pays for what happens once, and any call may be disturbed: so it may grow again.
             per_call = max(1, min(most, int(CALL_SECONDS * count / seconds[0])))
             with stopwatch.measure("read_back"):
-                found = runtime.to_host(on_device)
+                found = loop.to_host(on_device)
             finite = np.isfinite(found)
             if not finite.all():
                 step = int(finite.argmin())

@@ -1,70 +1,16 @@
-"""The equations of a problem, from the docstring of its file, as data and as MathML.
-
-An equation is an indented line of that docstring, in Python's syntax, with the shape of the result:
-
-    h_relu = relu(h)    (N, hidden)    for t = 1 … length
-
-What follows the shape says for which time steps it holds, in the order in which they are computed.
-"""
+"""Equations of a problem as MathML."""
 
 import ast
 import re
-from typing import NamedTuple
 
-LINE = re.compile(r" {4}(?P<left>\S.*?) += +(?P<right>\S.*?) {2,}\((?P<shape>.*?)\)(?: {2,}(?P<times>for t = .*))?$")
+from pipeline.graphs.equations import Equation
+
 CLOSING = '<mo stretchy="false">)</mo>'
 
 
-class Equation(NamedTuple):
-    left: str
-    right: str
-    shape: str  # the sizes by name, with commas; empty of a single number
-    times: str  # for t = 1 … length, or nothing
-    number: int  # in the docstring, from 1
-
-    @property
-    def name(self) -> str:
-        """Of the quantity that it computes, without an index."""
-        return re.split(r"\W", self.left)[0]
-
-    @property
-    def operands(self) -> frozenset[str]:
-        """The names on its right side, without indices."""
-        tree = ast.parse(self.right, mode="eval")
-        indices = {
-            id(each) for node in ast.walk(tree) if isinstance(node, ast.Subscript) for each in ast.walk(node.slice)
-        }
-        return frozenset(
-            node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in indices
-        ) - {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-
-    @property
-    def part(self) -> str:
-        """Of a step: forward, backward or update."""
-        if self.name.startswith("grad_"):
-            return "backward"
-        return "update" if self.name in self.operands and "learning_rate" in self.operands else "forward"
-
-    @property
-    def size(self) -> str:
-        """Its shape in words: N × hidden, or a number."""
-        return self.shape.replace(", ", " × ") or "a number"
-
-    @property
-    def mathml(self) -> str:
-        left, right = (_mathml(ast.parse(side, mode="eval").body) for side in (self.left, self.right))
-        return f"<math>{left}<mo>{'←' if self.part == 'update' else '='}</mo>{right}</math>"
-
-
-def equations(docstring: str) -> list[Equation]:
-    """Those of a docstring, in its order, numbered from 1."""
-    found = [equation for line in docstring.splitlines() if (equation := equation_in(line))]
-    return [equation._replace(number=number) for number, equation in enumerate(found, 1)]
-
-
-def equation_in(line: str) -> Equation | None:
-    match = LINE.match(line)
-    return match and Equation(match["left"], match["right"], match["shape"], match["times"] or "", 0)
+def mathml(equation: Equation) -> str:
+    left, right = (_mathml(ast.parse(side, mode="eval").body) for side in (equation.left, equation.right))
+    return f"<math>{left}<mo>{'←' if equation.part == 'update' else '='}</mo>{right}</math>"
 
 
 def _mathml(node: ast.expr) -> str:
@@ -97,10 +43,7 @@ def _mathml(node: ast.expr) -> str:
         case ast.Call(func=ast.Name(id=function), args=[argument]):
             html = f"<mi>{function}</mi><mo>&#8289;</mo><mrow>{_round(argument)}</mrow>"
         case _:
-            what = ast.unparse(node)
-            raise ValueError(
-                f"an equation holds {what}, which pipeline/lessons_page/equations.py cannot write as MathML"
-            )
+            raise ValueError(f"pipeline/lessons_page/mathml.py cannot write {ast.unparse(node)} as MathML")
     return html
 
 
@@ -136,7 +79,7 @@ def _sign(operator: ast.operator, right: ast.expr) -> str:
             return "<mo>·</mo>"
         case ast.MatMult():
             return '<mspace width="0.2em"></mspace>'
-    raise ValueError(f"an equation holds the operator {ast.dump(operator)}")
+    raise ValueError(f"pipeline/lessons_page/mathml.py cannot write the operator {ast.dump(operator)} as MathML")
 
 
 def _symbol(name: str) -> str:

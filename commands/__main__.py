@@ -1,0 +1,166 @@
+"""The one command line of everything beside `dvc repro`. Each command imports what it needs when it runs."""
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.errors import UserError, shown_to_the_user
+
+CPUS = click.IntRange(min=1)
+HOST = "127.0.0.1"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def commands() -> None:
+    """Run experiments and work with their results."""
+
+
+@commands.command()
+def params() -> None:
+    """Check params.yaml.
+
+    `make repro` does so before DVC reads it, because DVC's own messages name no remedy.
+    """
+    from pipeline.params import load_params
+
+    load_params()
+
+
+@commands.command()
+@click.option("--share", type=CPUS, help="CPUs for each experiment; by default each has a whole node.")
+@click.argument("stages", nargs=-1)
+def sweep(share: int | None, stages: tuple[str, ...]) -> None:
+    """Run the queued experiments side by side.
+
+    They run here, or on the Ray cluster that RAY_ADDRESS names. STAGES are the stages to run, such as
+    train@numpy_arrays; by default all. make sweep SHARE=1 ARGS="STAGES"
+    """
+    from pipeline.sweep.driver import sweep
+
+    sys.exit(not sweep(share or 0, stages))
+
+
+@commands.command()
+@click.argument("n", type=click.IntRange(min=1))
+@click.option("--share", type=CPUS, default=1, show_default=True, help="CPUs for each seed.")
+def seeds(n: int, share: int) -> None:
+    """Run the experiment on many seeds.
+
+    The seeds 0 to N - 1 run side by side, and a table of all seeds is printed: make seeds N=24
+    """
+    from pipeline import files
+    from pipeline.params import load_params
+    from pipeline.report import seeds as statistics
+    from pipeline.sweep import seeds
+    from pipeline.sweep.driver import sweep
+
+    loaded = load_params()
+    seeds.enqueue(n)
+    succeeded = sweep(share, seeds.stages())
+    if not seeds.collect():
+        raise UserError("No seed has finished. .dvc/tmp/sweep/*.log say why.")
+    print(statistics.table(statistics.read(loaded)))
+    print(f"{files.SEEDS} holds them; `dvc repro` puts them on the report's page")
+    sys.exit(not succeeded)
+
+
+@commands.command()
+@click.argument("run")
+def reproduce(run: str) -> None:
+    """Run an MLflow run again, with a verdict.
+
+    make reproduce RUN=ID. RUN is an id from MLflow, or its beginning. The exit status is 0 for identical results or a
+    difference within tolerance, 1 for a larger difference, and 2 if the run cannot be reproduced here.
+    """
+    from pipeline.archive.reproduce import EXIT, reproduce
+
+    verdict = reproduce(run)
+    print(verdict)
+    sys.exit(EXIT[verdict.verdict])
+
+
+@commands.command()
+@click.argument("run")
+def export(run: str) -> None:
+    """Write an MLflow run to a folder.
+
+    Its code, data and results go to exported/: make export RUN=ID. RUN is an id from MLflow, or its beginning.
+    """
+    from pipeline.archive.export import export
+
+    print(f"{export(run)} is complete; make verify-export checks it")
+
+
+@commands.command()
+@click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=Path)
+def verify(folders: tuple[Path, ...]) -> None:
+    """Verify the checksums of exported runs.
+
+    By default of all in exported/: make verify-export EXPORT=FOLDER
+    """
+    from pipeline.archive.export import EXPORTED, verify
+
+    folders = folders or tuple(sorted(EXPORTED.glob("*")))
+    if not folders:
+        raise UserError("Nothing was exported here. make export RUN=ID, or name a folder: EXPORT=…")
+    wrong = [f"{folder}: {fault}" for folder in folders for fault in verify(folder)]
+    print("\n".join(wrong or [f"{folder} is as it was exported" for folder in folders]))
+    sys.exit(bool(wrong))
+
+
+@commands.command()
+def track() -> None:
+    """Send the MLflow store what it lacks of the current results.
+
+    It asks the store, so runs that were deleted there are sent again. `dvc repro` trusts its own receipt.
+    """
+    from pipeline.params import load_params
+    from pipeline.tracking.runs import log_results
+
+    log_results(load_params(), again=True)
+
+
+@commands.command()
+@click.argument("port", type=click.IntRange(0, 65535), default=5000)
+def ui(port: int) -> None:
+    """Start the MLflow UI on 127.0.0.1.
+
+    It shows the runs of this checkout: make ui PORT=5001
+    """
+    from pipeline.tracking import store
+
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, port)) == 0:
+            raise UserError(f"port {port} of {HOST} is taken. Stop what is there, or take another: make ui PORT=5001.")
+    uri = store.tracking_uri()
+    if uri.startswith("http"):
+        raise UserError(f"MLFLOW_TRACKING_URI names a server, and its UI is there: {uri}")
+    _, experiment = store.connect()
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight helper processes that nothing here uses
+    address = f"http://{HOST}:{port}/#/experiments/{experiment}/runs?{store.TRAINING}"
+    print(f"{address} (Ctrl-C stops it)", flush=True)
+    command = ["mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", str(store.root() / "mlruns")]
+    os.execv(sys.executable, [sys.executable, "-m", *command, "--host", HOST, "--port", str(port), "--workers", "1"])
+
+
+def main() -> None:
+    try:
+        commands(prog_name="python -m commands", standalone_mode=False)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        asked = context.command_path if context else "python -m commands"
+        raise UserError(f"{error.format_message()} `{asked} --help` says what it takes.") from None
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with shown_to_the_user():
+        main()

@@ -1,0 +1,98 @@
+"""A graph as data: nodes, edges, and the file graphs/NAME.json that holds a lesson's graphs."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pipeline import files
+from pipeline.errors import UserError
+
+
+@dataclass
+class Node:
+    """An operation, a weight, data, or a loop.
+
+    `group` is the part of the step. The loss is computed from `forward`. `update` is where the learning rate comes in
+    or a weight changes, and everything computed from there on. `backward` is what lies between the two.
+    """
+
+    id: str
+    label: str  # the framework's name, with the numbers among the operands: Mul(learning_rate, ·)
+    name: str = ""  # the local variable or the weight in the lesson's code
+    detail: str = ""  # the framework's full name
+    group: Literal["", "forward", "backward", "update", "data"] = ""
+    kind: Literal["operation", "weight", "data", "loop"] = "operation"
+    within: str | None = None  # the loop to whose body the node belongs
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A value that one node gives another, in the shape in which it is used. `again`: to the next round of a loop."""
+
+    source: str
+    target: str
+    shape: str = ""
+    again: bool = False
+
+
+@dataclass
+class Graph:
+    title: str
+    recorded: bool  # by a framework; otherwise it is the graph of the equations
+    nodes: list[Node]
+    edges: list[Edge]
+
+
+@dataclass
+class GraphBuilder:
+    nodes: dict[str, Node] = field(default_factory=dict)
+    edges: dict[Edge, None] = field(default_factory=dict)  # as an ordered set
+    loss: str = ""
+    updates: set[str] = field(default_factory=set)  # the nodes at which the learning rate comes in or a weight changes
+
+    def add(self, label: str, **attributes: Any) -> str:
+        key = f"n{len(self.nodes)}"
+        self.nodes[key] = Node(key, label, **attributes)
+        return key
+
+    def connect(self, source: str, target: str, shape: str = "", *, again: bool = False) -> None:
+        self.edges[Edge(source, target, shape, again)] = None
+
+    def finish(self, title: str, *, recorded: bool = True) -> Graph:
+        """The graph, with a group for each node, and without weights and data that no node uses."""
+        used = {key for edge in self.edges for key in (edge.source, edge.target)}
+        nodes = [node for node in self.nodes.values() if node.group != "data" or node.id in used]
+        update = self._reached(self.updates)
+        forward = self._reached([self.loss], back=True) - update if self.loss else set()
+        for node in nodes:
+            outermost = node.within or node.id
+            node.group = node.group or (
+                "update" if outermost in update else "forward" if outermost in forward else "backward"
+            )
+        return Graph(title, recorded, nodes, list(self.edges))
+
+    def _reached(self, start: Iterable[str], *, back: bool = False) -> set[str]:
+        """The nodes that depend on those in `start`, or with `back` those that `start` depends on; `start` included."""
+        reached: set[str] = set()
+        ahead = set(start)
+        while ahead:
+            reached |= ahead
+            ends = ((edge.target, edge.source) if back else (edge.source, edge.target) for edge in self.edges)
+            ahead = {following for key, following in ends if key in ahead} - reached
+        return reached
+
+
+def write_graphs(name: str, graphs: list[Graph]) -> None:
+    files.write_json(files.graph_file(name), {"graphs": [asdict(graph) for graph in graphs]})
+
+
+def read_graphs(name: str) -> list[Graph]:
+    """Raises UserError when the file is missing or damaged."""
+    from pydantic import TypeAdapter, ValidationError
+
+    path = files.graph_file(name)
+    try:
+        return TypeAdapter(list[Graph]).validate_python(files.read_json(path).get("graphs"))
+    except ValidationError as error:
+        reason = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+        raise UserError(f"{path} is damaged ({reason}). Delete it and run `dvc repro`.") from None

@@ -1,0 +1,139 @@
+"""Run a lesson's step once, on a small batch, and read the graph that its framework recorded.
+
+The batch and the weights are made here, so the graph does not depend on the experiment's data and the cost does not
+depend on its sizes. Each size is a prime number of its own, so a size in a shape identifies its name.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import combinations
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from pipeline.contract import Array, Implementation, Weights, load_problem
+from pipeline.environment import framework_of
+from pipeline.graphs.graph import Graph
+from pipeline.graphs.on_paper import graph_of_equations
+from pipeline.runtimes import Loop
+
+N, PRIMES = 7, (23, 19, 17, 13, 11, 29, 31)
+LONGEST = (2, 4)  # time steps of the longest example in a first and a second batch
+LEARNING_RATE = 0.40625  # exact in every dtype, and no other number in a step is likely to have this value
+AUTOGRAPH = "__autograph_generated_file"  # the code that AutoGraph makes of a lesson's functions before they run
+
+
+def record_graphs(name: str, problem: str, create: Callable[[Weights, float], Loop], dtype: str) -> list[Graph]:
+    """The graphs of an implementation's step.
+
+    A problem whose examples differ in length is recorded on two batches, a short and a long one: two graphs, or one
+    where both are the same. Without a recorded graph there is one, that of the equations. That is also so where the
+    step fails here: a picture is no reason to stop the pipeline, so the title says what went wrong.
+    """
+    module = f"{__package__}.{framework_of(name)}"
+    reason = "nothing is recorded"
+    try:
+        graphs = _recorded(module, problem, create, dtype) if find_spec(module) else []
+    except Exception as error:  # the frameworks' and the lesson's exceptions may be of any class
+        graphs, reason = [], f"the step could not be recorded ({type(error).__name__}: {error})"
+    return graphs or [graph_of_equations(load_problem(problem).__doc__ or "", f"On paper: {reason}")]
+
+
+def _recorded(module: str, problem: str, create: Callable[[Weights, float], Loop], dtype: str) -> list[Graph]:
+    record = import_module(module).record
+    generator = np.random.default_rng(0)
+    sizes = _sizes(problem)
+    weights = load_problem(problem).draw_weights(SimpleNamespace(**sizes), generator)
+    loop = create({key: array.astype(dtype) for key, array in weights.items()}, LEARNING_RATE)
+    graphs: list[Graph] = []
+    for longest in LONGEST:
+        batch = _batch(problem, sizes, dtype, longest, generator)
+        loop.place({key: array[None] for key, array in batch.items()})
+        lengths = {"T": longest} if "lengths" in batch else {}
+        graph = record(loop.implementation, loop.placed[0], Names(weights, sizes | lengths))
+        if graph is None:
+            return []
+        graphs.append(graph)
+        if not lengths:
+            return graphs
+    short, long = graphs
+    if _without_shapes(short) == _without_shapes(long):
+        long.title = f"One graph for up to {LONGEST[0]} and up to {LONGEST[1]} time steps: {long.title}"
+        return [long]
+    for graph, longest in zip(graphs, LONGEST, strict=True):
+        graph.title = f"Up to {longest} time steps: {graph.title}"
+    return graphs
+
+
+def _without_shapes(graph: Graph) -> list[Any]:
+    return [graph.nodes, [(edge.source, edge.target, edge.again) for edge in graph.edges]]
+
+
+def _sizes(problem: str) -> dict[str, int]:
+    names: Any = load_problem(problem).Sizes.__annotations__  # pyright: ignore[reportAttributeAccessIssue]
+    lengths = {"min_length": max(LONGEST), "max_length": max(LONGEST)}
+    return dict(zip([name for name in names if name not in lengths], PRIMES, strict=False)) | lengths
+
+
+def _batch(
+    problem: str, sizes: Mapping[str, int], dtype: str, longest: int, generator: np.random.Generator
+) -> dict[str, Array]:
+    """A batch of N examples. Two of them have each length, from the longest down to 1."""
+    lengths = {"min_length": longest, "max_length": longest}
+    batch = load_problem(problem).draw_inputs(SimpleNamespace(**{**sizes, **lengths}), N, generator)
+    if "lengths" in batch:
+        batch["lengths"] = np.maximum(longest - (np.arange(N) + 1) // 2, 1)
+    batch["y"] = load_problem(problem).draw_targets(SimpleNamespace(**sizes), batch, None, 1.0, generator)
+    return {key: array if array.dtype.kind == "i" else array.astype(dtype) for key, array in batch.items()}
+
+
+class Names:
+    """The names of the weights, and the names that the maths has for sizes and numbers."""
+
+    def __init__(self, weights: Weights, sizes: Mapping[str, int]) -> None:
+        self.weights = tuple(weights)
+        sizes = {"N": N} | {name: size for name, size in sizes.items() if not name.endswith("_length")}
+        self.sizes = {size: name for name, size in sizes.items() if size > 2}  # a 2 may be many things
+        self.numbers = {LEARNING_RATE: "learning_rate"}
+        for (one, one_size), (other, other_size) in combinations(sizes.items(), 2):
+            self.numbers |= {one_size * other_size: f"{one}·{other}", 1 / (one_size * other_size): f"1/({one}·{other})"}
+
+    def shape(self, shape: Iterable[int | None]) -> str:
+        return " × ".join(self.sizes.get(size, str(size)) if size else "?" for size in shape)
+
+    def number(self, value: float) -> str:
+        names = (name for number, name in self.numbers.items() if np.isclose(abs(value), number, rtol=1e-6, atol=0))
+        name = next(names, f"{abs(value):g}")
+        return f"-{name}" if value < 0 else name
+
+
+def weights_of(implementation: Implementation, names: Names, kind: type) -> dict[str, Any]:
+    """The weights, and the other values of this kind that an implementation keeps from step to step."""
+    kept = {name: value for name, value in vars(implementation).items() if isinstance(value, kind)}
+    return {name: getattr(implementation, name) for name in names.weights} | kept
+
+
+@contextmanager
+def recorded_locals(implementation: Implementation) -> Iterator[list[tuple[str, Any]]]:
+    """A list that gets the local variables of each function of the lesson's file when that function returns.
+
+    Variables that AutoGraph adds, such as retval_, are left out.
+    """
+    file, variables = inspect.getfile(type(implementation)), []
+
+    def look(frame: FrameType, event: str, _argument: Any) -> None:
+        code = frame.f_code.co_filename
+        if event == "return" and (code == file or AUTOGRAPH in code):
+            variables.extend((name, value) for name, value in frame.f_locals.items() if "__" not in f"{name}_")
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield variables
+    finally:
+        sys.setprofile(before)

@@ -1,0 +1,113 @@
+"""The JSON files that stages leave, a model for each: the one place that says what is in them. (environment.json is
+`Environment` in pipeline/environment.py, and graphs/NAME.json a model of pipeline/graphs.)
+
+`write` and `read` of a model are the only way to these files. What is read is checked: `read` raises UserError when the
+file is missing, damaged, or of another version.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline import files
+from pipeline.errors import UserError
+from pipeline.measures import Measures, Tolerances
+
+
+class Result(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def write(self, path: Path) -> None:
+        files.write_json(path, self.model_dump())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        try:
+            return cls.model_validate_json(json.dumps(files.read_json(path)))
+        except ValidationError as error:
+            detail = error.errors()[0]
+            reason = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+            raise UserError(f"{path} is damaged ({reason}). Delete it and run `dvc repro`.") from None
+
+
+class Provenance(Result):
+    """What a measurement was taken on, when, and from which commit."""
+
+    device: str
+    device_name: str
+    cpu_name: str
+    threads: int
+    precision: str
+    deterministic: bool
+    python: str
+    versions: dict[str, str]
+    variables: dict[str, str]  # the environment variables that BLAS libraries read
+    measured_at: str  # ISO 8601, UTC
+    measured_on: str  # the host's name
+    run_began: str  # when the first stage of this `dvc repro` began
+    commit: str
+
+
+class BenchmarkProvenance(Provenance):
+    """results/benchmark.json, with what else the machine did meanwhile: of several processes the worst."""
+
+    cpus_of_other_processes: float
+    stolen_cpus: float  # taken by the host of a virtual machine
+    cpus: int  # that this process may use
+    gpu: dict[str, Any] | None  # pipeline/benchmark/monitor.py
+
+
+class Timing(Provenance):
+    """results/NAME/timing.json: what a training took."""
+
+    breakdown_seconds: dict[str, float]  # by the lines of TIME_BREAKDOWN; they add up to wall_seconds
+    wall_seconds: float  # since the process started
+    step_seconds_median: float
+    step_seconds_p95: float
+    examples_per_second: float
+    peak_memory_bytes: int
+    captured_graphs: int
+    replayed_steps: int
+    continued_at: list[int]  # the steps at which a killed training went on
+
+
+class Metrics(Result):
+    """results/NAME/metrics.json."""
+
+    train_loss: float  # of the last step
+    steps: int
+
+
+class Evaluation(Result):
+    """parity/NAME.json. Losses are means over the test set; R² is 1 - loss / loss of the best constant prediction."""
+
+    initial_test_loss: float
+    test_loss: float
+    test_r2: float
+    parity: Measures
+    outputs_md5: str  # of the outputs.safetensors that was judged, as dvc.lock has it
+
+
+class Judged(Evaluation):
+    problem: str
+    failed: list[str]  # the measures that are over their tolerance
+
+
+class ParityReport(Result):
+    """results/parity.json: every implementation, and whether it is within the tolerances."""
+
+    passed: bool
+    dtype: str
+    tolerances: Tolerances
+    implementations: dict[str, Judged]
+
+
+class Summary(Result):
+    """summary.json: the numbers by which `dvc exp show` compares states. `worst_parity` is over all implementations."""
+
+    held_out_loss: dict[str, float]  # by problem, the highest
+    worst_parity: Measures
+    step_microseconds: dict[str, float]
+    claims_that_hold: int

@@ -1,0 +1,155 @@
+"""`dvc` in the project's environments, on the host as in the images: one run of a checkout at a time.
+
+A command that changes the working tree waits until the running one has ended, on the host or in a container. Then it
+repairs what a killed run left: DVC's own lock (.dvc/tmp/rwlock), and a dvc.lock that was being written. Then this
+process becomes DVC, and the kernel releases its lock when it ends, however it ends.
+
+There are two kernel locks, because host and containers do not see each other's processes: .dvc/tmp/run.lock is held by
+DVC, and .dvc/tmp/stage.lock by a stage (pipeline/running/stage.py), which can briefly outlive a killed DVC.
+"""
+
+import fcntl
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+# What changes the working tree. Queueing an experiment does, too: DVC makes it there and runs it elsewhere.
+CHANGING = {"repro", "checkout", "commit", "pull", "exp run", "exp apply"}
+
+RUN_LOCK, STAGE_LOCK = Path(".dvc/tmp/run.lock"), Path(".dvc/tmp/stage.lock")
+RWLOCK = Path(".dvc/tmp/rwlock")
+LOCKFILE = Path("dvc.lock")
+LAST_GOOD = Path(".dvc/tmp/dvc.lock")  # as it was when the last stage started
+DAMAGED = Path(".dvc/tmp/dvc.lock.damaged")
+
+
+def main(arguments: list[str]) -> None:
+    command = command_of(arguments)
+    if command in CHANGING and "--run-all" not in arguments:  # it starts workers that go on after it has ended
+        folder = Path.cwd()
+        os.chdir(Path(__file__).parents[2])
+        RUN_LOCK.parent.mkdir(exist_ok=True)
+        lock = RUN_LOCK.open("a+")
+        acquire(lock)
+        os.set_inheritable(lock.fileno(), True)
+        write_holder(lock, f"dvc {command}")
+        with STAGE_LOCK.open("a+") as stage:
+            acquire(stage)
+        remove_dead_locks()
+        restore_lockfile()
+        os.chdir(folder)
+        os.environ["PIPELINE_LOCK"] = "held"
+        # DVC starts a stage by $SHELL -c. bash becomes the stage. dash would stay its parent and end at Ctrl-C, and DVC
+        # would not wait until the stage has restored its outputs.
+        os.environ["SHELL"] = "/bin/bash"
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "dvc", *arguments])
+
+
+def command_of(arguments: list[str]) -> str:
+    """The command in DVC's arguments, without options: `exp run`."""
+    words = [word for word, before in zip(arguments, ["", *arguments], strict=False) if before != "--cd"]
+    words = [word for word in words if not word.startswith("-")]
+    if words[:1] in (["exp"], ["experiments"]):
+        return " ".join(["exp", *words[1:2]])
+    return "".join(words[:1])
+
+
+def acquire(lock: IO[str]) -> None:
+    """Take a lock. If another process holds it, print which, and wait until that has ended."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"Waiting until {holder(lock)} has ended (Ctrl-C gives up).", file=sys.stderr, flush=True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def write_holder(lock: IO[str], command: str) -> None:
+    """Write into the lock's file which command holds it: `acquire` prints that."""
+    where = f"in container {platform.node()}" if Path("/.dockerenv").exists() else f"on {platform.node()}"
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"`{command}` {where}, under way since {datetime.now():%H:%M:%S on %d %B}")
+    lock.flush()
+
+
+def holder(lock: IO[str]) -> str:
+    lock.seek(0)
+    return lock.read() or "another run of this checkout"
+
+
+def remove_dead_locks() -> None:
+    """Remove DVC's own lock, unless a DVC that runs on this machine is in it: one that was not started by this file.
+
+    DVC removes the lock of a process that has ended. It cannot know of one in a container, whose process ids may be
+    those of other processes here.
+    """
+    if RWLOCK.is_file():
+        holders = re.findall(r'"pid": (\d+)', RWLOCK.read_text(errors="replace"))
+        if not any(_is_dvc(int(pid)) for pid in holders):
+            RWLOCK.unlink()
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        return b"dvc" in Path(f"/proc/{pid}/cmdline").read_bytes() and pid != os.getpid()
+    except OSError:
+        return False
+
+
+def restore_lockfile() -> None:
+    """Restore the last good dvc.lock when this one is damaged: DVC rewrites it in place after every stage."""
+    if not LOCKFILE.is_file():
+        return
+    content = LOCKFILE.read_text(errors="replace")
+    good = LAST_GOOD.read_text() if LAST_GOOD.is_file() else None
+    if content == good:
+        return
+    damage = damage_of(content)
+    if damage is None:
+        write_text(LAST_GOOD, content)
+        return
+    source = "the last stage that was started"
+    if good is None:
+        shown = subprocess.run(["git", "show", f"HEAD:./{LOCKFILE}"], capture_output=True, text=True, check=False)
+        good, source = (None if shown.returncode else shown.stdout), "the last commit"
+    LOCKFILE.replace(DAMAGED)
+    if good is not None:
+        write_text(LOCKFILE, good)
+    remedy = f"that of {source} is restored" if good is not None else "DVC makes a new one"
+    print(f"WARNING: {LOCKFILE} was damaged: {damage}; {remedy}. The damaged file is {DAMAGED}.", file=sys.stderr)
+
+
+def damage_of(content: str) -> str | None:
+    """What is wrong with the content of a dvc.lock, such as one that was cut short; None when nothing is."""
+    import yaml  # here, since mostly nothing has changed
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    if not content.endswith("\n"):
+        return "its last line is not complete"
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.load(content, yaml.CSafeLoader))
+    except yaml.YAMLError as error:
+        return f"it is no YAML, {getattr(error, 'problem', None) or 'and unreadable'}"
+    except Invalid as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file completely or not at all. pipeline/files.py does the same, but `dvc` should import nothing else."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(content)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,92 @@
+"""How a stage starts and ends: one stage of a checkout at a time, which ends when its DVC is killed. A user's mistake
+is a sentence and exit status 1. DVC removes a stage's outputs before it starts the stage, so after a failure the last
+good outputs are restored from DVC's cache: `python -m pipeline.running.stage`."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.errors import NO_PACKAGES, shown_to_the_user
+
+if find_spec("pydantic") is None:
+    sys.exit(NO_PACKAGES)
+
+from pipeline.files import remove_parts, write_bytes
+from pipeline.running.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK, acquire, holder, write_holder
+from pipeline.running.processes import end_with_parent
+
+# Block signals until `run` can restore the outputs, which DVC has already removed.
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def run(main: Callable[..., None], *, alone: bool = True, after_failure: str = "") -> None:
+    """Call `main` with the command line's arguments, and restore the last good outputs if it fails.
+
+    `alone`: while no other stage of the checkout runs. `after_failure`: a module to run then, `python -m` MODULE ERROR
+    ARGUMENTS.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if "DVC_STAGE" in os.environ:
+        end_with_parent(signal.SIGTERM)
+    command = f"stages.{Path(sys.argv[0]).stem}"
+    with _checkout_to_itself(command) if alone and RUN_LOCK.parent.is_dir() else nullcontext():
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            with shown_to_the_user():
+                main(*sys.argv[1:])
+        except BaseException as error:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # an impatient second Ctrl-C
+            cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
+            # In other processes: they need DVC and MLflow, and the environment of a framework may have neither.
+            python = os.environ.get("PIPELINE_PYTHON", sys.executable)
+            subprocess.run([python, "-m", "pipeline.running.stage"], check=False)
+            if after_failure:
+                message = f"{type(cause).__name__}: {cause}"
+                subprocess.run([python, "-m", after_failure, message, *sys.argv[1:]], check=False)
+            raise
+
+
+@contextmanager
+def _checkout_to_itself(command: str) -> Iterator[None]:
+    """Hold the locks of the checkout (pipeline/running/checkout.py), and remove what a killed stage left."""
+    with RUN_LOCK.open("a+") as run_lock, STAGE_LOCK.open("a+") as stage_lock:
+        if os.environ.get("PIPELINE_LOCK") != "held":  # not started by the `dvc` of the project's environments
+            try:
+                fcntl.flock(run_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                sys.exit(f"ERROR: {holder(run_lock)} is using this checkout. Wait until it has ended, then run again.")
+            write_holder(run_lock, f"python -m {command}")
+        acquire(stage_lock)
+        write_holder(stage_lock, f"stage {os.environ.get('DVC_STAGE', command)}")
+        remove_parts()
+        if "DVC_STAGE" in os.environ and LOCKFILE.is_file():  # DVC waits for this stage, so the file is complete
+            write_bytes(LAST_GOOD, LOCKFILE.read_bytes())
+        yield
+
+
+def _restore_outputs() -> None:
+    """Restore what dvc.lock records of this stage from DVC's cache. Without DVC nothing was removed."""
+    name = os.environ.get("DVC_STAGE")
+    if not name or not LOCKFILE.is_file():
+        return
+    import yaml
+
+    outputs = yaml.load(LOCKFILE.read_text(), yaml.CSafeLoader)["stages"].get(name, {}).get("outs", [])
+    missing = [output["path"] for output in outputs if not Path(output["path"]).exists()]
+    if missing:
+        from dvc.api import DVCFileSystem  # half a second
+
+        for path in missing:
+            with suppress(FileNotFoundError):  # a fresh clone has the lock, but never had the results
+                DVCFileSystem(".").get(path, path, recursive=True)
+
+
+if __name__ == "__main__":
+    _restore_outputs()

@@ -1,0 +1,65 @@
+"""The command line of `python -m commands`, and what Make's targets pass to it."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from conftest import REPOSITORY
+
+from commands.__main__ import commands
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments"),
+    [
+        (["sweep"], ["sweep"]),
+        (["sweep", "SHARE=2", "ARGS=train@a train@b"], ["sweep", "--share", "2", "train@a", "train@b"]),
+        (["seeds", "N=24"], ["seeds", "24"]),
+        (["seeds", "N=24", "SHARE=2"], ["seeds", "24", "--share", "2"]),
+        (["reproduce", "RUN=1a b"], ["reproduce", "1a b"]),
+        (["export", "RUN=1a"], ["export", "1a"]),
+        (["verify-export", "EXPORT=my folder's"], ["verify", "my folder's"]),
+        (["verify-export"], ["verify"]),
+        (["ui", "PORT=5001"], ["ui", "5001"]),
+    ],
+    ids=" ".join,
+)
+def test_make_passes_each_value_as_one_argument(target: list[str], arguments: list[str]):
+    command = ["make", "--dry-run", "--no-print-directory", *target]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert shlex.split(done.stdout.splitlines()[-1]) == ["python", "-m", "commands", *arguments]
+
+
+@pytest.mark.parametrize("name", sorted(commands.commands))
+def test_command_has_help(name: str):
+    done = CliRunner().invoke(commands, [name, "--help"])
+    assert done.exit_code == 0
+    assert f"Usage: commands {name}" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("sweep --share x", "Invalid value for '--share': 'x' is not a valid integer range."),
+        ("seeds 0", "Invalid value for 'N': 0 is not in the range x>=1."),
+        ("export", "Missing argument 'RUN'."),
+        ("swep", "No such command 'swep'. Did you mean 'sweep'?"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_status_1(arguments: str, message: str):
+    command = [sys.executable, "-m", "commands", *arguments.split()]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    name = "" if arguments == "swep" else f"{arguments.split(maxsplit=1)[0]} "
+    assert done.returncode == 1
+    assert done.stderr == f"ERROR: {message} `python -m commands {name}--help` says what it takes.\n"
+
+
+def test_params_imports_no_framework():
+    program = (
+        "import sys; from commands.__main__ import commands; commands(['params'], standalone_mode=False); "
+        "print({'torch', 'tensorflow', 'mlflow', 'ray', 'dvc'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
