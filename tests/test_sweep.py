@@ -124,7 +124,7 @@ def test_queued_experiments_give_what_serial_runs_give(clone: Clone):
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
 def test_shares_of_a_node_have_a_cpu_each_and_no_benchmark(clone: Clone):
-    queue(clone, "seed=1,2")
+    queue(clone, "seed=1,2", *LONG)
     output = sweep(clone, "--share", "1")
     first = output.index(": done on ")
     assert len(set(re.findall(r"^(\S+), \S+: train@", output[:first], re.MULTILINE))) == 2, "not side by side"
