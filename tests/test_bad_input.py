@@ -277,6 +277,17 @@ def test_stage_with_a_damaged_input_changes_nothing(finished: Clone):
             path.write_bytes(good)
 
 
+def test_evaluation_of_one_implementation_needs_the_data_of_its_problem_alone(finished: Clone):
+    """As `make reproduce` calls it, in a clone where nothing else was run."""
+    for folder in ("data", "reference", "models"):
+        finished.run("bash", "-c", f"rm -r {folder}/*recurrent* {folder}/torch_loop || true")
+    assert not (finished.path / "data/recurrent").exists()
+    before = (finished.path / f"parity/{NUMPY}.json").read_bytes()
+    (finished.path / f"parity/{NUMPY}.json").unlink()
+    finished.run(sys.executable, "-m", "stages.evaluate", NUMPY)
+    assert (finished.path / f"parity/{NUMPY}.json").read_bytes() == before
+
+
 def test_header_that_promises_much_takes_no_memory(tmp_path: Path):
     """A safetensors header that promises 2⁶⁰ bytes."""
     header = json.dumps({"w": {"dtype": "F64", "shape": [2**57], "data_offsets": [0, 2**60]}}).encode()

@@ -19,8 +19,11 @@ def main(*names: str) -> None:
     """Judge these implementations; without names all, and write their loss curves side by side."""
     params = load_params()
     for problem in params.used_problems:
+        judged = [name for name in params.names_of(problem) if not names or name in names]
+        if not judged:
+            continue
         data, curve = DataSet(problem), []
-        for name in (name for name in params.names_of(problem) if not names or name in names):
+        for name in judged:
             evaluation, outputs = _judged(problem, name, data)
             evaluation.write(files.parity_file(name))
             curve += [(*point, name) for point in zip(outputs["step"], outputs["train_loss"], strict=True)]
