@@ -152,7 +152,7 @@ def test_the_run_of_a_state_has_the_report_and_what_reproduces_it(clone: Clone):
     assert "numpy_arrays" in parent.data.tags["mlflow.note.content"]
     assert {"worst_parity.gradient", "claims_that_hold", "step_microseconds.torch_loop"} <= metrics.keys()
     assert metrics["wall_seconds"] == milliseconds(parent) / 1000
-    table = client.load_table(parent.info.experiment_id, "parity.json", run_ids=[run_id])
+    table = client.load_table(parent.info.experiment_id, "parity_table.json", run_ids=[run_id])
     assert set(table["implementation"]) == set(LESSONS)
     assert client.get_experiment("1").tags["mlflow.experimentKind"] == "custom_model_development"
 

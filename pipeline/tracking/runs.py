@@ -110,7 +110,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     client.log_batch(run_id, metrics=metrics, params=_params(params))
     flat = [_flat(row.model_dump(exclude={"failed", "outputs_md5"})) for row in rows.values()]
     columns = {key: [row[key] for row in flat] for key in flat[0]}
-    client.log_table(run_id, {"implementation": list(rows)} | columns, "parity.json")
+    client.log_table(run_id, {"implementation": list(rows)} | columns, "parity_table.json")
     artifacts = [PARAMS, LOCKFILE, files.ENVIRONMENT, files.PARITY_REPORT, files.BENCHMARK, files.BENCHMARK_PROVENANCE]
     for path in (*artifacts, files.REPORT, files.LESSONS):
         client.log_artifact(run_id, str(path))
