@@ -25,6 +25,8 @@ LONG = {
     "make bench",
     "make bench-gpu",
     "make test",
+    "make test-pipeline",
+    "make test-docker",
     "make test-benchmark",
     "make test-faults",
     "make check",
