@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from conftest import REPOSITORY
+from conftest import REPOSITORY, outside_variables
 
 from commands.__main__ import commands
 
@@ -28,7 +28,8 @@ from commands.__main__ import commands
 )
 def test_make_passes_each_value_as_one_argument(target: list[str], arguments: list[str]):
     command = ["make", "--dry-run", "--no-print-directory", *target]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    environment = outside_variables()
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert shlex.split(done.stdout.splitlines()[-1]) == ["python", "-m", "commands", *arguments]
 
 
