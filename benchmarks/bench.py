@@ -97,11 +97,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description="The lessons' speed on the CPU.")
     parser.add_argument("--at", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE", help=", ".join(SIZES))
     parser.add_argument("--processes", type=int, default=CONFIG.processes, metavar="N", help="fresh ones")
-    parser.add_argument("--effort", type=float, default=1.0, metavar="FACTOR", help="times the usual rounds")
+    parser.add_argument("--rounds", type=int, default=CONFIG.rounds, metavar="N", help="in each process")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="also keep samples and machine there")
     arguments = parser.parse_args()
-    rounds = max(1, round(arguments.effort * CONFIG.rounds))
-    config = replace(CONFIG, processes=arguments.processes, rounds=rounds)
+    config = replace(CONFIG, processes=arguments.processes, rounds=arguments.rounds)
     try:
         found = resolve(load_params())
         environment = replace(found, device="cpu", device_name=found.cpu_name, driver=None)

@@ -36,8 +36,7 @@ from pipeline.contract import Array, load_problem
 from pipeline.environment import Environment, available_cpus, cpu_name, enter_interpreter, versions_of
 from pipeline.errors import UserError, out_of_memory
 from pipeline.provenance import provenance
-from pipeline.report.claims import CLAIMS
-from pipeline.report.findings import Run, capture_cost, crossover, times_as_fast_as_numpy
+from pipeline.report.findings import CLAIMS, Run, capture_cost, crossover, times_as_fast_as_numpy
 from pipeline.results import BenchmarkProvenance
 from pipeline.text import columns
 

@@ -507,7 +507,7 @@ def test_make_bench_sets_the_lessons_beside_everything(tmp_path: Path):
     clone.mkdir()
     for name in ("pipeline", "stages", "benchmarks", "params.yaml", ".git"):
         (clone / name).symlink_to(REPOSITORY / name)
-    options = ["--at", "small", "--processes", "2", "--effort", "0.1", "--output", str(tmp_path / "out")]
+    options = ["--at", "small", "--processes", "2", "--rounds", "1", "--output", str(tmp_path / "out")]
     done = script("bench", *options, folder=clone)
     assert done.returncode == 0, done.stderr
     for goal in bench.GOALS:

@@ -270,11 +270,17 @@ def test_every_claim_every_implementation_and_every_figure_is_seen(opened: Any):
 
 
 @needs_browser
-def test_it_begins_with_parity_and_what_each_idea_bought(opened: Any):
+def test_report_begins_with_parity_and_ablations(opened: Any):
     text = opened.find_element("tag name", "body").text
-    parts = ["Parity passed", "What each idea bought", "What the text claims", "The implementations", "Loss curves"]
+    parts = [
+        "Parity passed",
+        "What each idea costs or saves",
+        "What the text claims",
+        "The implementations",
+        "Loss curves",
+    ]
     assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
-    lines = opened.execute_script("return [...document.querySelectorAll('.bought li')].map(each => each.innerText)")
+    lines = opened.execute_script("return [...document.querySelectorAll('.ablations li')].map(each => each.innerText)")
     assert [line.splitlines()[0] for line in lines] == [
         "Autograd",
         "The static graph",
@@ -283,7 +289,7 @@ def test_it_begins_with_parity_and_what_each_idea_bought(opened: Any):
     ]
     ratio = re.compile(r"A step takes [\d.e+-]+ × \([\d.e+-]+ … [\d.e+-]+\) as long")
     assert [bool(ratio.search(line)) for line in lines] == [True, True, False, True]
-    assert len(opened.find_elements("css selector", ".bought .interval")) == 3
+    assert len(opened.find_elements("css selector", ".ablations .interval")) == 3
 
 
 @needs_browser

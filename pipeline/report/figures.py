@@ -6,9 +6,9 @@ results make the same figures.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -25,6 +25,7 @@ from pipeline.report.findings import GPU_CLAIM, break_even
 from pipeline.report.seeds import Seeds, losses
 from pipeline.results import Timing
 
+T = TypeVar("T")
 INK = "#010203"
 # Of a middle lightness, to be told apart on white and on black; markers differ too.
 COLOURS = ("#4e94d8", "#e0861c", "#35a06b", "#d4574a", "#a477c9", "#4e94d8", "#a477c9")
@@ -119,7 +120,7 @@ def _figures(
 
 def _loss(results: Results) -> Figure:
     figure, axes = _new(7, 3)
-    for (name, result), (colour, _) in _styled(results):
+    for (name, result), (colour, _) in _styled(results.items()):
         axes.plot(result.steps, result.losses, color=colour, label=name, linewidth=1.2, alpha=0.8)
     axes.set(xlabel="step", ylabel="training loss", yscale="log")
     axes.legend()
@@ -142,7 +143,7 @@ def _time_breakdown(results: Results) -> Figure:
 
 def _step_times(results: Results, cases: list[Case]) -> Figure:
     figure, axes = _new(7, 4)
-    for (name, _), (colour, marker) in _styled(results):
+    for (name, _), (colour, marker) in _styled(results.items()):
         _line(axes, cases, [Candidate(name)] * len(cases), color=colour, marker=marker, label=name)
     styles = iter(("--", ":", "-.", (0, (1, 3))))
     for label, baselines in _baselines(results, cases).items():
@@ -156,25 +157,25 @@ def _baselines(results: Results, cases: list[Case]) -> dict[str, list[Candidate]
     """What no step can be faster than, by what it is called: at each of the sizes a candidate."""
     products = "the matrix products alone"
     if not cases[0].on_gpu:
-        found = {products: [case.matmul(Candidate(list(results)[-1])) for case in cases]}
+        lines = {products: [case.matmul(Candidate(list(results)[-1])) for case in cases]}
     else:
-        found = {}
+        lines = {}
         for framework, name in {framework_of(name): name for name in results}.items():
             if framework != "numpy":  # which is drawn as what the GPU is compared with
-                found[f"{products}, {framework}"] = [case.matmul(Candidate(name)) for case in cases]
+                lines[f"{products}, {framework}"] = [case.matmul(Candidate(name)) for case in cases]
         floors = {name: [case.launch_floor(name) for case in cases] for name in results}
         names = [name for name, line in floors.items() if all(line)]
         highest = max(names, key=lambda name: cases[0].median(Candidate(name, LAUNCH_FLOOR)), default=None)
         if highest:
-            found[f"launch floor: as many empty kernels as {highest} has"] = floors[highest]
-    return {label: [each for each in line if each] for label, line in found.items() if all(line)}
+            lines[f"launch floor: as many empty kernels as {highest} has"] = floors[highest]
+    return {label: [candidate for candidate in line if candidate] for label, line in lines.items() if all(line)}
 
 
 def _speed_ups(results: Results, cases: list[Case]) -> Figure | None:
     """Over NumPy, where the two were interleaved."""
     figure, axes = _new(7, 3.6)
     highest = 0.0
-    for (name, _), (colour, marker) in _styled(results):
+    for (name, _), (colour, marker) in _styled(results.items()):
         ratios = [(case, case.ratio(Candidate("numpy_arrays"), Candidate(name))) for case in cases]
         known = [(case.operations, ratio) for case, ratio in ratios if ratio]
         if name == "numpy_arrays" or not known:
@@ -183,7 +184,7 @@ def _speed_ups(results: Results, cases: list[Case]) -> Figure | None:
         highest = max(highest, *(speed.value for speed in speeds))
         axes.plot(x, [speed.value for speed in speeds], color=colour, marker=marker, label=name)
         axes.fill_between(
-            x, [each.low for each in speeds], [each.high for each in speeds], color=colour, alpha=0.15, lw=0
+            x, [speed.low for speed in speeds], [speed.high for speed in speeds], color=colour, alpha=0.15, lw=0
         )
     if not axes.lines:
         return None
@@ -199,55 +200,47 @@ def _speed_ups(results: Results, cases: list[Case]) -> Figure | None:
 
 def _break_even(graphs: Mapping[str, Case]) -> Figure:
     """Seconds over steps at the training's size, of the graph what it costs up front included."""
-    figure = Figure(figsize=(7, 3.2))
-    figure.patch.set_alpha(0)
-    panels = figure.subplots(1, len(graphs), squeeze=False)[0]
-    for axes, ((name, case), (colour, _)) in zip(panels, _styled(graphs), strict=True):
+    figure, *panels = _new(7, 3.2, len(graphs))
+    for axes, ((name, case), (colour, _)) in zip(panels, _styled(graphs.items()), strict=True):
         build, eager, step = (case.median(Candidate(name, kind)) for kind in ("build", "eager", ""))
-        found = break_even(case, name)
-        paid = found is not None and bool(np.isfinite(found.steps))
-        even = found.steps if found and paid else 1000.0
+        count = break_even(case, name)
+        paid = count is not None and bool(np.isfinite(count.steps))
+        even = count.steps if count and paid else 1000.0
         steps = np.linspace(1, 2.5 * even, 50)
         axes.plot(steps, build + (steps - 1) * step, color=colour, label="the graph")
         axes.plot(steps, steps * eager, color=colour, linestyle="--", label="run eagerly")
         if paid:
             axes.plot(even, even * eager, "o", color=INK)
             axes.annotate(f"  {even:.0f} steps", (even, even * eager), va="top", ha="left")
-        axes.set(xlabel="steps", ylabel="seconds", ylim=(0, None), xlim=(0, None), facecolor="none")
+        axes.set(xlabel="steps", ylabel="seconds", ylim=(0, None), xlim=(0, None))
         axes.set_title(f"{name}\n{case.label}", fontsize=9)
         axes.legend(fontsize=8)
     return figure
 
 
 def _loops(results: Results, cases: list[Case]) -> Figure:
-    figure = Figure(figsize=(7, 3.4))
-    left, right = figure.subplots(1, 2, sharey=True)
-    for (name, _), (colour, marker) in _styled(results):
+    figure, left, right = _new(7, 3.4, 2, sharey=True)
+    for (name, _), (colour, marker) in _styled(results.items()):
         milliseconds = [1e3 * case.median(Candidate(name)) for case in cases]
         padded = [case.sizes["batch_size"] * case.sizes["max_length"] for case in cases]
         left.plot([case.sequence_total for case in cases], milliseconds, marker, color=colour, label=name)
         right.plot(padded, milliseconds, marker, color=colour, label=name)
     left.set(xlabel="sum of the lengths in a batch", ylabel="milliseconds a step", ylim=(0, None), xlim=(0, None))
     right.set(xlabel="batch × longest", xlim=(0, None))
-    for axes in (left, right):
-        axes.set_facecolor("none")
     left.legend(fontsize=8)
-    figure.patch.set_alpha(0)
     return figure
 
 
 def _seeds_parity(seeds: Seeds) -> Figure:
     """Each measure of each seed, and the tolerance."""
     names = list(seeds.table.implementation.unique())
-    figure = Figure(figsize=(10, 0.35 * len(names) + 1.3))
-    figure.patch.set_alpha(0)
-    panels = figure.subplots(1, len(seeds.limits), sharey=True, squeeze=False)[0]
+    figure, *panels = _new(10, 0.35 * len(names) + 1.3, len(seeds.limits), sharey=True)
     for axes, (measure, limit) in zip(panels, seeds.limits.items(), strict=True):
-        for row, (name, (colour, _)) in enumerate(zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False)):
+        for row, (name, (colour, _)) in enumerate(_styled(names)):
             differences = seeds.table[seeds.table.implementation == name][measure].clip(1e-18)
             axes.plot(differences, [row] * len(differences), "|", color=colour, markersize=11, alpha=0.7)
         axes.axvline(limit, color=INK, linestyle="--", linewidth=1)
-        axes.set(xscale="log", xlabel=measure.replace("_", " "), facecolor="none")
+        axes.set(xscale="log", xlabel=measure.replace("_", " "))
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     return figure
@@ -256,32 +249,34 @@ def _seeds_parity(seeds: Seeds) -> Figure:
 def _seeds_loss(seeds: Seeds, parameter: str) -> Figure:
     """Means of the held-out loss with their intervals, by the value of a swept parameter."""
     problems = list(seeds.table.problem.unique())
-    figure = Figure(figsize=(10, 3.4))
-    figure.patch.set_alpha(0)
-    panels = figure.subplots(1, len(problems), squeeze=False)[0]
+    figure, *panels = _new(10, 3.4, len(problems))
     for axes, problem in zip(panels, problems, strict=True):
         names = list(seeds.table[seeds.table.problem == problem].implementation.unique())
-        for number, (name, (colour, marker)) in enumerate(
-            zip(names, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False)
-        ):
+        for number, (name, (colour, marker)) in enumerate(_styled(names)):
             by_value = losses(seeds, parameter, name)
-            means = [mean(found) for found in by_value.values()]
-            at = [place + 0.08 * (number - (len(names) - 1) / 2) for place in range(len(means))]  # beside each other
-            middle = [each.value for each in means]
-            half = [each.high - each.value for each in means]
-            axes.errorbar(at, middle, half, color=colour, marker=marker, label=name, capsize=3, linewidth=1)
+            means = [mean(values) for values in by_value.values()]
+            places = [
+                place + 0.08 * (number - (len(names) - 1) / 2) for place in range(len(means))
+            ]  # beside each other
+            middle, half = (
+                [estimate.value for estimate in means],
+                [estimate.high - estimate.value for estimate in means],
+            )
+            axes.errorbar(places, middle, half, color=colour, marker=marker, label=name, capsize=3, linewidth=1)
             axes.set_xticks(range(len(means)), list(by_value))
-        axes.set(xlabel=parameter, ylabel="held-out loss", facecolor="none", title=problem)
+        axes.set(xlabel=parameter, ylabel="held-out loss", title=problem)
         axes.legend(fontsize=8)
     return figure
 
 
 def _line(axes: Axes, cases: list[Case], candidates: list[Candidate], *, color: str, **style: Any) -> None:
     """Medians over size, with the quartiles as a band."""
-    spreads = [spread(list(case.seconds[each].values())) for case, each in zip(cases, candidates, strict=True)]
+    of_cases = zip(cases, candidates, strict=True)
+    medians, low, high = zip(
+        *(spread(list(case.seconds[candidate].values())) for case, candidate in of_cases), strict=True
+    )
     x = [case.operations for case in cases]
-    axes.plot(x, [each.median for each in spreads], color=color, **style)
-    low, high = [each.lower_quartile for each in spreads], [each.upper_quartile for each in spreads]
+    axes.plot(x, medians, color=color, **style)
     axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
     _ticks(axes, cases)
 
@@ -297,20 +292,23 @@ def _ticks(axes: Axes, cases: list[Case]) -> None:
     axes.set_xlabel("batch × inputs × hidden × outputs, spaced by the operations in a step")
 
 
-def _styled(items: Mapping[str, Any]) -> list[tuple[tuple[str, Any], tuple[str, str]]]:
-    return list(zip(items.items(), cycle(zip(COLOURS, MARKERS, strict=True)), strict=False))
+def _styled(items: Iterable[T]) -> Iterator[tuple[T, tuple[str, str]]]:
+    """Each item with a colour and a marker."""
+    return zip(items, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False)
 
 
 def _of(results: Results, problem: str) -> dict[str, Result]:
     return {name: result for name, result in results.items() if result.problem == problem}
 
 
-def _new(width: float, height: float) -> tuple[Figure, Axes]:
+def _new(width: float, height: float, panels: int = 1, **options: Any) -> list[Any]:
+    """A transparent figure, and its panels."""
     figure = Figure(figsize=(width, height))
     figure.patch.set_alpha(0)
-    axes = figure.subplots()
-    axes.set_facecolor("none")
-    return figure, axes
+    axes = figure.subplots(1, panels, squeeze=False, **options)[0]
+    for panel in axes:
+        panel.set_facecolor("none")
+    return [figure, *axes]
 
 
 def _svg(figure: Figure) -> str:

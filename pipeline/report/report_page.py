@@ -16,7 +16,7 @@ from pipeline.environment import Environment
 from pipeline.params import Params
 from pipeline.report import figures
 from pipeline.report.figures import Results
-from pipeline.report.findings import Bought, Finding, bought, break_even, loops
+from pipeline.report.findings import Ablation, Finding, ablations, break_even, loops
 from pipeline.report.page import breakdown, duration, render, row, when
 from pipeline.report.seeds import Seeds, better, interval
 from pipeline.results import ParityReport
@@ -40,7 +40,7 @@ def write(
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
     drawn = figures.draw(results, benchmark, sizes, seeds)
     measured = [benchmark.provenance, *(result.timing for result in results.values())]
-    latest = max(each.run_began for each in measured)
+    latest = max(provenance.run_began for provenance in measured)
     page = render(
         "report/report.html",
         params=params,
@@ -49,17 +49,17 @@ def write(
         benchmark=benchmark,
         when=when,
         gpu=benchmark.provenance.gpu and sentence(benchmark.provenance.gpu),
-        bought=_on_one_scale(bought(benchmark, parity, sizes)),
+        ablations=_on_one_scale(ablations(benchmark, parity, sizes)),
         findings=found,
         rows=[
             row(name, result, parity, benchmark.at(result.problem, sizes[result.problem]), latest)
             for name, result in results.items()
         ],
-        instead=[
-            {**table, "when": when(each.provenance), "doubt": each.doubt}
-            for each in [benchmark, *bench]
-            for case in each.cases
-            if (table := _instead(case, list(results)))
+        alternatives=[
+            {"label": case.label, "rows": rows, "when": when(source.provenance), "doubt": source.doubt}
+            for source in [benchmark, *bench]
+            for case in source.cases
+            if (rows := _alternatives(case, list(results)))
         ],
         time_breakdown=TIME_BREAKDOWN,
         breakdowns={name: breakdown(result.timing) for name, result in results.items()},
@@ -76,9 +76,9 @@ def write(
             if any(case.sequence_total for case in benchmark.of(result.problem))
         },
         seeds=seeds and _over_seeds(seeds),
-        commits=sorted({each.commit for each in measured}),
-        times=sorted(each.measured_at for each in measured),
-        hosts=sorted({each.measured_on for each in measured}),
+        commits=sorted({provenance.commit for provenance in measured}),
+        times=sorted(provenance.measured_at for provenance in measured),
+        hosts=sorted({provenance.measured_on for provenance in measured}),
         figures={name: figures.for_page(drawing) for name, drawing in drawn.items()},
     )
     return page, {name: figures.for_file(drawing) for name, drawing in drawn.items()}
@@ -96,62 +96,52 @@ def _over_seeds(seeds: Seeds) -> dict[str, Any]:
     }
 
 
-def _on_one_scale(found: list[Bought]) -> list[dict[str, Any]]:
+def _on_one_scale(answers: list[Ablation]) -> list[dict[str, Any]]:
     """Each with the ends and the middle of its interval in per cent of a logarithmic scale, on which 1 is at 50."""
-    widest = max(
-        [
-            math.log(2),
-            *(
-                abs(math.log(each))
-                for line in found
-                if line.ratio
-                for each in line.ratio
-                if each > 0 and math.isfinite(each)
-            ),
+
+    def logarithm(value: float) -> float:
+        return math.log(value) if value > 0 else -math.inf
+
+    ends = [abs(logarithm(end)) for answer in answers if answer.ratio for end in answer.ratio]
+    widest = max([math.log(2), *filter(math.isfinite, ends)])
+    places = [
+        answer.ratio
+        and [
+            50 + 48 * max(-1.0, min(1.0, logarithm(end) / widest))
+            for end in (answer.ratio.low, answer.ratio.value, answer.ratio.high)
         ]
-    )
+        for answer in answers
+    ]
     return [
-        {
-            "idea": line.idea,
-            "text": line.text,
-            "marks": line.ratio
-            and [
-                50 + 48 * max(-1.0, min(1.0, math.log(each) / widest if each else -1.0))
-                for each in (line.ratio.low, line.ratio.value, line.ratio.high)
-            ],
-        }
-        for line in found
+        {"idea": answer.idea, "text": answer.text, "marks": marks}
+        for answer, marks in zip(answers, places, strict=True)
     ]
 
 
-def _instead(case: Case, names: list[str]) -> dict[str, Any] | None:
+# The lesson beside which each of pipeline/benchmark/peers stands: the one of the same idea.
+LESSON_OF = {
+    "torch_module": "torch_autograd",
+    "numpy_jax": "numpy_arrays",
+    "tensorflow_keras": "tensorflow_graph",
+    "torch_examples": "torch_loop",
+    "tensorflow_examples": "tensorflow_scan",
+}
+
+
+def _alternatives(case: Case, names: list[str]) -> list[dict[str, Any]]:
     """A size's implementations beside what hand tuning makes of them, and beside what a user might write instead."""
-    tuned = [(name, Candidate(name, "tuned")) for name in names if Candidate(name, "tuned") in case.seconds]
-    peers = [candidate for candidate in case.seconds if candidate.kind == "peers"]
-    pairs = tuned + [(name, peer) for name in names for peer in peers if _same_idea(name, peer)]
-    rows = [
+    return [
         {
             "name": name,
             "other": other,
-            "file": f"pipeline/benchmark/{other.kind}/{other.name}.py",
+            "file": f"pipeline/benchmark/{kind}/{other.name}.py",
             "ratio": case.ratio(Candidate(name), other),
         }
-        for name, other in pairs
+        for kind in ("tuned", "peers")
+        for name in names
+        for other in case.seconds
+        if other.kind == kind and LESSON_OF.get(other.name, other.name) == name
     ]
-    return {"label": case.label, "rows": rows} if rows else None
-
-
-def _same_idea(name: str, peer: Candidate) -> bool:
-    """A module with an optimiser is set beside autograd, JAX beside NumPy, Keras beside the graph, a loop over examples
-    beside a loop."""
-    ideas = {
-        "torch_module": "torch_autograd",
-        "numpy_jax": "numpy_arrays",
-        "tensorflow_keras": "tensorflow_graph",
-        "torch_examples": "torch_loop",
-        "tensorflow_examples": "tensorflow_scan",
-    }
-    return ideas.get(peer.name) == name
 
 
 def _samples(case: Case) -> dict[str, Any]:
