@@ -102,8 +102,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config = replace(CONFIG, processes=arguments.processes, rounds=arguments.rounds)
     try:
-        found = resolve(load_params())
-        environment = replace(found, device="cpu", device_name=found.cpu_name, driver=None)
+        resolved = resolve(load_params())
+        environment = replace(resolved, device="cpu", device_name=resolved.cpu_name, driver=None)
         sizes = plan(arguments.at, environment)
         taken, meanwhile = benchmark(
             sizes, config=config, dtype="float32", environment=environment, on_process=print_progress
@@ -124,15 +124,15 @@ def print_progress(line: str) -> None:
 
 def plan(keys: list[str], environment: Environment) -> list[Size]:
     """Every candidate at each of the sizes."""
-    found = []
+    plan = []
     for key in keys:
         names, sizes = SIZES[key]
         peers = [peer for peer in PEERS.get(key, []) if peer != JAX or find_spec("jax")]
         variants = [goal.beside for goal in GOALS if goal.size == key and "+" in goal.beside and "/" not in goal.beside]
         texts = [*names, "matmul/numpy", "matmul/torch", *peers, *variants]
         beside = tuned(names, environment) if key in PEERS else []
-        found.append(Size(problem_of(names[0]), sizes, [*map(Candidate.parse, texts), *beside]))
-    return found
+        plan.append(Size(problem_of(names[0]), sizes, [*map(Candidate.parse, texts), *beside]))
+    return plan
 
 
 def _allocator(
@@ -146,7 +146,7 @@ def _allocator(
         default, then = benchmark(
             only, config=one, dtype="float32", environment=environment, program=["-c", BY_DEFAULT]
         )
-        yield kept, default, max(each["cpus_of_other_processes"] for each in (meanwhile, then))
+        yield kept, default, max(facts["cpus_of_other_processes"] for facts in (meanwhile, then))
 
 
 def report(measured: Benchmark, keys: list[str], allocator: Mapping[str, Pairs]) -> Iterator[str]:
@@ -189,17 +189,17 @@ def _row(goal: Goal, case: Case, names: list[str], doubt: str) -> Iterator[list[
     if beside not in case.seconds:  # JAX, which was not asked for
         return
     lesson = min(map(Candidate, names), key=case.median) if goal.lesson == FASTEST else Candidate(goal.lesson)
-    found = case.ratio(lesson, beside)
-    met = "" if goal.most is None or found is None else mark(found.value <= goal.most)
-    yield [lesson, beside, found or doubt, f"≤ {goal.most:.2f}" if goal.most else "", met]
+    estimate = case.ratio(lesson, beside)
+    met = "" if goal.most is None or estimate is None else mark(estimate.value <= goal.most)
+    yield [lesson, beside, estimate or doubt, f"≤ {goal.most:.2f}" if goal.most else "", met]
 
 
 def _allocator_row(pairs: Pairs, most: float | None) -> list[object]:
     if max(others for _, _, others in pairs) > BUSY:
         return ["numpy_arrays", WITHOUT, "cannot tell", "", ""]
-    found = ratio([_paces(kept) for kept, _, _ in pairs], [_paces(default) for _, default, _ in pairs])
-    goal, met = (f"≤ {most:.2f}", mark(found.value <= most)) if most else ("", "")
-    return ["numpy_arrays", WITHOUT, found, goal, met]
+    estimate = ratio([_paces(kept) for kept, _, _ in pairs], [_paces(default) for _, default, _ in pairs])
+    goal, met = (f"≤ {most:.2f}", mark(estimate.value <= most)) if most else ("", "")
+    return ["numpy_arrays", WITHOUT, estimate, goal, met]
 
 
 def _paces(taken: list[Sample]) -> Array:

@@ -112,11 +112,11 @@ def _compiled(environment: Environment, config: BenchmarkConfig, *, after: int) 
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or a pool of processes lives on, and counts as other processes
     size = Size(PROBLEM, dict(zip(KEYS, TUTORIAL, strict=True)), [COMPILED])
     try:
-        found, _ = benchmark([size], config=config, dtype="float32", environment=environment, on_process=print)
+        samples, _ = benchmark([size], config=config, dtype="float32", environment=environment, on_process=print)
     except UserError as error:
         print(f"torch.compile is left out: {str(error).splitlines()[-1]}")
         return []
-    return [sample._replace(process=sample.process + after) for sample in found]
+    return [sample._replace(process=sample.process + after) for sample in samples]
 
 
 def _report(measured: Benchmark, taken: list[Sample]) -> Iterator[str]:
@@ -194,8 +194,10 @@ def _parity(plan: list[Size], environment: Environment) -> Iterator[str]:
                 runner.place(chunk)
                 with runner.settings():
                     runner.run(PARITY_STEPS)
-                    found = runner.loop.weights()
-                error = max(_norm(found[key] - expected[key]) / _norm(expected[key] - weights[key]) for key in weights)
+                    trained = runner.loop.weights()
+                error = max(
+                    _norm(trained[key] - expected[key]) / _norm(expected[key] - weights[key]) for key in weights
+                )
                 errors.setdefault(candidate, []).append(f"{error:.1e}")
     yield columns([*rows, *([candidate, *texts] for candidate, texts in errors.items())])
 
@@ -219,14 +221,14 @@ def _norm(array: Any) -> float:
 def _environment(device: str) -> Environment:
     name, driver = cpu_name(), None
     if device != "cpu":
-        found, index = gpus.find(), int(device.partition(":")[2] or 0)
-        if index >= len(found.devices):
-            names = ", ".join(gpu.name for gpu in found.devices) or found.absence
+        cuda, index = gpus.find(), int(device.partition(":")[2] or 0)
+        if index >= len(cuda.devices):
+            names = ", ".join(gpu.name for gpu in cuda.devices) or cuda.absence
             raise UserError(
                 f"there is no {device}; found: {names}. Run it on a machine with an NVIDIA GPU, or try it out with "
                 "--device cpu."
             )
-        name, driver = found.devices[index].name, found.driver
+        name, driver = cuda.devices[index].name, cuda.driver
     return Environment(
         device=device,
         device_name=name,

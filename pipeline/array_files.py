@@ -34,10 +34,10 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...] | None] | None 
         raise UserError(f"{path} is missing. `dvc repro` makes it.") from None
     except (SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}). {remedy}") from None
-    found = {key: array.shape for key, array in arrays.items()}
-    wanted = found if shapes is None else {key: shape or found.get(key) for key, shape in shapes.items()}
-    if found != wanted:
-        raise UserError(f"{path} holds {found} where {wanted} is wanted. {remedy}")
+    actual = {key: array.shape for key, array in arrays.items()}
+    wanted = actual if shapes is None else {key: shape or actual.get(key) for key, shape in shapes.items()}
+    if actual != wanted:
+        raise UserError(f"{path} holds {actual} where {wanted} is wanted. {remedy}")
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f"{path}: {key} holds {np.count_nonzero(~np.isfinite(array))} values not finite. {remedy}")

@@ -55,19 +55,19 @@ def resolve(params: Params, *, on_fallback: Callable[[str, bool], None] = lambda
     versions = versions_of(frameworks)
     device, device_name, driver = "cpu", cpu_name(), None
     if params.device != "cpu":
-        found = gpus.find()
-        why_not = _why_no_gpu(found, frameworks, versions)
+        cuda = gpus.find()
+        why_not = _why_no_gpu(cuda, frameworks, versions)
         index = int(params.device.partition(":")[2] or 0)
-        if not why_not and index < len(found.devices):
-            device, device_name, driver = f"cuda:{index}", found.devices[index].name, found.driver
+        if not why_not and index < len(cuda.devices):
+            device, device_name, driver = f"cuda:{index}", cuda.devices[index].name, cuda.driver
         elif params.device != "auto":
-            there = ", ".join(f"cuda:{number} {each.name}" for number, each in enumerate(found.devices))
+            names = ", ".join(f"cuda:{number} {gpu.name}" for number, gpu in enumerate(cuda.devices))
             raise UserError(
-                f"params.yaml: device is {params.device}; found: {why_not or there}. "
+                f"params.yaml: device is {params.device}; found: {why_not or names}. "
                 "Set device to auto or cpu, or run `docker compose run --rm gpu` on a machine with an NVIDIA GPU."
             )
         else:
-            on_fallback(why_not, found.doubtful)
+            on_fallback(why_not, cuda.doubtful)
     return Environment(
         device=device,
         device_name=device_name,
@@ -81,15 +81,15 @@ def resolve(params: Params, *, on_fallback: Callable[[str, bool], None] = lambda
     )
 
 
-def _why_no_gpu(found: gpus.Gpus, frameworks: set[str], versions: dict[str, str]) -> str:
+def _why_no_gpu(cuda: gpus.Gpus, frameworks: set[str], versions: dict[str, str]) -> str:
     """Why the frameworks of the experiment cannot all use a GPU, or nothing."""
-    if not found.devices:
-        return found.absence
+    if not cuda.devices:
+        return cuda.absence
     cpu_builds = [f"{name} {version}" for name, version in versions.items() if name in frameworks and "+cpu" in version]
     if not cpu_builds:
         return ""
-    there = ", ".join(f"cuda:{number} {each.name}" for number, each in enumerate(found.devices))
-    return f"{there}, but {' and '.join(cpu_builds)} cannot use CUDA (`docker compose run --rm gpu` can)"
+    names = ", ".join(f"cuda:{number} {gpu.name}" for number, gpu in enumerate(cuda.devices))
+    return f"{names}, but {' and '.join(cpu_builds)} cannot use CUDA (`docker compose run --rm gpu` can)"
 
 
 def runs_here(framework: str) -> bool:
@@ -146,18 +146,18 @@ def versions_of(frameworks: set[str]) -> dict[str, str]:
     A framework of the user's own need not be a package, and then has no version. Raises UserError when NumPy, or one
     of ours that `frameworks` has, is missing.
     """
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for framework in [*OURS, *sorted(frameworks - set(OURS))]:
         for package in (framework, f"{framework}-cpu"):
             for distribution in _distributions(framework, package):
-                found[framework] = distribution.version + ("+cpu" if package.endswith("-cpu") else "")
-    missing = ({"numpy"} | (frameworks & set(OURS))) - found.keys()
+                versions[framework] = distribution.version + ("+cpu" if package.endswith("-cpu") else "")
+    missing = ({"numpy"} | (frameworks & set(OURS))) - versions.keys()
     if missing:
         raise UserError(
             f"{' and '.join(sorted(missing))} cannot be found. Run `make setup`, then activate .venv; "
             "or take the lessons of what is missing out of params.yaml."
         )
-    return found
+    return versions
 
 
 def _distributions(framework: str, package: str) -> list[Distribution]:

@@ -125,7 +125,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 def remove_parts() -> None:
     """Remove what a killed stage had begun to write. Call it where no stage can be writing."""
     folders = ("data", "reference", "models", "results", "parity", "graphs", "report")
-    for part in (*Path().glob(f".*{PART}"), *(each for folder in folders for each in Path(folder).rglob(f".*{PART}"))):
+    for part in (*Path().glob(f".*{PART}"), *(path for folder in folders for path in Path(folder).rglob(f".*{PART}"))):
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
@@ -188,15 +188,15 @@ def read_history(name: str) -> tuple[list[int], list[float]]:
     path = result_file(name, "history.csv")
     try:
         rows = read_rows(path)
-        found = [int(row["step"]) for row in rows], [float(row["train_loss"]) for row in rows]
+        history = [int(row["step"]) for row in rows], [float(row["train_loss"]) for row in rows]
     except FileNotFoundError:
         raise UserError(f"{path} is missing. `dvc repro train@{name}` makes it.") from None
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is damaged ({what}). Delete it and run `dvc repro train@{name}`.") from None
-    if not rows or not all(map(math.isfinite, found[1])):
+    if not rows or not all(map(math.isfinite, history[1])):
         raise UserError(f"{path} is damaged (losses are missing). Delete it and run `dvc repro train@{name}`.")
-    return found
+    return history
 
 
 def read_samples(path: Path = BENCHMARK) -> list[dict[str, str]]:

@@ -258,7 +258,7 @@ def _sentence(path: Path, detail: Any) -> str:
         return (
             f"{path}: threads is {_shown(detail['input'])}; it must be auto or a whole number from 1 to {MOST_THREADS}."
         )
-    key, found = ".".join(location), detail["input"]
+    key, value = ".".join(location), detail["input"]
     if detail["type"] == "extra_forbidden":
         allowed = list(_section(location[:-1]).model_fields)
         close = difflib.get_close_matches(location[-1], allowed, 1)
@@ -266,15 +266,15 @@ def _sentence(path: Path, detail: Any) -> str:
         return f"{path}: unknown key {key}. {remedy}"
     if detail["type"] == "missing":
         return f"{path}: the key {key} is missing. `git diff {path}` shows what was taken out."
-    if found is None or found in ({}, []):
+    if value is None or value in ({}, []):
         return f"{path}: {key} is empty. It must have a value; `git diff {path}` shows what was taken out."
     advice = detail["msg"].removeprefix("Input ").replace("a valid integer", "a whole number").replace("valid ", "")
     if location[0] == "device":
         advice = "should be auto, cpu, cuda or cuda:N"
-    if isinstance(found, str) and detail["type"] in ("float_type", "int_type"):
+    if isinstance(value, str) and detail["type"] in ("float_type", "int_type"):
         with suppress(ValueError):
-            advice += f", and this is text: write {float(found):g} without quotes"
-    return f"{path}: {key} is {_shown(found)}; it {advice}."
+            advice += f", and this is text: write {float(value):g} without quotes"
+    return f"{path}: {key} is {_shown(value)}; it {advice}."
 
 
 def _section(location: list[str]) -> type[BaseModel]:

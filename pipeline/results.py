@@ -72,6 +72,12 @@ class Timing(Provenance):
     replayed_steps: int
     continued_at: list[int]  # the steps at which a killed training went on
 
+    @property
+    def replays(self) -> str:
+        """A sentence on the steps that were replays of CUDA graphs; empty where none was."""
+        steps, graphs = self.replayed_steps, self.captured_graphs
+        return f"{steps:,} steps were replays of {graphs:,} CUDA graphs" if steps else ""
+
 
 class Metrics(Result):
     """results/NAME/metrics.json."""

@@ -27,7 +27,7 @@ def main() -> None:
     statements = findings(benchmark, parity, sizes)
     over_seeds = seeds.read(params) if files.SEEDS.exists() else None
     report, figures = report_page.write(
-        params, environment, parity, results, benchmark, found=statements, bench=bench, seeds=over_seeds
+        params, environment, parity, results, benchmark, statements=statements, bench=bench, seeds=over_seeds
     )
     for stale in files.FIGURES.glob("*.svg"):
         stale.unlink()
@@ -35,7 +35,7 @@ def main() -> None:
         files.write_bytes(files.FIGURES / f"{name}.svg", figure.encode())
     files.write_bytes(files.REPORT, report.encode())
     graphs = {name: read_graphs(name) for name in results}
-    lessons = lessons_page.write(params, parity, results, benchmark, found=statements, graphs=graphs)
+    lessons = lessons_page.write(params, parity, results, benchmark, statements=statements, graphs=graphs)
     files.write_bytes(files.LESSONS, lessons.encode())
     summary(parity, {name: result.timing for name, result in results.items()}, statements).write(files.SUMMARY)
     print(f"{files.REPORT} shows the results, {files.LESSONS} the lessons")

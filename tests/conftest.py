@@ -241,9 +241,12 @@ class Clone:
 
 @pytest.fixture(scope="session")
 def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
-    """make_clone(*names): a fresh clone, with small params that list these names; as it is when none is given."""
+    """make_clone(*names): a fresh clone, with small params that list these names; as it is when none is given.
 
-    def make(*names: str) -> Clone:
+    With small params there is no benchmark, which imports every framework twice, unless `benchmark` asks for it.
+    """
+
+    def make(*names: str, benchmark: bool = False) -> Clone:
         path = tmp_path_factory.mktemp("clone") / "project"
         path.mkdir()
         files = subprocess.run(
@@ -259,6 +262,8 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]
         if names:
             implementations = {name: LESSONS[name] for name in names}
             clone.write_params(clone.params() | TINY | {"implementations": implementations})
+            if not benchmark:
+                clone.set("benchmark.processes", 0)
         return clone
 
     return make
@@ -275,7 +280,7 @@ def finished_pipeline(make_clone: Callable[..., Clone], tmp_path_factory: pytest
     with (shared / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not clone.path.exists():
-            made = make_clone(*LESSONS)
+            made = make_clone(*LESSONS, benchmark=True)
             made.run("dvc", "repro")
             made.path.rename(clone.path)
     return clone

@@ -61,22 +61,21 @@ def test_beside_a_busy_process_nothing_wrong_is_said():
     assert slowed["faster"] == 0
 
 
-def paces(candidates: list[Candidate]) -> Array:
-    """Of the first of the candidates, the seconds a step in each round."""
-    plan = [Size(PROBLEM, SMALL, candidates)]
-    taken, _ = benchmark(plan, config=BenchmarkConfig(1, 10, 0.02), dtype="float32", environment=HOST)
-    return np.array([sample.seconds / sample.steps for sample in taken if sample.candidate == candidates[0]])
-
-
-@pytest.mark.parametrize("name", ARRAYS)
-def test_candidate_among_others_is_as_fast_as_alone(name: str):
+def test_candidates_among_others_are_as_fast_as_alone():
     """Idle threads of a neighbour may take a CPU: OpenBLAS's, as they come, slowed torch down by half."""
-    texts = [*(other for other in ARRAYS if other != name), "matmul/numpy", "matmul/torch"]
+    lessons = [Candidate(name) for name in ARRAYS]
     number = max(2, COMPARISONS // 3)
-    alone, among = [], []
-    for _ in range(number):
-        alone.append(paces([Candidate(name)]))
-        among.append(paces([Candidate(name), *map(Candidate.parse, texts)]))
-    found = ratio(among, alone)
-    print(f"{name}: among others {found} as long as alone")
-    assert found.low < 1.1
+    alone = [{lesson: paces(lesson)[lesson] for lesson in lessons} for _ in range(number)]
+    among = [paces(*lessons, Candidate("numpy", "matmul"), Candidate("torch", "matmul")) for _ in range(number)]
+    for lesson in lessons:
+        estimate = ratio([process[lesson] for process in among], [process[lesson] for process in alone])
+        print(f"{lesson}: among others {estimate} as long as alone")
+        assert estimate.low < 1.1
+
+
+def paces(*candidates: Candidate) -> dict[Candidate, Array]:
+    """In one process, the seconds a step in each round."""
+    plan = [Size(PROBLEM, SMALL, list(candidates))]
+    taken, _ = benchmark(plan, config=BenchmarkConfig(1, 10, 0.02), dtype="float32", environment=HOST)
+    seconds = {candidate: [s.seconds / s.steps for s in taken if s.candidate == candidate] for candidate in candidates}
+    return {candidate: np.array(values) for candidate, values in seconds.items()}

@@ -105,7 +105,7 @@ class Containers:
 @pytest.fixture(scope="module")
 def containers(make_clone: Callable[..., Clone]) -> Iterator[Containers]:
     """All seven on small params, run once by `docker compose run --rm cpu` with nothing built or started before."""
-    containers = Containers(make_clone(*LESSONS))
+    containers = Containers(make_clone(*LESSONS, benchmark=True))
     containers.compose("down", "--volumes", "--timeout", "5")
     containers.compose("build", "cpu", "mlflow")  # `run` takes an image that is there, even an old one
     containers.run()
@@ -251,11 +251,9 @@ def test_a_second_container_waits_and_the_host_names_the_first(restored: Contain
 
 @pytest.fixture
 def cluster(make_clone: Callable[..., Clone]) -> Iterator[Containers]:
-    """Two lessons without a benchmark, committed, for a cluster of two workers."""
+    """Two lessons, committed, for a cluster of two workers."""
     clone = make_clone("numpy_arrays", "torch_loop")
-    params = clone.params()
-    clone.write_params(params | {"benchmark": params["benchmark"] | {"processes": 0}})
-    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", "small")
+    clone.commit()
     cluster = Containers(clone, f"{PROJECT}-cluster")
     cluster.env["MLFLOW_BACKEND_STORE_URI"] = "sqlite:////mlflow/another.db"
     down = ("--profile", "cluster", "down", "--volumes", "--timeout", "5")

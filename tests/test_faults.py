@@ -79,7 +79,7 @@ def check(clone: Clone, before: State, why: str) -> None:
 
 @pytest.fixture(scope="module")
 def clone(make_clone: Callable[..., Clone]) -> Clone:
-    clone = make_clone(NUMPY)
+    clone = make_clone(NUMPY, benchmark=True)
     lesson = (clone.path / f"pipeline/lessons/two_layer/{NUMPY}.py").read_text()
     (clone.path / "pipeline/lessons/two_layer/numpy_again.py").write_text(lesson)
     clone.write_params(clone.params() | {"implementations": {NUMPY: "two_layer", "numpy_again": "two_layer"}})

@@ -57,7 +57,7 @@ def results(finished_pipeline: Clone) -> Iterator[dict[str, Any]]:
             "graphs": {name: read_graphs(name) for name in params.implementations},
         }
         sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
-        yield content | {"found": findings(content["benchmark"], parity, sizes)}
+        yield content | {"statements": findings(content["benchmark"], parity, sizes)}
 
 
 @pytest.fixture(scope="module")

@@ -32,10 +32,8 @@ def small(make_clone: Callable[..., Clone]) -> Clone:
         (clone.path / "pipeline/lessons/two_layer/numpy_arrays.py").read_text()
     )
     clone.write_params(clone.params() | {"implementations": {NUMPY: "two_layer", "numpy_again": "two_layer"}})
-    clone.set("benchmark.processes", 0)
     clone.run("dvc", "repro")
-    clone.run("git", "add", "-A")
-    clone.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "params")
+    clone.commit()
     return clone
 
 
@@ -294,7 +292,7 @@ def test_a_gpu_machine_with_few_packages_runs_the_stages(make_clone: Callable[..
         "importlib.metadata.distributions = distributions\n"
     )
     names = [name for name in LESSONS if not name.startswith("tensorflow")]
-    clone = make_clone(*names)
+    clone = make_clone(*names, benchmark=True)
     environment = {"PYTHONPATH": str(tmp_path), "PIPELINE_COMMIT": "abc1234"}
     problems = sorted(set(LESSONS.values()))
     stages = ["environment", *(f"{stage} {of}" for of in problems for stage in ("generate", "reference"))]

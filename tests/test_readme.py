@@ -59,7 +59,7 @@ def test_every_file_that_it_names_is_there():
 @pytest.fixture(scope="module")
 def clone(make_clone: Callable[..., Clone]) -> Clone:
     """A fresh clone with small params, whose .venv and .venv-export are those that are here already."""
-    clone = make_clone("numpy_arrays", "torch_loop")
+    clone = make_clone("numpy_arrays", "torch_loop", benchmark=True)
     subprocess.run([REPOSITORY / "requirements/setup.sh", "export"], check=True)
     for name, target in {".venv": ENVIRONMENT, ".venv-export": REPOSITORY / ".venv-export"}.items():
         (clone.path / name).symlink_to(target)

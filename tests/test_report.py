@@ -55,7 +55,7 @@ def written(content: dict[str, Any], **changes: Any) -> tuple[str, dict[str, str
     changed = content | changes
     params = changed["params"]
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
-    return report_page.write(found=findings(changed["benchmark"], changed["parity"], sizes), **changed)
+    return report_page.write(statements=findings(changed["benchmark"], changed["parity"], sizes), **changed)
 
 
 @pytest.fixture(scope="module")

@@ -37,10 +37,8 @@ def _fresh_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def clone(make_clone: Callable[..., Clone]) -> Clone:
-    """One implementation and no benchmark, committed."""
+    """One implementation, committed."""
     clone = make_clone(NUMPY)
-    params = clone.params()
-    clone.write_params(params | {"benchmark": params["benchmark"] | {"processes": 0}})
     clone.commit()
     return clone
 

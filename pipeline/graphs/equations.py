@@ -51,8 +51,8 @@ class Equation:
 
 def equations(docstring: str) -> list[Equation]:
     """The equations of a docstring in its order, numbered from 1."""
-    found = [equation for line in docstring.splitlines() if (equation := equation_in(line))]
-    return [replace(equation, number=number) for number, equation in enumerate(found, 1)]
+    equations = [equation for line in docstring.splitlines() if (equation := equation_in(line))]
+    return [replace(equation, number=number) for number, equation in enumerate(equations, 1)]
 
 
 def equation_in(line: str) -> Equation | None:

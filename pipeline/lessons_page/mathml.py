@@ -86,8 +86,8 @@ def _symbol(name: str) -> str:
     """grad_w1 as ∇ with w₁, y_pred as y with its subscript, a word as a word."""
     if name.startswith("grad_"):
         return f"<mrow><mo>∇</mo>{_symbol(name.removeprefix('grad_'))}</mrow>"
-    if found := re.fullmatch(r"([a-z])_?([a-z0-9]|(?<=_)[a-z]+)", name):
-        base, below = found.groups()
+    if parts := re.fullmatch(r"([a-z])_?([a-z0-9]|(?<=_)[a-z]+)", name):
+        base, below = parts.groups()
         kind = "mn" if below.isdigit() else "mi" if len(below) == 1 else "mtext"
         return f"<msub><mi>{base}</mi><{kind}>{below}</{kind}></msub>"
     return f"<mi>{name}</mi>" if "_" not in name else f"<mtext>{name.replace('_', ' ')}</mtext>"

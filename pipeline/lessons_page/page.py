@@ -78,7 +78,7 @@ def write(
     results: Results,
     benchmark: Benchmark,
     *,
-    found: Sequence[Finding],
+    statements: Sequence[Finding],
     graphs: Mapping[str, Sequence[Graph]],
 ) -> str:
     """The page, as HTML."""
@@ -107,7 +107,7 @@ def write(
                 row=row(name, results[name], parity, case, latest),
                 wall=duration(results[name].timing.wall_seconds),
                 breakdown=_shares(results[name]),
-                findings=_answered(name, found),
+                findings=_answered(name, statements),
                 exercise=EXERCISES.get(name),
             )
         )
@@ -130,8 +130,8 @@ def prose(docstring: str) -> str:
     html = []
     for block in re.split(r"\n\s*\n", docstring.strip()):
         lines = block.splitlines()
-        if of_block := [equation for line in lines if (equation := equation_in(line))]:
-            rows = "".join(f"<tr><td>{mathml(each)}<td>{each.size}<td>{each.times}" for each in of_block)
+        if equations := [equation for line in lines if (equation := equation_in(line))]:
+            rows = "".join(f"<tr><td>{mathml(row)}<td>{row.size}<td>{row.times}" for row in equations)
             table = f'<table class="maths">{rows}</table>'
             html.append(f'<div class="scroll" tabindex="0" role="group" aria-label="Equations">{table}</div>')
         elif all(line.startswith("    ") for line in lines):
@@ -175,10 +175,10 @@ def _shares(result: Result) -> list[Share]:
     ]
 
 
-def _answered(name: str, found: Sequence[Finding]) -> list[Finding]:
+def _answered(name: str, statements: Sequence[Finding]) -> list[Finding]:
     """The claims that are about this lesson, or else those in which another is compared with it."""
-    about = [finding for finding in found if finding.claim.subject == name]
-    return about or [finding for finding in found if finding.claim.other == name]
+    about = [finding for finding in statements if finding.claim.subject == name]
+    return about or [finding for finding in statements if finding.claim.other == name]
 
 
 def _pair(lessons: Sequence[Lesson], graphs: Mapping[str, Sequence[Graph]]) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ class Row(NamedTuple):
     step: str
     p95: str
     multiple: str  # of the matrix products alone, with its interval
-    replayed: str
+    replays: str
     device: str
     when: str
     where: str
@@ -54,18 +54,12 @@ def row(name: str, result: Result, parity: ParityReport, case: Case | None, late
         duration(timing.step_seconds_median),
         duration(timing.step_seconds_p95),
         str(multiple or "–"),
-        replayed(timing),
+        timing.replays,
         timing.device_name,
         when(timing),
         timing.measured_on,
         timing.run_began < latest,
     )
-
-
-def replayed(timing: Timing) -> str:
-    """How many steps of a training were replays of CUDA graphs, or nothing where none was."""
-    steps, graphs = timing.replayed_steps, timing.captured_graphs
-    return f"{steps:,} steps were replays of {graphs:,} CUDA graphs" if steps else ""
 
 
 def breakdown(timing: Timing) -> dict[str, str]:

@@ -29,13 +29,13 @@ def write(
     results: Results,
     benchmark: Benchmark,
     *,
-    found: list[Finding],
+    statements: list[Finding],
     bench: list[Benchmark],
     seeds: Seeds | None,
 ) -> tuple[str, dict[str, str]]:
     """The page, as HTML, and its figures as SVG files by name.
 
-    `bench` is what `make bench` measured, and `seeds` what `make seeds` found, if they were run.
+    `bench` is what `make bench` measured, and `seeds` the result of `make seeds`, if they were run.
     """
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
     drawn = figures.draw(results, benchmark, sizes, seeds)
@@ -50,7 +50,7 @@ def write(
         when=when,
         gpu=benchmark.provenance.gpu and sentence(benchmark.provenance.gpu),
         ablations=_on_one_scale(ablations(benchmark, parity, sizes)),
-        findings=found,
+        findings=statements,
         rows=[
             row(name, result, parity, benchmark.at(result.problem, sizes[result.problem]), latest)
             for name, result in results.items()

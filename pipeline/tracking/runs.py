@@ -212,8 +212,6 @@ def _numbers(timing: Timing, row: Judged, multiple: Iterable[float] | None) -> d
 
 def _description(timing: Timing, row: Judged, parity: str, multiple: object) -> str:
     """The description of an implementation's run, in Markdown."""
-    from pipeline.report.page import replayed
-
     in_benchmark = f"; in the benchmark {multiple} the matrix products alone" if multiple else ""
     rows = {
         "Device": f"{timing.device_name}, {timing.threads} threads",
@@ -221,7 +219,7 @@ def _description(timing: Timing, row: Judged, parity: str, multiple: object) -> 
         "Parity": parity,
         "A step": f"{1e6 * timing.step_seconds_median:,.0f} µs{in_benchmark}",
         "Measured": f"{timing.measured_at[:19]} UTC on {timing.measured_on}" + ", restored" * _restored(timing),
-        "Replayed": replayed(timing),
+        "Replayed": timing.replays,
         "Continued": ", ".join(f"at step {step:,}" for step in timing.continued_at),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items() if text)])

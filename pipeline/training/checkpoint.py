@@ -47,17 +47,17 @@ class Checkpoint:
             return start
         shapes = {f"weights.{key}": array.shape for key, array in initial.items()}
         try:
-            found = read_arrays(self.path, shapes | dict.fromkeys(("losses", "done", "continued_at", "depends_on")))
+            arrays = read_arrays(self.path, shapes | dict.fromkeys(("losses", "done", "continued_at", "depends_on")))
         except UserError as error:
             print(f"WARNING: {self.name} starts from step 0: {error}", file=sys.stderr)
             return start
-        if found["depends_on"].tobytes() != self.digest:
+        if arrays["depends_on"].tobytes() != self.digest:
             print(f"WARNING: {self.name} starts from step 0: {self.path} is another training's.", file=sys.stderr)
             return start
-        done = found["done"].item()
+        done = arrays["done"].item()
         print(f"{self.name}: going on at step {done:,}, from {self.path}.", flush=True)
-        continued_at = (*found["continued_at"].tolist(), done)
-        return State({key: found[f"weights.{key}"] for key in initial}, found["losses"], done, continued_at)
+        continued_at = (*arrays["continued_at"].tolist(), done)
+        return State({key: arrays[f"weights.{key}"] for key in initial}, arrays["losses"], done, continued_at)
 
     @property
     def due(self) -> bool:

@@ -133,20 +133,20 @@ def train(
             # The first call also pays for what happens once, and any call may be disturbed: so it may grow again.
             per_call = max(1, min(most, int(CALL_SECONDS * count / seconds[0])))
             with stopwatch.measure("read_back"):
-                found = loop.to_host(on_device)
-            finite = np.isfinite(found)
+                call_losses = loop.to_host(on_device)
+            finite = np.isfinite(call_losses)
             if not finite.all():
                 step = int(finite.argmin())
                 raise UserError(
-                    f"{name}: the loss is {found[step]} at step {done + step} with learning rate {learning_rate}. "
-                    "Lower train.learning_rate in params.yaml."
+                    f"{name}: the loss is {call_losses[step]} at step {done + step} with learning rate "
+                    f"{learning_rate}. Lower train.learning_rate in params.yaml."
                 )
             first_kept = -(-done // kept.step)  # of this call, counted among the kept ones
-            chosen = found[first_kept * kept.step - done :: kept.step]
+            chosen = call_losses[first_kept * kept.step - done :: kept.step]
             losses[first_kept : first_kept + len(chosen)] = chosen
             done += count
             with stopwatch.measure("log"):
-                on_progress(done, float(found[-1]))
+                on_progress(done, float(call_losses[-1]))
             if checkpoint.due and done < steps:
                 with stopwatch.measure("checkpoint"):
                     so_far = losses[: first_kept + len(chosen)]

@@ -35,9 +35,9 @@ class Loop:
     def run(self, steps: int) -> Array:
         losses = []
         for _ in range(steps // self.least_steps):
-            self.values, found = self.epoch(self.values, self.batches)
-            losses.append(found)
-        return np.concatenate([np.asarray(each) for each in losses])  # waits until they are there
+            self.values, epoch_losses = self.epoch(self.values, self.batches)
+            losses.append(epoch_losses)
+        return np.concatenate([np.asarray(epoch_losses) for epoch_losses in losses])  # waits until they are there
 
     def weights(self) -> Weights:
         return dict(zip(("w1", "w2"), map(np.asarray, self.values), strict=True))

@@ -16,7 +16,7 @@ class Loop:
         self.x, self.y = list(chunk["x"]), list(chunk["y"])
         self.next = 0
         self.h, self.y_pred = aligned(self.x[0] @ self.w1), aligned(self.y[0])
-        self.grad_h, self.grad_w1, self.grad_w2 = (aligned(each) for each in (self.h, self.w1, self.w2))
+        self.grad_h, self.grad_w1, self.grad_w2 = (aligned(array) for array in (self.h, self.w1, self.w2))
 
     def run(self, steps: int) -> Array:
         w1, w2, learning_rate = self.w1, self.w2, self.learning_rate
