@@ -25,7 +25,7 @@ ANSWERS = {
         ("cpu", {"NO_ENGINE": "1"}, "the Docker engine does not answer"),
         ("cpu", {"NO_COMPOSE": "1"}, "Docker has no Compose v2"),
         ("cpu", {"ARCHITECTURE": "aarch64"}, "the images are for x86-64 and this engine runs on aarch64"),
-        ("cpu", {"TAKEN": "1"}, "is taken. Stop what is there, or choose another: MLFLOW_PORT=5001 make cpu"),
+        ("cpu", {"TAKEN": "1"}, "is taken. Stop the server on it, or choose another: MLFLOW_PORT=5001 make cpu"),
         ("cpu", {}, ""),
         ("gpu", {}, "no NVIDIA driver answers on this machine"),
         ("gpu", {"DRIVER": "470.82"}, "the NVIDIA driver is 470.82; CUDA 12 needs 525 or newer and CUDA 13 needs 580"),

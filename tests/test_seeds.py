@@ -61,7 +61,7 @@ def test_values_with_two_seeds_are_left_out():
     few = [tuple(row.values()) for row in rows] + [tuple(row.values()) for row in files.read_rows(files.SEEDS)]
     files.write_rows(files.SEEDS, HEADER, few)
     (sentence,) = seeds.better(seeds.read(load_params()))
-    assert "0.1, 0.2 left out for want of seeds: 0.4 is the best of 2" in sentence
+    assert "0.1, 0.2 left out: too few seeds: 0.4 is the best of 2" in sentence
 
 
 def test_failed_parity_is_counted_in_every_seed():

@@ -119,7 +119,7 @@ def _better(seeds: Seeds, parameter: str, problem: str) -> str:
     differences = {str(value): (losses - paired[best]).dropna() for value, losses in paired.items() if value != best}
     intervals = {value: mean(list(pairs)) for value, pairs in differences.items() if len(pairs) >= LEAST}
     doubtful = [value for value in differences if value not in intervals or intervals[value].low <= 0]
-    without = f", {', '.join(few)} left out for want of seeds" if few else ""
+    without = f", {', '.join(few)} left out: too few seeds" if few else ""
     start = f"{problem} ({name}), {parameter}{without}: "
     if doubtful:
         others = ", ".join(doubtful)
