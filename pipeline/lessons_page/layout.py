@@ -173,10 +173,10 @@ def _line(about: Mapping[str, str], point: Callable[[str], Point]) -> Line:
 
 def _bands(bands: Mapping[str, str], boxes: Mapping[str, Box], width: float) -> dict[str, Box]:
     """A box for each band, over the whole width."""
-    boxes = {}
+    areas = {}
     for group in GROUPS:
-        own = [boxes[key] for key, band in bands.items() if band == group]
-        if own:
-            high, low = min(box.y for box in own) - 12, max(box.low for box in own) + 12
-            boxes[group] = Box(0, high, width, low - high)
-    return boxes
+        in_band = [boxes[key] for key, band in bands.items() if band == group]
+        if in_band:
+            high, low = min(box.y for box in in_band) - 12, max(box.low for box in in_band) + 12
+            areas[group] = Box(0, high, width, low - high)
+    return areas
