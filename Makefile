@@ -33,7 +33,7 @@ test-docker: setup  ## the images and the containers, with a Docker engine
 	pytest -m docker $(ARGS)
 
 test-faults: setup  ## kills at random moments, full disks, damaged files: is one more dvc repro enough? FAULTS=20 SEED=…
-	pytest -n 2 --dist loadfile -m "faults and not docker" -s $(ARGS)
+	pytest -n 3 --dist loadfile -m "faults and not docker" -s $(ARGS)
 
 test-benchmark: setup  ## is what the benchmark says true? same against same, 5 % slower, a busy machine
 	pytest -m calibration -s $(ARGS)

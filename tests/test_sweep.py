@@ -3,17 +3,18 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
 import pytest
 from conftest import Clone, mounted
-from running import NUMPY, end_started, kill_group, output_until, start_command  # noqa: F401 (a fixture)
+from running import NUMPY, end_started, kill_group, output_until, start_command, wait_until  # noqa: F401 (a fixture)
 
 pytestmark = [
     pytest.mark.faults,
@@ -23,7 +24,16 @@ pytestmark = [
 
 WEIGHTS = f"models/{NUMPY}/weights.safetensors"
 WHOLE = ("--num-cpus", "1", "--resources", '{"node": 1}')
-LONG = (f"problems.two_layer.train.steps={10**5}", "train.learning_rate=0.001")
+# A training of seconds, by its size: each step of many would be logged in MLflow.
+LONG = tuple(
+    f"{key}={value}"
+    for key, value in {
+        "problems.two_layer.data.inputs": 1000,
+        "problems.two_layer.data.hidden": 400,
+        "problems.two_layer.train.steps": 1500,
+        "train.learning_rate": 0.001,
+    }.items()
+)
 UNREACHABLE = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
 
 
@@ -77,6 +87,13 @@ def cluster(
     environment |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
     port = 6389 + 10 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     address, processes = f"127.0.0.1:{port}", []
+
+    def head_answers() -> bool:
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return True
+        return False
+
     try:
         for number, resources in enumerate(nodes):
             block = ["--block", *resources]
@@ -90,6 +107,8 @@ def cluster(
                 start_new_session=True,
             )
             processes.append(process)
+            wait_until(head_answers)  # the others start while it goes on starting
+        for process in processes:
             output_until(process, "Ray runtime started")
         yield {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}, processes
     finally:
