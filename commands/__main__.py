@@ -135,7 +135,8 @@ def ui(port: int) -> None:
 
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
-            raise UserError(f"port {port} of {HOST} is taken. Stop the server on it, or take another: make ui PORT=5001.")
+            remedy = "Stop the server on it, or take another: make ui PORT=5001."
+            raise UserError(f"port {port} of {HOST} is taken. {remedy}")
     uri = store.tracking_uri()
     if uri.startswith("http"):
         raise UserError(f"MLFLOW_TRACKING_URI names a server, and its UI is there: {uri}")
