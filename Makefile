@@ -24,7 +24,7 @@ repro: setup  ## run what is not up to date: dvc repro $(ARGS)
 	dvc repro $(ARGS)
 
 test: setup  ## the tests that need minutes together: pytest $(ARGS)
-	pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	pytest -n 2 --dist loadfile $(ARGS)
 
 test-pipeline: setup  ## whole pipelines in fresh clones, and the pages in a browser
 	pytest -n 2 --dist loadfile -m "pipeline or browser" $(ARGS)
