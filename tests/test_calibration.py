@@ -65,8 +65,10 @@ def test_candidates_among_others_are_as_fast_as_alone():
     """Idle threads of a neighbour may take a CPU: OpenBLAS's, as they come, slowed torch down by half."""
     lessons = [Candidate(name) for name in ARRAYS]
     number = max(3, COMPARISONS // 3)  # of two processes an interval is too wide to exclude anything
-    alone = [{lesson: paces(lesson)[lesson] for lesson in lessons} for _ in range(number)]
-    among = [paces(*lessons, Candidate("numpy", "matmul"), Candidate("torch", "matmul")) for _ in range(number)]
+    alone, among = [], []
+    for _ in range(number):  # by turns, since the machine may be slower in one minute than in the next
+        alone.append({lesson: paces(lesson)[lesson] for lesson in lessons})
+        among.append(paces(*lessons, Candidate("numpy", "matmul"), Candidate("torch", "matmul")))
     for lesson in lessons:
         estimate = ratio([process[lesson] for process in among], [process[lesson] for process in alone])
         print(f"{lesson}: among others {estimate} as long as alone")
