@@ -6,7 +6,7 @@ from pathlib import Path
 import pipeline  # before NumPy: it sets how long OpenBLAS's idle threads spin
 from pipeline import files
 from pipeline.benchmark.monitor import sentence
-from pipeline.benchmark.samples import HEADER, Sample
+from pipeline.benchmark.samples import HEADER, Benchmark, Sample
 from pipeline.results import BenchmarkProvenance
 
 
@@ -21,17 +21,20 @@ def keep(samples: list[Sample], where: BenchmarkProvenance, table: Path, facts: 
     where.write(facts)
 
 
-def heading(where: BenchmarkProvenance) -> Iterator[str]:
-    """What the samples were taken on."""
+def heading(measured: Benchmark) -> Iterator[str]:
+    """What the samples were taken on, and how."""
+    where = measured.provenance
     versions = ", ".join(f"{framework} {version}" for framework, version in where.versions.items())
     device = f"{where.device_name}, host " if where.device != "cpu" else ""
     yield f"{device}{where.cpu_name}, {where.threads} threads, float32; {versions}"
+    others = max(process.cpus_of_other_processes for process in where.processes)
+    stolen = max(process.stolen_cpus for process in where.processes)
     yield (
-        f"Other processes took {where.cpus_of_other_processes:.2f} of {where.cpus} CPUs meanwhile, "
-        f"a virtual machine's host {where.stolen_cpus:.2f}"
+        f"{len(where.processes)} processes; in the worst, other processes took {others:.2f} of {where.cpus} CPUs, and "
+        f"a virtual machine's host {stolen:.2f}. It stopped: {where.stopped}."
     )
-    if where.gpu:
-        yield f"The GPU meanwhile: {sentence(where.gpu)}"
+    if measured.gpu:
+        yield f"The GPU meanwhile: {sentence(measured.gpu)}"
     if where.variables:
         yield f"Set in the environment: {' '.join(f'{key}={value}' for key, value in where.variables.items())}"
 

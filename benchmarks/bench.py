@@ -21,9 +21,8 @@ from pipeline import files
 from pipeline.benchmark.benchmark import benchmark
 from pipeline.benchmark.candidates import MATMUL, Candidate
 from pipeline.benchmark.intervals import ratio
-from pipeline.benchmark.plan import BenchmarkConfig, Size, tuned
-from pipeline.benchmark.samples import Benchmark, Case, Sample, collect
-from pipeline.clock import BUSY
+from pipeline.benchmark.plan import BenchmarkConfig, Pair, Size, matmul_baselines, tuned
+from pipeline.benchmark.samples import Benchmark, Case, Sample, collect, disturbance
 from pipeline.contract import Array
 from pipeline.environment import Environment, resolve
 from pipeline.errors import UserError
@@ -32,7 +31,8 @@ from pipeline.provenance import provenance
 from pipeline.results import BenchmarkProvenance
 from pipeline.text import columns
 
-CONFIG = BenchmarkConfig(processes=12, rounds=6, turn_seconds=0.02)
+CONFIG = BenchmarkConfig(processes=4, rounds=16, turn_seconds=0.008, seconds=400, process_seconds=6)
+ALLOCATOR_PROCESSES = 6
 ARRAYS = ["numpy_arrays", "torch_tensors", "torch_autograd", "torch_function", "tensorflow_graph"]
 LOOPS = ["torch_loop", "tensorflow_scan"]
 SEQUENCES = {"batch_size": 256, "inputs": 64, "hidden": 128, "outputs": 10}
@@ -49,12 +49,13 @@ PEERS = {
     "lengths": ["peers/torch_examples", "peers/tensorflow_examples"],
 }
 PEERS["large"] = PEERS["small"]
+WITHIN_TORCH, WITHIN = 0.03, 0.05  # half the width of an interval, as asked for
 BEST_MODULE = "the best torch_module"
 FASTEST = "the fastest lesson"
 # The same lines without the allocator's setting: a process of its own, which patches it away before a runtime starts.
 BY_DEFAULT = (
     "from pipeline import runtimes; runtimes.keep_freed_memory = lambda: None;"
-    "from pipeline.benchmark.benchmark import main; main()"
+    "from pipeline.benchmark.process import main; main()"
 )
 
 
@@ -90,17 +91,18 @@ GOALS = [
 ]
 WITHOUT = "numpy_arrays without the allocator's setting"
 ALLOCATOR_GOALS: dict[str, float | None] = {"small": 0.65, "large": None}
-Pairs = list[tuple[list[Sample], list[Sample], float]]  # with the setting, without, the CPUs other processes took
+Pairs = list[tuple[list[Sample], list[Sample]]]  # with the setting, without: of processes that nothing disturbed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description="The lessons' speed on the CPU.")
     parser.add_argument("--at", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE", help=", ".join(SIZES))
-    parser.add_argument("--processes", type=int, default=CONFIG.processes, metavar="N", help="fresh ones")
-    parser.add_argument("--rounds", type=int, default=CONFIG.rounds, metavar="N", help="in each process")
+    parser.add_argument("--processes", type=int, default=CONFIG.processes, metavar="N", help="of each size, at least")
+    parser.add_argument("--rounds", type=int, default=CONFIG.rounds, metavar="N", help="in each process, at most")
+    parser.add_argument("--seconds", type=float, default=CONFIG.seconds, help="after which it stops")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="also keep samples and machine there")
     arguments = parser.parse_args()
-    config = replace(CONFIG, processes=arguments.processes, rounds=arguments.rounds)
+    config = replace(CONFIG, processes=arguments.processes, rounds=arguments.rounds, seconds=arguments.seconds)
     try:
         resolved = resolve(load_params())
         environment = replace(resolved, device="cpu", device_name=resolved.cpu_name, driver=None)
@@ -108,7 +110,7 @@ def main() -> None:
         taken, meanwhile = benchmark(
             sizes, config=config, dtype="float32", environment=environment, on_process=print_progress
         )
-        allocator = {key: list(_allocator(key, config, environment)) for key in ALLOCATOR_GOALS if key in arguments.at}
+        allocator = {key: list(_allocator(key, environment)) for key in ALLOCATOR_GOALS if key in arguments.at}
     except UserError as error:
         sys.exit(f"ERROR: {error}")
     where = BenchmarkProvenance(**provenance(environment, "cpu", environment.cpu_name), **meanwhile)
@@ -129,52 +131,63 @@ def plan(keys: list[str], environment: Environment) -> list[Size]:
         names, sizes = SIZES[key]
         peers = [peer for peer in PEERS.get(key, []) if peer != JAX or find_spec("jax")]
         variants = [goal.beside for goal in GOALS if goal.size == key and "+" in goal.beside and "/" not in goal.beside]
-        texts = [*names, "matmul/numpy", "matmul/torch", *peers, *variants]
+        products = map(str, matmul_baselines(environment, "numpy"))
+        texts = [*names, *products, *peers, *variants]
         beside = tuned(names, environment) if key in PEERS else []
-        plan.append(Size(problem_of(names[0]), sizes, [*map(Candidate.parse, texts), *beside]))
+        chosen = list(dict.fromkeys([*map(Candidate.parse, texts), *beside]))
+        plan.append(Size(problem_of(names[0]), sizes, chosen, list(_pairs(key, chosen))))
     return plan
 
 
-def _allocator(
-    key: str, config: BenchmarkConfig, environment: Environment
-) -> Iterator[tuple[list[Sample], list[Sample], float]]:
+def _pairs(key: str, chosen: list[Candidate]) -> Iterator[Pair]:
+    """What a size is measured for: every goal whose candidates are named."""
+    for goal in GOALS:
+        above, below = Candidate.parse(goal.lesson), Candidate.parse(goal.beside)
+        if goal.size == key and {above, below} <= {*chosen}:
+            yield Pair(above, below, WITHIN_TORCH if above.framework == below.framework == "torch" else WITHIN)
+
+
+def _allocator(key: str, environment: Environment) -> Iterator[tuple[list[Sample], list[Sample]]]:
     """NumPy's lesson with the allocator's setting, and without: in processes that alternate."""
     only = [Size(problem_of("numpy_arrays"), SIZES[key][1], [Candidate("numpy_arrays")])]
-    one = replace(config, processes=1)
-    for _ in range(config.processes):
+    one = replace(CONFIG, processes=1, rounds=6 * CONFIG.rounds, process_seconds=1, seconds=0)
+    for _ in range(ALLOCATOR_PROCESSES):
         kept, meanwhile = benchmark(only, config=one, dtype="float32", environment=environment)
         default, then = benchmark(
             only, config=one, dtype="float32", environment=environment, program=["-c", BY_DEFAULT]
         )
-        yield kept, default, max(facts["cpus_of_other_processes"] for facts in (meanwhile, then))
+        processes = [*meanwhile["processes"], *then["processes"]]
+        threads, cpus = environment.threads, meanwhile["cpus"]
+        if not any(disturbance(process, threads=threads, cpus=cpus) for process in processes):
+            yield kept, default
 
 
 def report(measured: Benchmark, keys: list[str], allocator: Mapping[str, Pairs]) -> Iterator[str]:
-    yield from heading(measured.provenance)
+    yield from heading(measured)
     for key in keys:
         names, sizes = SIZES[key]
         case = measured.at(problem_of(names[0]), sizes)
         assert case, "every size of the plan is measured"  # noqa: S101
         yield from ("", f"{case.label}: a step of each lesson, and how many times the matrix products alone it takes")
-        yield columns(_multiples(case, names, measured.doubt))
+        yield columns(_multiples(case, names))
         yield from ("", f"{case.label}: a step of a lesson over one of what is beside it")
-        rows = [row for goal in GOALS if goal.size == key for row in _row(goal, case, names, measured.doubt)]
+        rows = [row for goal in GOALS if goal.size == key for row in _row(goal, case, names)]
         if key in allocator:
             rows.append(_allocator_row(allocator[key], ALLOCATOR_GOALS[key]))
         yield columns(rows)
 
 
-def _multiples(case: Case, names: list[str], doubt: str) -> list[list[object]]:
+def _multiples(case: Case, names: list[str]) -> list[list[object]]:
     unit, factor = ("ms", 1e3) if case.median(Candidate("numpy", MATMUL)) > 1e-3 else ("µs", 1e6)
     rows: list[list[object]] = [["", f"{unit} a step", "× products alone", "by", "× own library's"]]
     for lesson in map(Candidate, names):
         products, own = case.matmul(lesson), Candidate(lesson.framework, MATMUL)
-        of_own = case.ratio(lesson, own) or doubt if own in case.seconds else "–"
+        of_own = case.ratio(lesson, own) or case.doubt if own in case.seconds else "–"
         rows.append(
             [
                 lesson,
                 f"{case.median(lesson) * factor:.3g}",
-                case.multiple(lesson) or doubt,
+                case.multiple(lesson) or case.doubt,
                 products.name if products else "",
                 of_own,
             ]
@@ -182,7 +195,7 @@ def _multiples(case: Case, names: list[str], doubt: str) -> list[list[object]]:
     return rows
 
 
-def _row(goal: Goal, case: Case, names: list[str], doubt: str) -> Iterator[list[object]]:
+def _row(goal: Goal, case: Case, names: list[str]) -> Iterator[list[object]]:
     beside = Candidate.parse(goal.beside)
     if goal.beside == BEST_MODULE:
         beside = min(map(Candidate.parse, MODULES), key=case.median)
@@ -191,13 +204,13 @@ def _row(goal: Goal, case: Case, names: list[str], doubt: str) -> Iterator[list[
     lesson = min(map(Candidate, names), key=case.median) if goal.lesson == FASTEST else Candidate(goal.lesson)
     estimate = case.ratio(lesson, beside)
     met = "" if goal.most is None or estimate is None else mark(estimate.value <= goal.most)
-    yield [lesson, beside, estimate or doubt, f"≤ {goal.most:.2f}" if goal.most else "", met]
+    yield [lesson, beside, estimate or case.doubt, f"≤ {goal.most:.2f}" if goal.most else "", met]
 
 
 def _allocator_row(pairs: Pairs, most: float | None) -> list[object]:
-    if max(others for _, _, others in pairs) > BUSY:
-        return ["numpy_arrays", WITHOUT, "cannot tell", "", ""]
-    estimate = ratio([_paces(kept) for kept, _, _ in pairs], [_paces(default) for _, default, _ in pairs])
+    if len(pairs) < 2:
+        return ["numpy_arrays", WITHOUT, "cannot tell: other processes used the machine", "", ""]
+    estimate = ratio([_paces(kept) for kept, _ in pairs], [_paces(default) for _, default in pairs])
     goal, met = (f"≤ {most:.2f}", mark(estimate.value <= most)) if most else ("", "")
     return ["numpy_arrays", WITHOUT, estimate, goal, met]
 

@@ -16,6 +16,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -55,7 +56,7 @@ SIZES = [
     (2048, 4096, 4096, 512),
     (4096, 8192, 8192, 1024),
 ]
-CONFIG = BenchmarkConfig(processes=3, rounds=4, turn_seconds=0.05)
+CONFIG = BenchmarkConfig(processes=3, rounds=8, turn_seconds=0.05, seconds=0)
 TUTORIAL = SIZES[1]
 BASELINE_AIM = 1.5  # times the higher of the two baselines, of torch_autograd at the tutorial's size
 SHARE_AIM = 0.9  # of the speed of the matrix products alone, at the largest size
@@ -67,7 +68,7 @@ def main() -> None:
     options = _options()
     enter_interpreter("torch")
     environment = _environment(options.device)
-    config = BenchmarkConfig(options.processes, options.rounds, CONFIG.turn_seconds)
+    config = replace(CONFIG, processes=options.processes, rounds=options.rounds)
     sizes = [SIZES[options.only - 1]] if options.only else SIZES[: options.sizes]
     plan = [Size(PROBLEM, dict(zip(KEYS, numbers, strict=True)), _candidates(environment)) for numbers in sizes]
     taken, meanwhile = benchmark(plan, config=config, dtype="float32", environment=environment, on_process=print)
@@ -78,7 +79,7 @@ def main() -> None:
     keep(taken, where, folder / "samples.csv", folder / "machine.json")
     measured = collect(taken, where)
     parity = [] if options.no_parity else _parity(plan, environment)
-    for line in chain(heading(where), _report(measured, taken), parity):
+    for line in chain(heading(measured), _report(measured, taken), parity):
         print(line, flush=True)
     print(f"every sample: {folder}")
 
@@ -122,7 +123,7 @@ def _compiled(environment: Environment, config: BenchmarkConfig, *, after: int) 
 def _report(measured: Benchmark, taken: list[Sample]) -> Iterator[str]:
     yield "The L2 cache is warm: a candidate takes its steps on the same two batches or 16 MB, again and again."
     for case in measured.cases:
-        yield from ("", case.label, *_rows(case, measured.doubt))
+        yield from ("", case.label, *_rows(case))
     yield ""
     tutorial = measured.at(PROBLEM, dict(zip(KEYS, TUTORIAL, strict=True)))
     largest = measured.cases[-1]
@@ -131,18 +132,18 @@ def _report(measured: Benchmark, taken: list[Sample]) -> Iterator[str]:
         replayed = sum(sample.replays for sample in own) / sum(sample.steps for sample in own)
         yield f"{lesson}: {replayed:.0%} of the timed steps were replays of a CUDA graph"
         if tutorial:
-            yield from _at_the_tutorials_size(lesson, tutorial, measured.doubt)
-        yield from _at_the_largest_size(lesson, largest, measured.doubt)
-    for other in () if measured.doubt else (NUMPY, HOST):
+            yield from _at_the_tutorials_size(lesson, tutorial)
+        yield from _at_the_largest_size(lesson, largest)
+    for other in () if largest.doubt else (NUMPY, HOST):
         if other in largest.seconds:
             beyond = crossover(measured.cases, other, Candidate(NAMES[0]))
             where = f"at {beyond.label} and beyond" if beyond else f"not at {largest.label}"
             yield f"{NAMES[0]}: faster than {other} {where}"
-    finding = times_as_fast_as_numpy(CLAIMS[0], Run(measured.cases, tutorial, {}, measured.provenance))
+    finding = times_as_fast_as_numpy(CLAIMS[0], Run(measured.cases, tutorial, {}, {}, measured.provenance))
     yield f"“{CLAIMS[0].text}” {finding.verdict}: {finding.text}{f' ({measured.doubt})' if measured.doubt else ''}"
 
 
-def _at_the_tutorials_size(lesson: Candidate, case: Case, doubt: str) -> Iterator[str]:
+def _at_the_tutorials_size(lesson: Candidate, case: Case) -> Iterator[str]:
     """A captured step beside its two baselines, what capturing it costs, and what replaying it buys."""
     yield f"{lesson}: {1e6 * case.median(lesson):.1f} µs a step at the tutorial's size"
     products, floor, eager = case.matmul(lesson), case.launch_floor(lesson.name), Candidate(lesson.name, "eager")
@@ -150,30 +151,31 @@ def _at_the_tutorials_size(lesson: Candidate, case: Case, doubt: str) -> Iterato
         higher = max([products, floor] if products else [floor], key=case.median)
         ratio = case.ratio(lesson, higher)
         aim = f"; aim ≤ {BASELINE_AIM} {mark(ratio.value <= BASELINE_AIM)}" if ratio else ""
-        yield f"{lesson}: {ratio or doubt} the higher of its baselines, {higher}{aim}"
+        yield f"{lesson}: {ratio or case.doubt} the higher of its baselines, {higher}{aim}"
     if cost := capture_cost(case, lesson.name):
-        yield f"{lesson}: run eagerly a step takes {case.ratio(eager, lesson) or doubt} as long.{cost}"
+        yield f"{lesson}: run eagerly a step takes {case.ratio(eager, lesson) or case.doubt} as long.{cost}"
     if STATIC.option == lesson.name and STATIC in case.seconds:
-        yield f"{lesson}: with one graph for all batches a step takes {case.ratio(STATIC, lesson) or doubt} as long"
+        one_graph = case.ratio(STATIC, lesson) or case.doubt
+        yield f"{lesson}: with one graph for all batches a step takes {one_graph} as long"
 
 
-def _at_the_largest_size(lesson: Candidate, case: Case, doubt: str) -> Iterator[str]:
+def _at_the_largest_size(lesson: Candidate, case: Case) -> Iterator[str]:
     products = case.matmul(lesson)
     share = case.ratio(products, lesson) if products else None
     if share is None:
-        yield f"{lesson}: {doubt or 'the matrix products alone were not measured'}"
+        yield f"{lesson}: {case.doubt or 'the matrix products alone were not measured'}"
         return
     aim = f"aim ≥ {SHARE_AIM:.0%} {mark(share.value >= SHARE_AIM)}"
     shown = f"{share.value:.0%} ({share.low:.0%} … {share.high:.0%})"
     yield f"{lesson}: {shown} of the matrix products' speed at {case.label}; {aim}"
 
 
-def _rows(case: Case, doubt: str) -> Iterator[str]:
+def _rows(case: Case) -> Iterator[str]:
     autograd = Candidate("torch_autograd")
     rows: list[list[object]] = [["", "µs a step", "quartiles", "× products alone", "of torch_autograd"]]
     for candidate, processes in case.seconds.items():
         middle, lower, upper = (f"{1e6 * figure:.1f}" for figure in spread(list(processes.values())))
-        multiple = case.multiple(candidate) or doubt or "–" if candidate.is_step else ""
+        multiple = case.multiple(candidate) or case.doubt or "–" if candidate.is_step else ""
         of_autograd = case.ratio(candidate, autograd) if candidate.is_step and candidate != autograd else None
         rows.append([candidate, middle, f"{lower} … {upper}", multiple, of_autograd or ""])
     yield columns(rows)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-BUSY = 0.2  # CPUs taken by other processes beyond which a measurement is not to be relied on
 KEPT_CALLS = 500
 
 # Where the time of a training goes, in the order in which it first goes there; the residual is what no other has.
@@ -111,8 +110,8 @@ def process_seconds() -> float:
 
 @contextmanager
 def other_processes() -> Iterator[list[float]]:
-    """Yields a list that holds, afterwards, how many CPUs other processes kept busy meanwhile, on average, and how many
-    a virtual machine's host took away (steal time)."""
+    """Yields a list that holds, afterwards, how many of the CPUs that this process may use other processes kept busy
+    meanwhile, on average, and how many of them a virtual machine's host took away (steal time)."""
     cpus: list[float] = []
     before = _other_seconds()
     with timed(lambda: None) as seconds:
@@ -120,10 +119,23 @@ def other_processes() -> Iterator[list[float]]:
     cpus += [max(0.0, after - start) / seconds[0] for after, start in zip(_other_seconds(), before, strict=True)]
 
 
-def _other_seconds() -> tuple[float, float]:
-    """CPU seconds since the start of the machine: of processes but this one and its children, and of steal time."""
+def disturbances() -> tuple[int, float]:
+    """Since some time in the past: how often another thread took a CPU from one of this process's threads (involuntary
+    context switches), and how many CPU seconds a virtual machine's host took away (steal time, to 10 ms)."""
+    import resource
+
     import psutil
 
-    cpus = psutil.cpu_times()  # its user time holds what guests take; neither idle nor iowait is busy
-    busy = cpus.user + cpus.nice + cpus.system + cpus.irq + cpus.softirq
-    return busy - sum(os.times()[:4]), cpus.steal
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, getattr(psutil.cpu_times(), "steal", 0.0)
+
+
+def _other_seconds() -> tuple[float, float]:
+    """CPU seconds since the start of the machine, on the CPUs that this process may use: of processes but this one and
+    its children, and of steal time."""
+    import psutil
+
+    usable, every = os.sched_getaffinity(0), psutil.cpu_times(percpu=True)
+    cpus = [every[number] for number in usable if number < len(every)]
+    # User time holds what guests take; neither idle nor iowait is busy.
+    busy = sum(cpu.user + cpu.nice + cpu.system + cpu.irq + cpu.softirq for cpu in cpus)
+    return busy - sum(os.times()[:4]), sum(cpu.steal for cpu in cpus)

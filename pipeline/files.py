@@ -12,6 +12,7 @@
     graphs/NAME.json                    the graphs of a step (pipeline/graphs/graph.py)
     parity/NAME.json                    held-out loss and R², and the differences that parity is judged by
     results/curves/PROBLEM.csv          the loss curves of all implementations: step, train_loss, implementation
+    results/predictions/PROBLEM.csv     target, prediction: a sample of the test set, by the first implementation
     results/parity.json                 the parity report
     results/benchmark.csv               every sample of the benchmark
     results/benchmark.json              where and when they were taken
@@ -94,6 +95,10 @@ def graph_file(name: str) -> Path:
 
 def curves_file(problem: str) -> Path:
     return Path("results", "curves", f"{problem}.csv")
+
+
+def predictions_file(problem: str) -> Path:
+    return Path("results", "predictions", f"{problem}.csv")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -185,18 +190,28 @@ def write_rows(path: Path, header: str, rows: Iterable[tuple]) -> None:
 
 def read_history(name: str) -> tuple[list[int], list[float]]:
     """The steps whose loss was kept, and their losses. Raises UserError when the file is missing or damaged."""
-    path = result_file(name, "history.csv")
+    steps, losses = _read_numbers(result_file(name, "history.csv"), ("step", "train_loss"), f"train@{name}")
+    return [int(step) for step in steps], losses
+
+
+def read_predictions(problem: str) -> tuple[list[float], list[float]]:
+    """Targets and their predictions. Raises UserError when the file is missing or damaged."""
+    targets, predictions = _read_numbers(predictions_file(problem), ("target", "prediction"), "evaluate")
+    return targets, predictions
+
+
+def _read_numbers(path: Path, columns: tuple[str, ...], stage: str) -> list[list[float]]:
     try:
         rows = read_rows(path)
-        history = [int(row["step"]) for row in rows], [float(row["train_loss"]) for row in rows]
+        numbers = [[float(row[column]) for row in rows] for column in columns]
     except FileNotFoundError:
-        raise UserError(f"{path} is missing. `dvc repro train@{name}` makes it.") from None
+        raise UserError(f"{path} is missing. `dvc repro {stage}` makes it.") from None
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is damaged ({what}). Delete it and run `dvc repro train@{name}`.") from None
-    if not rows or not all(map(math.isfinite, history[1])):
-        raise UserError(f"{path} is damaged (losses are missing). Delete it and run `dvc repro train@{name}`.")
-    return history
+        raise UserError(f"{path} is damaged ({what}). Delete it and run `dvc repro {stage}`.") from None
+    if not rows or not all(math.isfinite(number) for column in numbers for number in column):
+        raise UserError(f"{path} is damaged (numbers are missing). Delete it and run `dvc repro {stage}`.")
+    return numbers
 
 
 def read_samples(path: Path = BENCHMARK) -> list[dict[str, str]]:

@@ -44,6 +44,7 @@ class Benchmark(Section):
     processes: Literal[0] | Annotated[int, Field(ge=2, le=1000)]
     rounds: Annotated[int, Field(ge=1, le=1000)]
     turn_seconds: Annotated[PositiveFloat, Field(le=3600)]
+    seconds: Annotated[PositiveFloat, Field(le=86_400)]
 
 
 class Schedule(Section):

@@ -1,14 +1,13 @@
-"""What a measurement was taken on, when, from which commit, and what else the machine was doing: the one place that
-says so, for a training's timing as for a benchmark."""
+"""What a measurement was taken on, when, and from which commit: the one place that says so, for a training's timing as
+for a benchmark."""
 
 import os
 import platform
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.environment import Environment, available_cpus
+from pipeline.environment import Environment
 from pipeline.files import read_json, write_json
 from pipeline.git import git
 
@@ -38,18 +37,6 @@ def provenance(environment: Environment, device: str, device_name: str) -> dict[
         # Where the files travelled without .git, PIPELINE_COMMIT says which commit they are.
         "commit": os.environ.get("PIPELINE_COMMIT")
         or git("rev-parse", "HEAD", default="unknown") + " with changes" * bool(changed),
-    }
-
-
-def beside(cpus: Sequence[float], gpu: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What else the machine was doing: `cpus`, how many of its CPUs other processes took, on average, and how many a
-    virtual machine's host; and `gpu`, what the GPU did (pipeline/benchmark/monitor.py)."""
-    other_cpus, stolen_cpus = cpus
-    return {
-        "cpus_of_other_processes": other_cpus,
-        "stolen_cpus": stolen_cpus,
-        "cpus": available_cpus(),
-        "gpu": gpu,
     }
 
 

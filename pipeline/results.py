@@ -50,13 +50,20 @@ class Provenance(Result):
     commit: str
 
 
-class BenchmarkProvenance(Provenance):
-    """results/benchmark.json, with what else the machine did meanwhile: of several processes the worst."""
+class Conditions(Result):
+    """What else the machine did while a process of a benchmark measured."""
 
-    cpus_of_other_processes: float
+    cpus_of_other_processes: float  # of those that the process may use
     stolen_cpus: float  # taken by the host of a virtual machine
-    cpus: int  # that this process may use
     gpu: dict[str, Any] | None  # pipeline/benchmark/monitor.py
+
+
+class BenchmarkProvenance(Provenance):
+    """results/benchmark.json."""
+
+    cpus: int  # that a process may use
+    processes: list[Conditions]  # by the number of the process
+    stopped: str  # why no further process was started
 
 
 class Timing(Provenance):

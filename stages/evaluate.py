@@ -1,4 +1,4 @@
-"""parity/NAME.json: each implementation, judged without its framework; results/curves: their losses."""
+"""parity/NAME.json: each implementation, judged without its framework; results/curves and results/predictions."""
 
 from pipeline.parity.evaluation import main
 from stages import run

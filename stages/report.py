@@ -2,7 +2,7 @@
 
 from pipeline import files
 from pipeline.benchmark import samples
-from pipeline.graphs.graph import read_graphs
+from pipeline.graphs.graph import read_graphs, read_structure
 from pipeline.lessons_page import page as lessons_page
 from pipeline.params import load_params
 from pipeline.report import report_page, seeds
@@ -20,14 +20,18 @@ def main() -> None:
     }
     benchmark = samples.read()
     parity = ParityReport.read(files.PARITY_REPORT)
-    bench = []
-    if files.BENCH.exists():
-        bench.append(samples.read(files.BENCH, files.BENCH_PROVENANCE))
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
-    statements = findings(benchmark, parity, sizes)
-    over_seeds = seeds.read(params) if files.SEEDS.exists() else None
+    statements = findings(benchmark, parity, sizes, {name: read_structure(name) for name in results})
     report, figures = report_page.write(
-        params, environment, parity, results, benchmark, statements=statements, bench=bench, seeds=over_seeds
+        params,
+        environment,
+        parity,
+        results,
+        benchmark,
+        predictions={problem: files.read_predictions(problem) for problem in params.used_problems},
+        statements=statements,
+        bench=[samples.read(files.BENCH, files.BENCH_PROVENANCE)] if files.BENCH.exists() else [],
+        seeds=seeds.read(params) if files.SEEDS.exists() else None,
     )
     for stale in files.FIGURES.glob("*.svg"):
         stale.unlink()

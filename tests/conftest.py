@@ -109,7 +109,7 @@ def lesson(request: pytest.FixtureRequest) -> Lesson:
 
 TINY = {
     "train": {"learning_rate": 0.05, "checkpoint_seconds": 30},
-    "benchmark": {"processes": 2, "rounds": 2, "turn_seconds": 0.002},
+    "benchmark": {"processes": 2, "rounds": 2, "turn_seconds": 0.002, "seconds": 1},
     "problems": {
         "two_layer": {
             "data": {"inputs": 20, "hidden": 8, "outputs": 3, "train_examples": 96, "test_examples": 32},
@@ -148,8 +148,7 @@ def quiet(device: str = "cpu", **changes: Any) -> "BenchmarkProvenance":
     at = "2026-01-02T03:04:05.678+00:00"
     facts: dict[str, Any] = {key: value for key, value in vars(HOST).items() if key != "driver"} | {"device": device}
     facts |= {"variables": {}, "measured_at": at, "measured_on": "host", "run_began": at, "commit": "abc1234"}
-    facts |= {"cpus_of_other_processes": 0.0, "stolen_cpus": 0.0, "cpus": 2, "gpu": None}
-    return BenchmarkProvenance(**facts | changes)
+    return BenchmarkProvenance(**facts | {"cpus": 2, "processes": [], "stopped": "the test had enough"} | changes)
 
 
 def dataset(

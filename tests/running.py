@@ -14,7 +14,15 @@ import pytest
 from conftest import DVC, Clone, outside_variables
 
 # Results that two runs leave alike. Timings are not alike, nor what depends on them.
-ALIKE = ("data/**/*.*", "reference/*", "models/**/*.*", "results/*/[ghme]*.*", "results/curves/*", "parity/*")
+ALIKE = (
+    "data/**/*.*",
+    "reference/*",
+    "models/**/*.*",
+    "results/*/[ghme]*.*",
+    "results/curves/*",
+    "results/predictions/*",
+    "parity/*",
+)
 NUMPY = "numpy_arrays"
 _started: list[subprocess.Popen[str]] = []
 

@@ -166,6 +166,19 @@ def test_size_that_does_not_fit_is_refused_and_the_proposed_one_fits(
     resource_check.check_memory(load_params(path))
 
 
+def test_few_examples_of_a_huge_size_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """`generate` draws 1,024 examples also where fewer are asked for."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(resource_check, "available_memory", lambda: 2**30)
+    path, sizes = tmp_path / "params.yaml", "inputs: 64, hidden: 128, outputs: 10, min_length: 1, max_length: 32"
+    few = DEFAULT.replace(
+        f"{sizes}, train_examples: 5120, test_examples: 1024", f"{sizes}, train_examples: 256, test_examples: 8"
+    )
+    path.write_text(few.replace("max_length: 32, train", "max_length: 5000, train"))
+    with pytest.raises(UserError, match=r"max_length is 5,000: the inputs of the 1,024 examples .* about 4,000\.$"):
+        resource_check.check_memory(load_params(path))
+
+
 def test_default_sizes_fit():
     resource_check.check_memory(load_params(REPOSITORY / "params.yaml"))
     assert 2**28 < available_memory() < 2**44
@@ -207,6 +220,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     f"models/{NUMPY}/outputs.safetensors": read_arrays,
     "reference/two_layer.safetensors": read_arrays,
     f"results/{NUMPY}/history.csv": lambda _: files.read_history(NUMPY),
+    "results/predictions/two_layer.csv": lambda _: files.read_predictions("two_layer"),
     f"results/{NUMPY}/timing.json": files.read_json,
     "environment.json": lambda _: files.read_environment(),
 }
@@ -235,7 +249,7 @@ def test_damaged_files_are_refused_or_read_as_they_were(finished: Clone, monkeyp
             content = READERS[name](Path(name))
             if READERS[name] is read_arrays:  # as a stage reads it, which knows what should be there
                 content = read_arrays(Path(name), {key: array.shape for key, array in right[name].items()})
-            text = name.endswith(("history.csv", "timing.json", "environment.json"))
+            text = name.endswith((".csv", "timing.json", "environment.json"))
             assert text or same(content, right[name]), f"seed {SEED}, file {number}: {name}"
         except UserError as error:
             refused += 1
@@ -283,9 +297,11 @@ def test_evaluation_of_one_implementation_needs_the_data_of_its_problem_alone(fi
         finished.run("bash", "-c", f"rm -r {folder}/*recurrent* {folder}/torch_loop || true")
     assert not (finished.path / "data/recurrent").exists()
     before = (finished.path / f"parity/{NUMPY}.json").read_bytes()
-    (finished.path / f"parity/{NUMPY}.json").unlink()
+    finished.run("rm", "-r", f"parity/{NUMPY}.json", "results/curves", "results/predictions")
     finished.run(sys.executable, "-m", "stages.evaluate", NUMPY)
     assert (finished.path / f"parity/{NUMPY}.json").read_bytes() == before
+    for folder in ("curves", "predictions"):  # which are of all
+        assert not (finished.path / "results" / folder).exists()
 
 
 def test_header_that_promises_much_takes_no_memory(tmp_path: Path):

@@ -22,18 +22,21 @@ from fake_cuda import GPU
 from benchmarks import bench, gpu
 from pipeline import clock, files, provenance
 from pipeline.benchmark import plan as plans
-from pipeline.benchmark import samples
-from pipeline.benchmark.benchmark import GPU_WARM_SECONDS, Task, _calibrated, benchmark, measure
+from pipeline.benchmark import process, samples
+from pipeline.benchmark.benchmark import LEAST_PROCESSES, NARROW, NO_HEADLINES, TIME_UP, Session, benchmark
 from pipeline.benchmark.candidates import Candidate
+from pipeline.benchmark.headlines import HEADLINES
 from pipeline.benchmark.monitor import Monitor
-from pipeline.benchmark.plan import BenchmarkConfig, Size, default_plan
+from pipeline.benchmark.plan import BenchmarkConfig, Pair, Size, default_plan
+from pipeline.benchmark.process import GPU_WARM_SECONDS, RETAKES, Pace, Task, Turn, _take, calibrated, measure
 from pipeline.benchmark.runner import Runner, draw
 from pipeline.benchmark.samples import Case, Sample, collect, format_size, parse_size
 from pipeline.contract import load_problem
 from pipeline.errors import UserError, out_of_memory
 from pipeline.params import load_params
+from pipeline.results import Conditions
 
-CONFIG = BenchmarkConfig(processes=2, rounds=3, turn_seconds=0.002)
+CONFIG = BenchmarkConfig(processes=2, rounds=3, turn_seconds=0.002, seconds=0)
 SIZES: dict[str, list[dict[str, int]]] = {
     "two_layer": TINY["problems"]["two_layer"]["benchmark"],
     "recurrent": TINY["problems"]["recurrent"]["benchmark"][1:3],  # lengths 1 … 6 and 6 … 6 of one network
@@ -86,13 +89,15 @@ def test_size_has_one_text_form_and_a_label():
     sizes = SIZES["recurrent"][0]
     assert format_size(sizes) == "batch_size=8 inputs=4 hidden=6 outputs=3 min_length=1 max_length=6"
     assert parse_size(format_size(sizes)) == sizes
-    assert Case("recurrent", sizes, {}, True, False).label == "8 × 4 × 6 × 3, lengths 1 … 6"
-    assert Case("two_layer", SIZES["two_layer"][1], {}, True, False).label == "16 × 20 × 8 × 3"
+    assert Case("recurrent", sizes, {}, {}, False).label == "8 × 4 × 6 × 3, lengths 1 … 6"
+    assert Case("two_layer", SIZES["two_layer"][1], {}, {}, False).label == "16 × 20 × 8 × 3"
 
 
 def test_every_candidate_takes_a_turn_in_every_round(measured: list[Sample]):
-    counts = Counter(sample[:4] for sample in turns(measured))
-    assert set(counts.values()) == {CONFIG.rounds}
+    rounds = defaultdict(set)
+    for sample in turns(measured):
+        rounds[sample[:4]].add(sample.round)
+    assert {tuple(numbers) for numbers in rounds.values()} == {tuple(range(CONFIG.rounds))}
     candidates = {sample.candidate for sample in measured}
     assert candidates >= {*parsed(*LESSONS, "tuned/numpy_arrays", "tuned/torch_loop", "matmul/numpy", "matmul/torch")}
     graphs = {name for name in LESSONS if name.startswith("tensorflow")}
@@ -108,6 +113,7 @@ def test_order_is_another_in_every_round_and_is_recorded(measured: list[Sample])
     for sample in turns(measured):
         if sample.problem == "two_layer":
             orders[sample.size, sample.process, sample.round].append((sample.position, sample.candidate))
+    orders = {key: list(dict.fromkeys(order)) for key, order in orders.items()}  # a turn may be taken again
     for order in orders.values():
         assert [position for position, _ in order] == list(range(len(order)))
     assert len({tuple(order) for order in orders.values()}) == len(orders)
@@ -115,8 +121,10 @@ def test_order_is_another_in_every_round_and_is_recorded(measured: list[Sample])
 
 def test_sizes_of_one_network_are_interleaved_with_each_other(measured: list[Sample]):
     """Those that differ in their lengths alone."""
-    in_a_round = [sample for sample in turns(measured) if (sample.process, sample.round) == (0, 0)]
-    shortest = [parse_size(sample.size)["min_length"] for sample in in_a_round if sample.problem == "recurrent"]
+    recurrent = [sample for sample in turns(measured) if sample.problem == "recurrent"]
+    first = min(sample.process for sample in recurrent)
+    in_a_round = [sample for sample in recurrent if (sample.process, sample.round) == (first, 0)]
+    shortest = [parse_size(sample.size)["min_length"] for sample in in_a_round]
     assert shortest != sorted(shortest)
     assert shortest != sorted(shortest, reverse=True)
     assert len({samples.network("recurrent", sizes) for sizes in SIZES["recurrent"]}) == 1
@@ -125,7 +133,10 @@ def test_sizes_of_one_network_are_interleaved_with_each_other(measured: list[Sam
 
 def test_same_seed_gives_the_same_order():
     plan = [Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays", "self/numpy_arrays", "matmul/numpy"))]
-    one, again, other = ([sample.candidate for sample in taken(plan, seed=seed)] for seed in (1, 1, 2))
+    one, again, other = (
+        list(dict.fromkeys((sample.process, sample.round, sample.candidate) for sample in taken(plan, seed=seed)))
+        for seed in (1, 1, 2)
+    )
     assert one == again != other
 
 
@@ -134,6 +145,7 @@ def test_table_comes_back_as_it_was_written(measured: list[Sample], tmp_path: Pa
     files.write_rows(table, samples.HEADER, measured)
     quiet().write(facts)
     found = samples.read(table, facts)
+    assert [sample.replays for sample in measured] == [0] * len(measured)
     assert [(case.problem, case.sizes) for case in found.cases] == [
         (problem, sizes) for problem in SIZES for sizes in SIZES[problem]
     ]
@@ -143,10 +155,12 @@ def test_table_comes_back_as_it_was_written(measured: list[Sample], tmp_path: Pa
     assert ratio
     assert ratio.low <= ratio.value <= ratio.high
     paces = defaultdict(list)
-    for sample in sorted(measured, key=lambda sample: sample.round):
+    for sample in {(*sample[:5],): sample for sample in measured}.values():  # of a round the last turn
         if sample.size == format_size(case.sizes):
             paces[sample.candidate, sample.process].append(sample.seconds / sample.steps)
-    logs = [np.log(np.divide(paces[above, process], paces[below, process])) for process in range(CONFIG.processes)]
+    processes = sorted({process for _, process in paces})
+    assert len(processes) == CONFIG.processes
+    logs = [np.log(np.divide(paces[above, process], paces[below, process])) for process in processes]
     assert ratio.value == pytest.approx(np.exp(np.mean(np.median(logs, axis=1))))
     table.write_text("problem,batch_size\ntwo_layer,64\n")  # as an earlier version wrote it
     with pytest.raises(UserError, match=r"samples.csv is damaged \(KeyError: 'process'\)"):
@@ -169,9 +183,9 @@ class Paced:
         self.calls += 1
 
 
-def calibrated(monkeypatch: pytest.MonkeyPatch, runner: Any) -> tuple[int, int]:
+def paced(monkeypatch: pytest.MonkeyPatch, runner: Any) -> tuple[int, int]:
     monkeypatch.setattr(clock.time, "perf_counter", lambda: runner.now)
-    return _calibrated(runner, 0.008, lambda: None)
+    return calibrated(runner, 0.008, lambda: None)[:2]
 
 
 @pytest.mark.parametrize("pace", [1e-6, 3e-5, 3e-4, 2e-3])
@@ -179,16 +193,16 @@ def calibrated(monkeypatch: pytest.MonkeyPatch, runner: Any) -> tuple[int, int]:
 def test_disturbed_call_does_not_decide_how_many_steps_fill_a_turn(
     monkeypatch: pytest.MonkeyPatch, pace: float, disturbed: set[int]
 ):
-    warm_up, steps = calibrated(monkeypatch, Paced(pace, disturbed))
+    warm_up, steps = paced(monkeypatch, Paced(pace, disturbed))
     assert steps * pace == pytest.approx(0.008, rel=0.15)
-    assert warm_up == steps
+    assert warm_up == pytest.approx(steps / 2, abs=1)
 
 
 def test_step_that_fills_a_turn_is_warmed_up_too_and_a_gpu_for_longer(monkeypatch: pytest.MonkeyPatch):
-    assert calibrated(monkeypatch, Paced(0.06, set())) == (1, 1)
-    assert calibrated(monkeypatch, Paced(2.0, set())) == (0, 1)  # it warms itself up
-    assert calibrated(monkeypatch, Paced(1e-3, set(), least_steps=64)) == (64, 64)
-    warm_up, steps = calibrated(monkeypatch, Paced(4e-5, set(), on_gpu=True))
+    assert paced(monkeypatch, Paced(0.06, set())) == (1, 1)
+    assert paced(monkeypatch, Paced(2.0, set())) == (0, 1)  # it warms itself up
+    assert paced(monkeypatch, Paced(1e-3, set(), least_steps=64)) == (64, 64)
+    warm_up, steps = paced(monkeypatch, Paced(4e-5, set(), on_gpu=True))
     assert steps * 4e-5 == pytest.approx(0.008, rel=0.1)
     assert warm_up * 4e-5 == pytest.approx(GPU_WARM_SECONDS, rel=0.1)
 
@@ -196,13 +210,168 @@ def test_step_that_fills_a_turn_is_warmed_up_too_and_a_gpu_for_longer(monkeypatc
 def test_steal_time_is_no_other_process(monkeypatch: pytest.MonkeyPatch):
     cpus = SimpleNamespace(user=0.0, nice=0.0, system=0.0, idle=0.0, iowait=0.0, irq=0.0, softirq=0.0, steal=0.0)
     times = iter((0.0, 10.0))
-    monkeypatch.setattr(psutil, "cpu_times", lambda: cpus)
+    monkeypatch.setattr(psutil, "cpu_times", lambda **_: [cpus])
+    monkeypatch.setattr(clock.os, "sched_getaffinity", lambda _: {0})
     monkeypatch.setattr(clock.time, "perf_counter", lambda: next(times))
     with clock.other_processes() as others:
         own = sum(clock.os.times()[:4])
         cpus.user, cpus.idle, cpus.iowait, cpus.steal = 5.0, 99.0, 99.0, 30.0
         monkeypatch.setattr(clock.os, "times", lambda: (own, 0, 0, 0, 0))
     assert others == pytest.approx([0.5, 3.0], abs=0.01)
+
+
+def test_only_the_cpus_that_a_process_may_use_count(monkeypatch: pytest.MonkeyPatch):
+    """Of four CPUs the last two are another job's, and busy all the time."""
+    fields = dict.fromkeys(("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"), 0.0)
+    cpus = [SimpleNamespace(**fields) for _ in range(4)]
+    times = iter((0.0, 10.0))
+    monkeypatch.setattr(psutil, "cpu_times", lambda **_: cpus)
+    monkeypatch.setattr(clock.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(clock.os, "times", lambda: (0, 0, 0, 0, 0))
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(times))
+    with clock.other_processes() as others:
+        cpus[1].user, cpus[2].user, cpus[3].user = 2.0, 10.0, 10.0
+    assert others == pytest.approx([0.2, 0.0])
+
+
+class Disturbed:
+    """A runner in whose turns so many involuntary context switches happen, and so much time is stolen."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, turns: list[tuple[int, float]]) -> None:
+        self.turns, self.replays, self.settings = iter(turns), 0, nullcontext
+        self.switches, self.stolen = 0, 0.0
+        monkeypatch.setattr(process, "disturbances", lambda: (self.switches, self.stolen))
+
+    def run(self, steps: int) -> None:
+        if steps == 5:  # timed
+            switches, stolen = next(self.turns)
+            self.switches, self.stolen = self.switches + switches, self.stolen + stolen
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([(0, 0.0)], 1),
+        ([(8, 0.0)], 1),  # as many as in calm calls, and a little more
+        ([(9, 0.0), (0, 0.0)], 2),
+        ([(0, 0.01), (0, 0.0)], 2),
+        ([(50, 0.0)] * (1 + RETAKES), 1 + RETAKES),
+    ],
+)
+def test_disturbed_turn_is_taken_again(monkeypatch: pytest.MonkeyPatch, turns: list[tuple[int, float]], expected: int):
+    head = Sample("two_layer", "", Candidate("numpy_arrays"), 0, 0, 0, 1, 0.0, 0, 0, 0.0)
+    runner: Any = Disturbed(monkeypatch, turns)
+    found = list(_take(Turn(head, runner, Pace(1, 5, 0.01, 3)), 7, 2, lambda: None))
+    assert [(sample.switches, sample.stolen) for sample in found] == turns
+    assert {(sample.round, sample.position, sample.steps) for sample in found} == {(7, 2, 5)}
+    assert len(found) == expected
+
+
+# When a benchmark stops.
+
+
+def answered(session: Session, at: int, ratio: float, *, others: float = 0.0) -> None:
+    """A process of a group whose first two candidates differ by `ratio`, taken without measuring."""
+    size, number = session.groups[at].sizes[0], len(session.processes)
+    found = [
+        Sample(size.problem, format_size(size.sizes), candidate, number, 0, place, 1, seconds, 0, 0, 0.0)
+        for place, (candidate, seconds) in enumerate(zip(size.candidates, (ratio, 1.0), strict=True))
+    ]
+    conditions = {"cpus_of_other_processes": others, "stolen_cpus": 0.0, "gpu": None}
+    rows = [sample._replace(candidate=str(sample.candidate)) for sample in found]  # type: ignore[arg-type]
+    session.take(at, {"samples": rows, "conditions": conditions, "paces": {}})
+    session.seconds[at] = 1.0
+
+
+def session_of(*within: float) -> Session:
+    """A network for each number: a pair of candidates to be known to ± that, or without a pair where it is 0."""
+    above, below = parsed("numpy_arrays", "self/numpy_arrays")
+    plan = [
+        Size(
+            "two_layer",
+            SIZES["two_layer"][0] | {"hidden": hidden},
+            [above, below],
+            [Pair(above, below, width)] * bool(width),
+        )
+        for hidden, width in enumerate(within, 1)
+    ]
+    return Session(plan, CONFIG, "float32", HOST, seed=0)
+
+
+def test_benchmark_goes_on_until_a_headline_is_narrow_enough():
+    session = session_of(0.05, 0)
+    for at in (0, 1) * CONFIG.processes:
+        answered(session, at, 1.2)
+    while session.following(left=100) == 0:
+        answered(session, 0, 1.2 + 0.01 * (len(session.processes) % 2))
+    assert len(session.numbers[0]) == LEAST_PROCESSES
+    assert len(session.numbers[1]) == CONFIG.processes
+    assert session.stopped == NARROW
+
+
+def test_wide_headline_takes_processes_until_the_time_is_up():
+    session = session_of(0.05, 0)
+    for at in (0, 1) * CONFIG.processes:
+        answered(session, at, 1.2)
+    for number in range(20):
+        assert session.following(left=100) == 0
+        answered(session, 0, 1.2 + 0.3 * (number % 2))
+    assert session.following(left=0.5) is None  # the last process took 1 s
+    assert session.stopped == TIME_UP
+
+
+def test_headline_that_is_farthest_from_narrow_comes_first():
+    session = session_of(0.05, 0.05)
+    for number in range(LEAST_PROCESSES):
+        answered(session, 0, 1.2 + 0.1 * (number % 2))
+        answered(session, 1, 1.2 + 0.2 * (number % 2))
+    assert session.following(left=100) == 1
+
+
+def test_disturbed_process_does_not_count_and_its_paces_are_not_kept():
+    session = session_of(0)
+    answered(session, 0, 1.2)
+    answered(session, 0, 1.2, others=1.4)
+    assert session.disturbed == {1: "other processes took 1.4 of 2 CPUs"}
+    assert session.following(left=100) == 0
+    answered(session, 0, 1.2)
+    assert session.following(left=100) is None
+    assert session.stopped == NO_HEADLINES
+
+
+def test_steps_that_one_process_calibrated_are_taken_in_the_next():
+    plan = [Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays", "matmul/numpy"))]
+    session = Session(plan, CONFIG, "float32", HOST, seed=0)
+    answered(session, 0, 1.2)
+    session.paces["two_layer batch_size=4 inputs=8 hidden=4 outputs=2 numpy_arrays"] = Pace(3, 17, 0.001, 0)
+    found = list(measure(session.task(0, further=False), Monitor("cpu")))
+    assert {sample.steps for sample in found if sample.candidate == Candidate("numpy_arrays")} == {17}
+
+
+def test_variant_takes_as_many_steps_as_its_lesson():
+    """A call of TensorFlow's has a cost of its own, which is spread over the steps."""
+    assert Pace(4, 10, 0.014, 5).of(Pace(10, 20, 0.01, 0)) == Pace(10, 20, 0.03, 10)
+    plan = [Size("two_layer", SIZES["two_layer"][0], parsed("slowed/numpy_arrays+50", "numpy_arrays"))]
+    found = measure(Session(plan, CONFIG, "float32", HOST, seed=0).task(0, further=False), Monitor("cpu"))
+    assert len({sample.steps for sample in found}) == 1
+
+
+def test_candidates_of_a_framework_take_their_turns_one_after_the_other(measured: list[Sample]):
+    orders = defaultdict(list)
+    for sample in turns(measured):
+        if sample.problem == "two_layer":
+            orders[sample.size, sample.process, sample.round].append(sample.candidate.framework)
+    for order in orders.values():
+        blocks = [framework for framework, previous in zip(order, ["", *order], strict=False) if framework != previous]
+        assert len(blocks) == len(set(blocks)) == 3
+
+
+def test_further_process_measures_what_the_headlines_need():
+    above, below, beside = parsed("numpy_arrays", "matmul/numpy", "tuned/numpy_arrays")
+    plan = [Size("two_layer", SIZES["two_layer"][0], [above, below, beside], [Pair(above, below, 0.05)])]
+    session = Session(plan, CONFIG, "float32", HOST, seed=0)
+    assert session.task(0, further=False).sizes[0].candidates == [above, below, beside]
+    assert session.task(0, further=True).sizes[0].candidates == [above, below]
 
 
 # What goes wrong.
@@ -213,7 +382,7 @@ def test_no_process_has_no_samples():
     plan = [Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays"))]
     none = replace(CONFIG, processes=0)
     found, meanwhile = benchmark(plan, config=none, dtype="float32", environment=HOST)
-    assert (found, meanwhile["cpus_of_other_processes"], meanwhile["gpu"]) == ([], 0.0, None)
+    assert (found, meanwhile["processes"], meanwhile["stopped"]) == ([], [], "there was no benchmark")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +442,7 @@ def test_products_of_a_step_have_the_operations_of_the_problem(problem: str):
     weights, chunk = draw(problem, SimpleNamespace(**sizes), "float32")
     pairs = load_problem(problem).products(weights, *(array[0] for array in chunk.values()))
     operations = sum(2 * left.shape[0] * left.shape[1] * right.shape[1] for left, right in pairs)
-    case = Case(problem, sizes, {}, True, False)
+    case = Case(problem, sizes, {}, {}, False)
     if "lengths" in chunk:  # those of this batch, where the case has what is expected
         assert case.sequence_total == 8 * 3.5
         total = int(chunk["lengths"][0].sum())
@@ -305,7 +474,7 @@ def test_what_lessons_are_set_beside_takes_their_steps(kind: str):
 
 def test_slowdown_is_planted_evenly():
     lesson = Lesson("numpy_arrays", "two_layer", "float32")
-    runner = Runner(Candidate("numpy_arrays", "slowed"), "two_layer", HOST, lesson.initial)
+    runner = Runner(Candidate("numpy_arrays", "slowed", "5"), "two_layer", HOST, lesson.initial)
     steps: list[int] = []
     runner.loop = SimpleNamespace(run=steps.append)
     for _ in range(40):
@@ -326,22 +495,26 @@ def test_default_plan(in_repository: None):
     plan = default_plan(params, HOST)
     problems = [params.problems[problem] for problem in params.used_problems]
     assert [size.sizes for size in plan] == [case for problem in problems for case in problem.cases]
-    tuned = [size.sizes for size in plan if any(candidate.kind == "tuned" for candidate in size.candidates)]
-    assert tuned == [problem.sizes for problem in problems]
+    assert [size.sizes for size in plan if size.pairs] == [problem.sizes for problem in problems]
+    pairs = {(pair.above, pair.below) for size in plan for pair in size.pairs}
+    assert pairs == {(headline.above, headline.below) for headline in HEADLINES if not headline.on_gpu}
+    chosen = {candidate for size in plan for candidate in size.candidates}
+    assert {*parsed("tensorflow_graph+no_xla", "padded/torch_loop")} < chosen
 
 
 def test_default_plan_on_a_gpu(in_repository: None, monkeypatch: pytest.MonkeyPatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(plans, "find_spec", lambda name: name == "cuda" or find(name))
     kinds = defaultdict(set)
-    for size in default_plan(load_params(), replace(HOST, device="cuda:0")):
+    plan = default_plan(load_params(), replace(HOST, device="cuda:0"))
+    for size in plan:
         for candidate in size.candidates:
             kinds[candidate.kind].add(candidate.name)
+    pairs = {(pair.above, pair.below) for size in plan for pair in size.pairs}
     assert kinds["matmul"] == {"numpy", "torch", "tensorflow"}
     assert kinds["launch_floor"] == {name for name in LESSONS if name.startswith("torch")}
     assert kinds["cpu"] == {"torch_tensors"}
-    # torch's tuned variants would run eagerly beside lessons that are captured
-    assert {name.partition("_")[0] for name in kinds["tuned"]} == {"numpy", "tensorflow"}
+    assert {(headline.above, headline.below) for headline in HEADLINES if headline.on_gpu} < pairs
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
@@ -370,7 +543,12 @@ def test_provenance_says_what_a_benchmark_was_taken_on(monkeypatch: pytest.Monke
 
 def measured_on_gpu(plan: list[Size], config: BenchmarkConfig) -> list[Sample]:
     """The samples of one process with the GPU of tests/fake_cuda.py."""
-    return list(measure(Task(plan, config, "float32", GPU, seed=5, process=0), Monitor("cpu")))
+    paces: dict[str, Pace] = {}
+    found = []
+    for group in Session(plan, config, "float32", GPU, seed=5).groups:
+        task = Task(group.sizes, config.rounds, config.turn_seconds, 100.0, "float32", GPU, 5, 0, paces)
+        found += measure(task, Monitor("cpu"))
+    return found
 
 
 def test_steps_on_a_gpu_are_replays_beside_eager_ones_and_two_baselines(cuda: Any):
@@ -379,7 +557,7 @@ def test_steps_on_a_gpu_are_replays_beside_eager_ones_and_two_baselines(cuda: An
     assert {*parsed("matmul/torch", "matmul/torch+tf32", *floors), gpu.HOST, gpu.NUMPY} < {*chosen}
     plan = [Size("two_layer", SIZES["two_layer"][1], chosen)]
     plan += [Size("recurrent", sizes, parsed("torch_loop", "launch_floor/torch_loop")) for sizes in SIZES["recurrent"]]
-    found = measured_on_gpu(plan, BenchmarkConfig(1, 2, 0.002))
+    found = measured_on_gpu(plan, BenchmarkConfig(1, 2, 0.002, 0))
     captured = {*parsed(*gpu.NAMES, "torch_loop"), *gpu.VARIANTS, gpu.STATIC}
     for sample in found:
         assert sample.replays == (sample.steps if sample.candidate in captured else 0), sample
@@ -391,21 +569,6 @@ def test_steps_on_a_gpu_are_replays_beside_eager_ones_and_two_baselines(cuda: An
     assert case.in_python("numpy_arrays") == gpu.NUMPY
     assert str(case.launch_floor("torch_autograd")) == "launch_floor/torch_autograd"
     assert str(case.matmul(Candidate.parse("torch_autograd+tf32"))) == "matmul/torch+tf32"
-
-
-def test_no_graph_of_a_size_stays_for_the_next_one(cuda: Any, monkeypatch: pytest.MonkeyPatch):
-    alive: list[int] = []
-    create = cuda.Graphs.__init__
-
-    def counted(self: Any, device: str) -> None:
-        create(self, device)
-        alive.append(len(cuda.Graphs._alive))
-
-    monkeypatch.setattr(cuda.Graphs, "__init__", counted)
-    sizes = [SIZES["two_layer"][0] | {"hidden": hidden} for hidden in range(3, 9)]
-    candidates = parsed("torch_tensors", "matmul/torch")
-    measured_on_gpu([Size("two_layer", each, candidates) for each in sizes], BenchmarkConfig(1, 1, 0.001))
-    assert alive == [1, 2] * 6
 
 
 def test_settings_are_a_variants_own_while_its_parity_is_measured(monkeypatch: pytest.MonkeyPatch):
@@ -430,9 +593,14 @@ def test_settings_are_a_variants_own_while_its_parity_is_measured(monkeypatch: p
 def test_busy_machine_cannot_tell_where_a_gpu_is_faster():
     size = format_size(dict(zip(gpu.KEYS, gpu.TUTORIAL, strict=True)))
     candidates = [*parsed(*gpu.NAMES, "matmul/torch"), gpu.NUMPY, gpu.HOST]
-    found = [Sample("two_layer", size, each, process, 0, 0, 1, 1e-4, 0) for each in candidates for process in range(3)]
+    found = [
+        Sample("two_layer", size, candidate, number, 0, 0, 1, 1e-4, 0, 0, 0.0)
+        for candidate in candidates
+        for number in range(3)
+    ]
     where = quiet("cuda:0")
-    text = "\n".join(gpu._report(collect(found, quiet("cuda:0", cpus_of_other_processes=1.4)), found))
+    busy = Conditions(cpus_of_other_processes=1.4, stolen_cpus=0.0, gpu=None)
+    text = "\n".join(gpu._report(collect(found, quiet("cuda:0", processes=[busy] * 3)), found))
     assert "faster than" not in text
     assert "beats" not in text
     assert "torch_tensors: cannot tell: other processes took 1.4 of 2 CPUs" in text
@@ -458,7 +626,7 @@ def test_one_size_of_the_gpu_benchmark_alone(tmp_path: Path):
     (machine,) = tmp_path.glob("*/machine.json")
     where = json.loads(machine.read_text())
     assert where["versions"].keys() >= {"numpy", "torch", "tensorflow"}
-    assert where["gpu"] is None
+    assert [conditions["gpu"] for conditions in where["processes"]] == [None]
 
 
 def test_gpu_benchmark_without_a_gpu_is_a_sentence(tmp_path: Path):
@@ -507,7 +675,18 @@ def test_make_bench_sets_the_lessons_beside_everything(tmp_path: Path):
     clone.mkdir()
     for name in ("pipeline", "stages", "benchmarks", "params.yaml", ".git"):
         (clone / name).symlink_to(REPOSITORY / name)
-    options = ["--at", "small", "--processes", "2", "--rounds", "1", "--output", str(tmp_path / "out")]
+    options = [
+        "--at",
+        "small",
+        "--processes",
+        "2",
+        "--rounds",
+        "1",
+        "--seconds",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     done = script("bench", *options, folder=clone)
     assert done.returncode == 0, done.stderr
     for goal in bench.GOALS:

@@ -9,7 +9,6 @@ from conftest import dataset
 from pipeline.errors import UserError
 from pipeline.problems import PROBLEMS
 from pipeline.training import data
-from pipeline.training.generate import DRAW
 
 
 def files(problem: str) -> dict[str, bytes]:
@@ -32,14 +31,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(problem: str):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_more_training_examples_change_neither_the_first_ones_nor_the_rest(problem: str):
-    few, test = dataset(problem, train_examples=1500), files(problem)
+@pytest.mark.parametrize(("number", "larger"), [(100, 1500), (1500, 2500)])
+def test_more_training_examples_change_neither_the_first_ones_nor_the_rest(problem: str, number: int, larger: int):
+    few, before = dataset(problem, train_examples=number), files(problem)
     first = {key: np.array(array) for key, array in few.train.items()}
-    many = dataset(problem, train_examples=2500)
+    many, after = dataset(problem, train_examples=larger), files(problem)
     for key, array in first.items():
-        np.testing.assert_array_equal(many.train[key][:DRAW], array[:DRAW])
-    for name in ("test_x.npy", "test_y.npy", "initial.safetensors"):
-        assert files(problem)[name] == test[name]
+        np.testing.assert_array_equal(many.train[key][:number], array)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"manifest.json", *(f"train_{key}.npy" for key in first)}
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

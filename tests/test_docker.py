@@ -193,7 +193,7 @@ def test_the_server_answers_this_machine_alone_under_its_own_names(containers: C
 
 @pytest.mark.skipif(bool(browser.is_missing()), reason=f"no browser: {browser.is_missing()}")
 def test_the_runs_page_in_a_real_browser_shows_the_seven(containers: Containers):
-    # Beside other tests the benchmark may not be trusted, and times_lower_bound is no metric then, so no column.
+    # Beside other tests the benchmark may not be trusted, and times_matrix_products is no metric then, so no column.
     columns = ("device_name", "parity", "held_out_loss", "r2", "step_microseconds", "Duration")
     _, picture = browser.runs_page(f"http://127.0.0.1:{containers.port}", *LESSONS, *columns, "passed")
     assert picture.startswith(b"\x89PNG")

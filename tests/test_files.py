@@ -112,3 +112,16 @@ def test_a_damaged_history(content: str):
     path.write_text(content)
     with pytest.raises(UserError, match="is damaged"):
         files.read_history("a")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "is missing"), ("target,prediction\n", "is damaged"), ("target,prediction\n1.0,nan\n", "is damaged")],
+)
+def test_predictions_that_are_not_there_or_not_whole(content: str | None, sentence: str):
+    path = files.predictions_file("a")
+    if content:
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    with pytest.raises(UserError, match=f"{sentence}.*dvc repro evaluate"):
+        files.read_predictions("a")

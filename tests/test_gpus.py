@@ -118,7 +118,7 @@ def test_summary_has_the_range_of_each_reading(driver: Any):
         "throttled_by": [],
         "power_capped": True,
     }
-    assert monitor.disturbance(summary) == ""
+    assert monitor.disturbed_gpu(summary) == ""
     assert monitor.sentence(summary) == (
         "SM clock 1755 … 1980 MHz, 654 … 654 W, 61 … 61 °C, other processes on it: 0, power cap reached, "
         "throttled by: nothing"
@@ -143,7 +143,7 @@ def test_shared_or_throttled_gpu_is_doubted(
     watched = monitor.Monitor("cuda:0")
     watched.read()
     quiet = {"other_processes": 0, "busy_before_percent": 0, "throttled_by": [], "power_capped": False}
-    assert monitor.disturbance(monitor.merged([quiet, watched.summary(), None])) == doubt
+    assert monitor.disturbed_gpu(monitor.merged([quiet, watched.summary(), None])) == doubt
 
 
 def test_process_that_comes_to_the_gpu_later_is_counted(driver: Any):
@@ -167,7 +167,7 @@ def test_what_nvml_does_not_know_is_left_out(driver: Any):
     summary = watched.summary() or {}
     assert summary["other_processes"] is None
     assert "power_watts" not in summary
-    assert monitor.disturbance(monitor.merged([summary])) == ""
+    assert monitor.disturbed_gpu(monitor.merged([summary])) == ""
 
 
 def test_several_processes_are_merged_to_the_worst():

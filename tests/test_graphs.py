@@ -4,6 +4,7 @@ import importlib.util
 import random
 import re
 import sys
+from collections.abc import Callable
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from conftest import HOST, LESSONS, REPOSITORY, Lesson
 from pipeline import files
 from pipeline.contract import Weights, load_problem
 from pipeline.errors import UserError
-from pipeline.graphs.graph import Graph, Node, read_graphs, write_graphs
+from pipeline.graphs.graph import Graph, Node, Structure, read_graphs, read_structure, write_graphs
 from pipeline.graphs.on_paper import graph_of_equations
-from pipeline.graphs.record import record_graphs, recorded_locals
+from pipeline.graphs.record import LENGTHS, record_graphs, record_structure, recorded_locals
 from pipeline.lessons_page import drawing, layout
 from pipeline.runtimes import Loop, load_runtime, open_implementation
 
@@ -166,15 +167,32 @@ def test_graph_is_the_same_again_in_another_dtype_and_from_its_file(
 ):
     assert graphs_of(name, "float64") == graphs[name]
     monkeypatch.chdir(tmp_path)
-    write_graphs(name, graphs[name])
+    write_graphs(name, graphs[name], Structure(0, 0, None))
     assert read_graphs(name) == graphs[name]
 
 
-def test_damaged_graph_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("read", [read_graphs, read_structure])
+@pytest.mark.parametrize(
+    "content", [{"graphs": [{"title": "no nodes"}], "structure": {"steps": 5}}, {}], ids=["parts", "nothing"]
+)
+def test_damaged_graph_file_is_named(
+    content: Any, read: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
-    files.write_json(files.graph_file("torch_loop"), {"graphs": [{"title": "no nodes"}]})
-    with pytest.raises(UserError, match=r"graphs/torch_loop\.json is damaged"):
-        read_graphs("torch_loop")
+    files.write_json(files.graph_file("torch_loop"), content)
+    with pytest.raises(UserError, match=r"graphs/torch_loop\.json is damaged \(.*Delete it and run `dvc repro`"):
+        read("torch_loop")
+
+
+def test_file_from_before_structures_still_has_its_graphs(graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_graphs("torch_loop", graphs["torch_loop"], Structure(0, 0, None))
+    content = files.read_json(files.graph_file("torch_loop"))
+    del content["structure"]
+    files.write_json(files.graph_file("torch_loop"), content)
+    assert read_graphs("torch_loop") == graphs["torch_loop"]
+    with pytest.raises(UserError, match=r"is damaged \(structure: .*Delete it and run `dvc repro`"):
+        read_structure("torch_loop")
 
 
 def test_recording_changes_nothing_around_it(lesson: Lesson):
@@ -184,6 +202,7 @@ def test_recording_changes_nothing_around_it(lesson: Lesson):
     loop = lesson.placed()
     losses = lesson.run(loop, 3)
     record_graphs(lesson.name, lesson.problem, lesson.create, "float64")
+    record_structure(lesson.name, lesson.problem, lesson.create, "float64")
     np.testing.assert_array_equal(np.concatenate([losses, lesson.run(loop, 3)]), expected)
     assert before == (sys.getprofile(), random.getstate(), str(np.random.get_state()))  # noqa: NPY002
 
@@ -207,8 +226,10 @@ def test_recorded_locals_are_those_of_the_lessons_functions(lesson: Lesson):
     ],
 )
 def test_unknown_framework_or_failing_step_shows_the_equations(name: str, title: str):
-    (graph,) = record_graphs(name, "two_layer", lambda *_: 1 / 0, "float32")  # pyright: ignore[reportArgumentType]
+    create: Any = lambda *_: 1 / 0  # noqa: E731
+    (graph,) = record_graphs(name, "two_layer", create, "float32")
     assert (graph.title, graph.recorded) == (title, False)
+    assert record_structure(name, "two_layer", create, "float32") == Structure(steps=0, lengths=0, graphs=None)
 
 
 MORE = {  # one more layer, with weights w3 of its own
@@ -237,10 +258,10 @@ LAYER = {
 }
 
 
-def record_edited(name: str, folder: Path) -> list[Graph]:
-    """The graphs of a lesson with the edits in MORE."""
+def edited(name: str, folder: Path, edits: list[tuple[str, str]]) -> Callable[[Weights, float], Loop]:
+    """What makes a loop on the lesson, once its text is edited."""
     text = (REPOSITORY / "pipeline/lessons" / LESSONS[name] / f"{name}.py").read_text()
-    for old, new in MORE[name]:
+    for old, new in edits:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     file = folder / f"{name}.py"
@@ -256,17 +277,139 @@ def record_edited(name: str, folder: Path) -> list[Graph]:
         implementation = module.Implementation(weights, learning_rate=rate, device=runtime.device)
         return runtime.loop(implementation, weights)
 
-    return record_graphs(name, LESSONS[name], create, "float32")
+    return create
 
 
 @pytest.mark.parametrize("name", LAYER)
 def test_one_more_layer_is_recorded_and_drawn(graphs: Any, name: str, tmp_path: Path):
-    (graph,) = record_edited(name, tmp_path)
+    (graph,) = record_graphs(name, LESSONS[name], edited(name, tmp_path, MORE[name]), "float32")
     assert {(each.name, each.label) for each in graph.nodes} >= LAYER[name]
     assert not LAYER[name] & {(each.name, each.label) for each in graphs[name][0].nodes}
     picture, _ = drawing.svg(graph)
     for called, label in LAYER[name]:
         assert f">{called or label}</text>" in picture
+
+
+# How many graphs a framework defines.
+
+STEPS = len(LENGTHS)
+
+
+def structure_of(name: str) -> Structure:
+    return record_structure(name, LESSONS[name], open_implementation(name, LESSONS[name], HOST).create, "float32")
+
+
+@pytest.fixture(scope="module")
+def structures() -> dict[str, Structure]:
+    return {name: structure_of(name) for name in LESSONS}
+
+
+def test_graphs_that_the_lessons_define(structures: dict[str, Structure]):
+    assert {name: (structure.steps, structure.graphs) for name, structure in structures.items()} == {
+        "numpy_arrays": (STEPS, 0),
+        "torch_tensors": (STEPS, 0),
+        "torch_autograd": (STEPS, STEPS),
+        "torch_function": (STEPS, STEPS),
+        "tensorflow_graph": (STEPS, 1),
+        "torch_loop": (STEPS, STEPS),
+        "tensorflow_scan": (STEPS, 1),
+    }
+
+
+def test_lengths_are_counted_where_examples_have_lengths(structures: dict[str, Structure]):
+    lengths = {name: STEPS if problem == "recurrent" else 0 for name, problem in LESSONS.items()}
+    assert {name: structure.lengths for name, structure in structures.items()} == lengths
+
+
+def test_autograd_graphs_have_the_nodes_that_are_drawn(graphs: Any, structures: dict[str, Structure]):
+    """Five more for each further time step. Without lengths all graphs have the same nodes."""
+    for name in ("torch_autograd", "torch_function"):
+        assert structures[name].graph_nodes == (len(graphs[name][0].nodes),) * STEPS
+    sizes = dict(zip(LENGTHS, structures["torch_loop"].graph_nodes, strict=True))
+    assert [len(graph.nodes) for graph in graphs["torch_loop"]] == [sizes[2], sizes[4]]
+    assert {later - earlier for earlier, later in pairwise(sizes.values())} == {5}
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_structure_is_the_same_again_and_from_its_file(
+    structures: dict[str, Structure], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert structure_of(name) == structures[name]
+    monkeypatch.chdir(tmp_path)
+    write_graphs(name, [], structures[name])
+    assert read_structure(name) == structures[name]
+
+
+COUNTED = {  # a lesson, an edit of it, and the graphs that it defines then
+    "a trace for each length": ("tensorflow_scan", ", input_signature=[x, ends, y])", ")", STEPS),
+    "no tf.function": ("tensorflow_graph", "self.step = tf.function(self.step, input_signature=[x, y])", "", None),
+    "a detached loss": ("torch_loop", "        return loss", "        return loss.detach()", STEPS),
+    "a loss of data alone": ("torch_loop", "        # Forward pass.\n", "        return x.sum()\n", 0),
+    "one graph again and again": (
+        "torch_autograd",
+        "        loss = torch.nn.functional.mse_loss(y_pred, y)\n\n        # Backward pass.\n        loss.backward()",
+        "        loss = self.loss = vars(self).get('loss', torch.nn.functional.mse_loss(y_pred, y))\n"
+        "        self.w1.grad, self.w2.grad = torch.zeros_like(self.w1), torch.zeros_like(self.w2)",
+        1,
+    ),
+    "a loss that keeps results": ("numpy_arrays", "        return loss", "        return [loss, [h_relu]]", STEPS),
+    "a loss that keeps data": ("numpy_arrays", "        return loss", "        return [loss, [x, self.w1]]", 0),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "expected"), COUNTED.values(), ids=COUNTED)
+def test_graphs_are_counted_and_not_assumed(name: str, old: str, new: str, expected: int | None, tmp_path: Path):
+    structure = record_structure(name, LESSONS[name], edited(name, tmp_path, [(old, new)]), "float32")
+    assert (structure.steps, structure.graphs) == (STEPS, expected)
+    assert len(structure.graph_nodes) == (expected if name.startswith("torch") else 0)
+
+
+def test_xla_leaves_fewer_instructions_than_there_were_operations(structures: dict[str, Structure]):
+    """Before: five products, relu and its gradient, three operations of the loss, four of its gradient, and four of the
+    update. After: at least the products. How many more depends on the CPU."""
+    structure = structures["tensorflow_graph"]
+    assert structure.operations_before == 18
+    assert structure.operations_after is not None
+    assert 5 <= structure.operations_after < 18
+    others = [each for name, each in structures.items() if name != "tensorflow_graph"]
+    assert {(each.operations_before, each.operations_after) for each in others} == {(None, None)}
+
+
+def test_one_more_layer_adds_its_operations(structures: dict[str, Structure], tmp_path: Path):
+    """Three products, tanh and its gradient, and two operations of the update."""
+    name = "tensorflow_graph"
+    structure = record_structure(name, LESSONS[name], edited(name, tmp_path, MORE[name]), "float32")
+    assert structure.operations_before == 18 + 7
+    assert (structure.operations_after or 0) >= (structures[name].operations_after or 0) + 3
+
+
+def test_step_that_xla_cannot_compile_has_no_instructions(tmp_path: Path):
+    name, text = "tensorflow_graph", "tf.strings.to_number(tf.strings.as_string(loss))"
+    create = edited(name, tmp_path, [("return loss", f"return {text}")])
+    structure = record_structure(name, LESSONS[name], create, "float32")
+    assert (structure.graphs, structure.operations_before, structure.operations_after) == (1, 18 + 2, None)
+
+
+def test_instructions_are_those_of_the_entry():
+    from pipeline.graphs.tensorflow import instructions
+
+    program = """HloModule step, is_scheduled=true
+
+%fused_computation (param_0: f32[7,19]) -> f32[7,19] {
+  %param_0 = f32[7,19]{1,0} parameter(0)
+  ROOT %maximum.1 = f32[7,19]{1,0} maximum(%param_0, %param_0)
+}
+
+ENTRY %step.2 (arg0.1: f32[7,23], arg1.1: f32[23,19]) -> (f32[7,19]) {
+  %arg0.1 = f32[7,23]{1,0} parameter(0), metadata={op_name="XLA_Args"}
+  %matmul.2 = f32[7,19]{1,0} dot(%arg0.1, %arg1.1), lhs_contracting_dims={1}, metadata={op_name="call(x) = y (z)"}
+  %while.9 = (s32[], f32[7,100]{1,0}, /*index=5*/f32[4]{0}) while(%tuple.85), condition=%cond, body=%body
+  %get-tuple-element.8 = s32[] get-tuple-element(%while.9), index=0
+  ROOT %fusion = f32[7,19]{1,0} fusion(%matmul.2), kind=kLoop, calls=%fused_computation
+}
+
+"""
+    assert instructions(program) == ["parameter", "dot", "while", "get-tuple-element", "fusion"]
 
 
 # How they look.

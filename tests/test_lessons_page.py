@@ -19,7 +19,7 @@ from pipeline import files
 from pipeline.benchmark import samples
 from pipeline.contract import implementation_file, load_problem
 from pipeline.graphs.equations import equations
-from pipeline.graphs.graph import Graph, Node, read_graphs
+from pipeline.graphs.graph import Graph, Node, read_graphs, read_structure
 from pipeline.lessons_page.equation_map import equations_by_line
 from pipeline.lessons_page.exercises import EXERCISES
 from pipeline.lessons_page.mathml import mathml
@@ -57,7 +57,8 @@ def results(finished_pipeline: Clone) -> Iterator[dict[str, Any]]:
             "graphs": {name: read_graphs(name) for name in params.implementations},
         }
         sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
-        yield content | {"statements": findings(content["benchmark"], parity, sizes)}
+        structures = {name: read_structure(name) for name in params.implementations}
+        yield content | {"statements": findings(content["benchmark"], parity, sizes, structures)}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pipeline.environment import Environment
 from pipeline.errors import UserError
 from pipeline.lessons.two_layer.numpy_arrays import Implementation
 from pipeline.params import Params, load_params
-from pipeline.parity.evaluation import evaluate
+from pipeline.parity.evaluation import POINTS, chosen_points, evaluate
 from pipeline.parity.report import judge, table
 from pipeline.results import Evaluation
 from pipeline.runtimes import Loop, load_runtime, open_implementation
@@ -318,6 +318,17 @@ def test_broken_backward_pass_fails_the_parity_check(
     assert evaluation.test_loss < evaluation.initial_test_loss
     single = params.model_copy(update={"dtype": "float32"})
     assert not judge(single, {NUMPY: evaluation}).passed, "the wide tolerance lets it through"
+
+
+def test_shown_predictions_are_of_all_outputs_and_the_whole_test_set():
+    y = np.arange(50_000.0).reshape(5000, 10)
+    points = chosen_points(y, -y)
+    targets = {target for target, _ in points}
+    assert len(points) == len(targets) == POINTS
+    assert all(prediction == -target for target, prediction in points)
+    assert {target % 10 for target in targets} == set(range(10))
+    assert {min(targets), max(targets)} == {0, 49_999}
+    assert chosen_points(y[:2], -y[:2]) == [(number, -number) for number in range(20)]
 
 
 def test_measure_that_is_not_a_number_fails(params: Params, drawn: data.DataSet):

@@ -1,77 +1,172 @@
 """How long a step takes, compared: the one way in which it is done, for the pipeline and every benchmark beside it.
 
-A plan is carried out in several fresh processes, since the same program may be faster in one process than in the next;
-where each framework has an interpreter of its own, in several for each. In a process all candidates of a size are
-interleaved: in every round each takes a turn, in a random order, so that a slow minute of the machine, or a neighbour
-that leaves its threads awake, is there for all alike. Before the timed part of a turn the candidate runs untimed, so
-that caches hold its data and a GPU has left its idle clock; not where a step takes over a second.
-
-Where a candidate's arrays lie in memory makes it up to 5 % faster or slower, and would be the same in every process. So
-each process makes the candidates in an order of its own, with gaps of random size between them. What luck is left
-differs from process to process, and the interval covers it. Every sample is kept.
+A plan is carried out in several processes for each network, since the same program may be faster in one process than in
+the next; where each framework has an interpreter of its own, in several for each. In a process all candidates are
+interleaved (pipeline/benchmark/process.py). Networks with a headline come first. After the processes asked for, the
+benchmark goes on with the sizes whose headlines are not yet narrow enough, until all are, or the time is up. A process
+that was disturbed does not count, and another one takes its place while there is time.
 """
 
-import gc
 import json
-import math
-import signal
 import subprocess
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from math import inf, log
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple, Self
 
-import numpy as np
-
-from pipeline.benchmark.candidates import Candidate
-from pipeline.benchmark.monitor import Monitor, merged
+from pipeline.benchmark.candidates import BASELINES, Candidate
 from pipeline.benchmark.plan import BenchmarkConfig, Size
-from pipeline.benchmark.runner import Runner, draw
-from pipeline.benchmark.samples import Sample, format_size, network
-from pipeline.clock import other_processes, timed
-from pipeline.contract import Chunk, Weights, load_implementation
-from pipeline.environment import Environment
-from pipeline.errors import UserError, out_of_memory
-from pipeline.provenance import beside
-from pipeline.running.processes import end_with_parent
-from pipeline.runtimes import load_runtime
+from pipeline.benchmark.process import LEAST_ROUNDS, Pace, Paces, Task
+from pipeline.benchmark.samples import Sample, cases_of, disturbance, format_size, network
+from pipeline.clock import now
+from pipeline.environment import Environment, available_cpus
+from pipeline.errors import UserError
+from pipeline.results import Conditions
 
-TRIALS = 3  # of which the fastest counts
-GROWTH = 16  # times as many steps in the next trial, at most
-LONG_SECONDS = 1.0  # of a trial that is long and not disturbed, and of a step that warms itself up
-GPU_WARM_SECONDS = 0.05  # before a turn on a GPU, whose clock falls while it idles
-LARGEST_GAP = 2**18  # bytes
-
-
-class Task(NamedTuple):
-    """What one process measures, of which `encode` and `decode` make text."""
-
-    plan: list[Size]
-    config: BenchmarkConfig
-    dtype: str
-    environment: Environment
-    seed: Any
-    process: int
-
-    def encode(self) -> str:
-        return json.dumps(self._replace(config=asdict(self.config), environment=asdict(self.environment)), default=str)
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        plan, config, dtype, environment, seed, process = json.loads(text)
-        sizes = [Size(problem, sizes, [*map(Candidate.parse, names)]) for problem, sizes, names in plan]
-        return cls(sizes, BenchmarkConfig(**config), dtype, Environment(**environment), seed, process)
+FEWEST = 2  # processes for a network without a headline, however long they take
+LEAST_PROCESSES = 4  # for a headline: with fewer, an interval that may stop the benchmark covers too little
+FEWER_ROUNDS = 0.25  # of the rounds where a network has no headline, and others have
+ENOUGH = 1e6  # how far a network without a headline is from its processes: farther than one that is too wide
+NARROW = "every headline is as narrow as asked"
+TIME_UP = "the time was up before every headline was as narrow as asked"
+NO_HEADLINES = "every size was measured in the processes asked for"
 
 
-class Turn(NamedTuple):
-    """A candidate's turn: `head` is what its samples have in common, `warm_up` are its untimed steps."""
+class Group(NamedTuple):
+    """The sizes of a network, which are interleaved with each other, and the interpreter that measures them."""
 
-    head: Sample
-    runner: Runner
-    warm_up: int
-    steps: int
+    python: str
+    sizes: list[Size]
+
+    @property
+    def headlined(self) -> Self:
+        """Of what a further process measures: the sizes with headlines, without what only stands beside the lessons."""
+        sizes = [size for size in self.sizes if size.pairs]
+        return self._replace(sizes=[size._replace(candidates=_needed(size)) for size in sizes])
+
+
+def _needed(size: Size) -> list[Candidate]:
+    paired = {candidate for pair in size.pairs for candidate in (pair.above, pair.below)}
+    return [
+        candidate
+        for candidate in size.candidates
+        if candidate in paired or candidate.is_implementation or candidate.kind in BASELINES
+    ]
+
+
+class Server:
+    """An interpreter that has imported the frameworks, and measures each task in a fork of its own."""
+
+    def __init__(self, python: str, program: Sequence[str]) -> None:
+        self.errors = TemporaryFile("w+")  # noqa: SIM115 (it is closed with the process)
+        self.process: Any = subprocess.Popen(
+            [python, *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def measure(self, task: Task) -> dict[str, Any]:
+        """What pipeline/benchmark/process.py answers. Raises UserError when a candidate cannot run."""
+        try:
+            print(task.encode(), file=self.process.stdin, flush=True)
+            line = self.process.stdout.readline()
+        except BrokenPipeError:  # it has ended
+            line = ""
+        if not line:
+            self.process.wait()
+            self.errors.seek(0)
+            raise UserError(f"The benchmark failed in its process {task.process + 1}:\n{self.errors.read().strip()}")
+        return json.loads(line)
+
+
+class Session:
+    """A benchmark under way."""
+
+    def __init__(
+        self, plan: list[Size], config: BenchmarkConfig, dtype: str, environment: Environment, seed: int
+    ) -> None:
+        self.config, self.dtype, self.environment, self.seed = config, dtype, environment, seed
+        self.groups = _groups(plan)
+        self.samples: list[Sample] = []
+        self.processes: list[Conditions] = []
+        self.disturbed: dict[int, str] = {}
+        self.paces: Paces = {}
+        self.numbers: dict[int, list[int]] = defaultdict(list)  # the processes of each group
+        self.seconds: dict[int, float] = {}  # that the last one of them took
+
+    def task(self, at: int, *, further: bool) -> Task:
+        group, config = self.groups[at], self.config
+        sizes = group.headlined.sizes if further and group.headlined.sizes else group.sizes
+        share = 1.0 if group.headlined.sizes or not any(each.headlined.sizes for each in self.groups) else FEWER_ROUNDS
+        number = len(self.processes)
+        return Task(
+            sizes,
+            max(LEAST_ROUNDS, round(share * config.rounds)),
+            config.turn_seconds,
+            share * config.process_seconds,
+            self.dtype,
+            self.environment,
+            [self.seed, number],
+            number,
+            self.paces,
+        )
+
+    def take(self, at: int, answer: dict[str, Any]) -> int:
+        """Keep what a process of a group answers. Returns how many samples it has."""
+        number = len(self.processes)
+        conditions = Conditions(**answer["conditions"])
+        self.samples += [Sample(*fields)._replace(candidate=Candidate.parse(fields[2])) for fields in answer["samples"]]
+        self.processes.append(conditions)
+        self.numbers[at].append(number)
+        threads, cpus = self.environment.threads, available_cpus()
+        if reason := disturbance(conditions, threads=threads, cpus=cpus):
+            self.disturbed[number] = reason
+        else:  # a candidate takes as many steps in all processes: what a call costs is spread over as many
+            self.paces |= {key: Pace(*pace) for key, pace in answer["paces"].items()}
+        return len(answer["samples"])
+
+    def missing(self, at: int) -> float:
+        """How far a group is from what is asked of it: over 1 where it needs another process."""
+        group, quiet = self.groups[at], [number for number in self.numbers[at] if number not in self.disturbed]
+        pairs = [(size, pair) for size in group.sizes for pair in size.pairs]
+        if len(quiet) < (max(LEAST_PROCESSES, self.config.processes) if pairs else self.config.processes):
+            return inf if pairs else ENOUGH
+        own = [sample for sample in self.samples if sample.process in quiet]
+        cases = {
+            (case.problem, format_size(case.sizes)): case
+            for case in cases_of(own, {}, on_gpu=self.environment.device != "cpu")
+        }
+        widths = [0.0]
+        for size, pair in pairs:
+            estimate = cases[size.problem, format_size(size.sizes)].ratio(pair.above, pair.below)
+            widths.append(estimate.half_width / log(1 + pair.within) if estimate else inf)
+        return max(widths)
+
+    def needed(self, number: int) -> list[int]:
+        """The groups that need so many processes, and one more, however long they take."""
+        headlined = [at for at, group in enumerate(self.groups) if group.headlined.sizes]
+        return headlined if headlined and number >= FEWEST else [*range(len(self.groups))]
+
+    def following(self, left: float) -> int | None:
+        """The group that needs another process most, and would be done in the seconds that are left."""
+        wanting = [at for at in range(len(self.groups)) if self.missing(at) > 1]
+        possible = [at for at in wanting if self.seconds[at] <= left]
+        return max(possible, key=lambda at: (self.missing(at), -len(self.numbers[at])), default=None)
+
+    @property
+    def stopped(self) -> str:
+        """Why no further process was started."""
+        if any(self.missing(at) > 1 for at in range(len(self.groups))):
+            return TIME_UP
+        return NARROW if any(group.headlined.sizes for group in self.groups) else NO_HEADLINES
 
 
 def benchmark(
@@ -81,160 +176,47 @@ def benchmark(
     dtype: str,
     environment: Environment,
     seed: int = 0,
-    program: Sequence[str] = ("-m", "pipeline.benchmark.benchmark"),
+    program: Sequence[str] = ("-m", "pipeline.benchmark.process"),
     on_process: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Sample], dict[str, Any]]:
-    """All samples of a plan, and what else the machine did meanwhile (provenance.beside): in the worst process.
+    """All samples of a plan, and the fields of results.BenchmarkProvenance that say how they were taken.
 
     Raises UserError when a candidate cannot run.
     """
-    samples: list[Sample] = []
-    answers: list[dict[str, Any]] = []
-    pythons = list(dict.fromkeys(candidate.python for size in plan for candidate in size.candidates))
-    for number in range(config.processes * len(pythons)):
-        python = pythons[number % len(pythons)]
-        sizes = [
-            size._replace(candidates=[candidate for candidate in size.candidates if candidate.python == python])
-            for size in plan
-        ]
-        own = [size for size in sizes if size.candidates]
-        task = Task(own, config, dtype, environment, [seed, number], number)
-        done = subprocess.run([python, *program], input=task.encode(), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(f"The benchmark failed in its process {number + 1}:\n{done.stderr.strip()}")
-        answer = json.loads(done.stdout.splitlines()[-1])
-        answers.append(answer)
-        samples += [Sample(*fields)._replace(candidate=Candidate.parse(fields[2])) for fields in answer["samples"]]
-        on_process(f"process {number + 1} of {config.processes * len(pythons)}: {len(answer['samples'])} samples")
-    cpus = [max((answer["cpus"][at] for answer in answers), default=0.0) for at in (0, 1)]
-    return samples, beside(cpus, merged([answer["gpu"] for answer in answers]))
+    session, deadline = Session(plan, config, dtype, environment, seed), now() + config.seconds
+    servers: dict[str, Server] = {}
+    with ExitStack() as stack:
+
+        def measure(at: int, *, further: bool) -> None:
+            start, group = now(), session.groups[at]
+            if group.python not in servers:
+                servers[group.python] = stack.enter_context(Server(group.python, program))
+            count = session.take(at, servers[group.python].measure(session.task(at, further=further)))
+            session.seconds[at] = now() - start
+            number, problem = len(session.processes), group.sizes[0].problem
+            reason = session.disturbed.get(number - 1, "")
+            on_process(f"process {number}, {problem}: {count} samples" + f"; disturbed: {reason}" * bool(reason))
+
+        for number in range(config.processes):
+            for at in session.needed(number):
+                measure(at, further=number >= FEWEST)
+        if config.processes:
+            while (at := session.following(deadline - now())) is not None:
+                measure(at, further=True)
+    return session.samples, {
+        "cpus": available_cpus(),
+        "processes": session.processes,
+        "stopped": session.stopped if config.processes else "there was no benchmark",
+    }
 
 
-def measure(task: Task, monitor: Monitor) -> Iterator[Sample]:
-    """The samples of one process."""
-    generator = np.random.default_rng(task.seed)
-    groups: dict[tuple[Any, ...], list[Size]] = defaultdict(list)
-    for size in task.plan:
-        groups[network(size.problem, size.sizes)].append(size)
-    for group in groups.values():
-        yield from _measure_group(group, task, generator, monitor)
-        gc.collect()  # no CUDA graph, and nothing that one uses, stays for the next group
-
-
-def _measure_group(group: list[Size], task: Task, generator: np.random.Generator, monitor: Monitor) -> Iterator[Sample]:
-    """The samples of sizes that are interleaved with each other."""
-    environment, config = task.environment, task.config
-    gaps: list[Any] = []
-    made: list[tuple[Sample, Runner]] = []
-    device = environment.device.partition(":")[0]
-    for problem, sizes, candidates in group:
-        weights, chunk = draw(problem, SimpleNamespace(**sizes), task.dtype)
-        lessons = [candidate for candidate in candidates if candidate.is_implementation]
-        graphs = [candidate for candidate in lessons if device in load_runtime(candidate.name).graphs]
-        everything = [*candidates, *(Candidate(graph.name, "eager") for graph in graphs)]
-        for index in generator.permutation(len(everything)).tolist():
-            candidate = everything[index]
-            gaps.append(np.empty(generator.integers(LARGEST_GAP), np.uint8))
-            runner, build_seconds, capture_seconds = _ready(candidate, problem, environment, weights, chunk)
-            head = Sample(problem, format_size(sizes), candidate, task.process, 0, 0, 1, build_seconds, 0)
-            made.append((head, runner))
-            if candidate in graphs and runner.captures:
-                capture = Candidate(candidate.name, "capture")
-                yield head._replace(candidate=capture, steps=runner.captures, seconds=capture_seconds)
-            elif candidate in graphs:
-                yield head._replace(candidate=Candidate(candidate.name, "build"))
-    runtimes = {(type(runner.runtime), runner.runtime.device): runner.runtime for _, runner in made}
-
-    def synchronize() -> None:
-        for runtime in runtimes.values():
-            runtime.synchronize()
-
-    turns = [Turn(head, runner, *_calibrated(runner, config.turn_seconds, synchronize)) for head, runner in made]
-    for number in range(config.rounds):
-        for position, index in enumerate(generator.permutation(len(turns)).tolist()):
-            yield _take(turns[index], number, position, synchronize)
-            if turns[index].runner.on_gpu:
-                monitor.read()
-
-
-def _ready(
-    candidate: Candidate, problem: str, environment: Environment, weights: Weights, chunk: Chunk
-) -> tuple[Runner, float, float]:
-    """What runs a candidate, the seconds that it took until its second step, without imports and without placing the
-    batches, and those that it took to capture its steps afterwards."""
-    load_runtime(candidate.name)(environment)
-    if candidate.is_implementation:
-        load_implementation(problem, candidate.name)
-    with timed(lambda: None) as constructing:
-        runner = Runner(candidate, problem, environment, weights)
-    runner.place(chunk)
-    with timed(runner.runtime.synchronize) as starting:
-        runner.compile()
-        runner.run_alone(runner.least_steps)
-    runner.run_alone(runner.least_steps)  # after the second step CUDA graphs can be captured
-    with timed(runner.runtime.synchronize) as capturing:
-        runner.compile()
-    return runner, constructing[0] + starting[0], capturing[0]
-
-
-def _take(turn: Turn, number: int, position: int, synchronize: Callable[[], None]) -> Sample:
-    runner = turn.runner
-    with runner.settings():
-        runner.run(turn.warm_up)
-        before = runner.replays
-        with timed(synchronize) as seconds:
-            runner.run(turn.steps)
-    replays = runner.replays - before
-    return turn.head._replace(round=number, position=position, steps=turn.steps, seconds=seconds[0], replays=replays)
-
-
-def _calibrated(runner: Runner, seconds: float, synchronize: Callable[[], None]) -> tuple[int, int]:
-    """How many steps warm a candidate up, and how many take about `seconds`.
-
-    The steps grow until the fastest of several trials takes half as long as it should. A call has a cost of its own,
-    which would decide if there were few.
-    """
-    steps = least = runner.least_steps
-    while True:
-        fastest = _fastest(runner, steps, synchronize)
-        if fastest >= seconds / 2:
-            break
-        steps *= min(GROWTH, 2 ** math.ceil(math.log2(seconds / fastest)))
-    pace = fastest / steps
-
-    def filling(wanted: float) -> int:
-        return least * max(1, round(wanted / pace / least))
-
-    if least * pace > LONG_SECONDS:
-        return 0, least
-    return filling(max(seconds, GPU_WARM_SECONDS if runner.on_gpu else 0.0)), filling(seconds)
-
-
-def _fastest(runner: Runner, steps: int, synchronize: Callable[[], None]) -> float:
-    """The seconds of the fastest of several calls."""
-    fastest = math.inf
-    for _ in range(TRIALS):
-        with runner.settings(), timed(synchronize) as trial:
-            runner.run(steps)
-        fastest = min(fastest, trial[0])
-        if fastest > LONG_SECONDS:
-            break
-    return fastest
-
-
-def main() -> None:
-    end_with_parent(signal.SIGKILL)
-    task = Task.decode(sys.stdin.read())
-    monitor = Monitor(task.environment.device)
-    try:
-        with other_processes() as others:
-            samples = list(measure(task, monitor))
-    except Exception as error:
-        if sentence := out_of_memory(error):
-            sys.exit(sentence)
-        raise
-    print(json.dumps({"samples": samples, "cpus": others, "gpu": monitor.summary()}, default=str))
-
-
-if __name__ == "__main__":
-    main()
+def _groups(plan: list[Size]) -> list[Group]:
+    """The sizes of each network, for each interpreter that its candidates need."""
+    groups: dict[tuple[Any, ...], Group] = {}
+    for size in plan:
+        for python in dict.fromkeys(candidate.python for candidate in size.candidates):
+            chosen = [candidate for candidate in size.candidates if candidate.python == python]
+            pairs = [pair for pair in size.pairs if pair.above.python == python]
+            key = (python, *network(size.problem, size.sizes))
+            groups.setdefault(key, Group(python, [])).sizes.append(size._replace(candidates=chosen, pairs=pairs))
+    return list(groups.values())

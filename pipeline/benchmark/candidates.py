@@ -5,17 +5,18 @@ matmul/FRAMEWORK         the matrix products of a step alone, with the framework
 launch_floor/NAME        on a GPU: as many empty kernels as the CUDA graph of the step has nodes
 eager/NAME               the lines of an implementation whose steps are graphs, run as Python instead
 cpu/NAME                 the implementation on the CPU of a machine with a GPU
+padded/NAME              the implementation on batches whose examples are all as long as the longest one may be
 tuned/NAME               hand-tuned for speed (pipeline/benchmark/tuned)
 peers/NAME+OPTION        what a user might write instead (pipeline/benchmark/peers)
 NAME+nondeterministic    the implementation with `deterministic: false`
 NAME+tf32                the implementation, or the matrix products, with `precision: tf32`
 NAME+no_xla              a static graph that XLA does not compile
 self/NAME                the implementation once more, for an A/A test
-slowed/NAME              the implementation with every 20th step taken twice: a slowdown of 5 %, planted for a test
+slowed/NAME+N            the implementation with N % of its steps taken twice: a slowdown that is planted for a test
 build/NAME               what the graph of an implementation costs before its second step: once in a process
 capture/NAME             what capturing its CUDA graphs costs: once in a process
 
-All but the last two and the baselines take the same steps on the same batches.
+All but the last two, the baselines and padded/NAME take the same steps on the same batches.
 """
 
 import os

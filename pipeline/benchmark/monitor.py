@@ -95,8 +95,8 @@ def merged(summaries: list[dict[str, Any] | None]) -> dict[str, Any] | None:
     return together or None
 
 
-def disturbance(summary: dict[str, Any] | None) -> str:
-    """Why times that were taken on a GPU mean nothing; empty where they do."""
+def disturbed_gpu(summary: dict[str, Any] | None) -> str:
+    """Why times that were taken on a GPU say nothing; empty where they do."""
     if not summary:
         return ""
     if number := summary.get("other_processes"):

@@ -1,23 +1,39 @@
 """What is measured, and how thoroughly. The pipeline measures the implementations at every size of params.yaml, and at
-the training's size their hand-tuned variants too. `make bench` (benchmarks/bench.py) measures more."""
+the training's size the other side of each headline. `make bench` (benchmarks/bench.py) measures more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.benchmark.candidates import LAUNCH_FLOOR, MATMUL, Candidate
+from pipeline.benchmark.headlines import HEADLINES
+from pipeline.contract import load_problem
 from pipeline.environment import Environment, framework_of
+from pipeline.runtimes.xla import xla_pays
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pipeline.params import Params
 
 ON_THE_HOST = "torch_tensors"  # on a GPU this lesson is also measured on the host: the text claims something of both
 
 
+class Pair(NamedTuple):
+    """Two candidates whose ratio should be known to ± `within`: 0.05 is 5 %."""
+
+    above: Candidate
+    below: Candidate
+    within: float
+
+
 class Size(NamedTuple):
-    """A problem at given sizes (batch_size and the problem's own), and the candidates.
+    """A problem at given sizes (batch_size and the problem's own), and the candidates. `pairs` are what a benchmark
+    goes on for.
 
     Each implementation whose steps are graphs brings its lines run eagerly, eager/NAME, and what the graph costs:
     build/NAME, or of CUDA graphs capture/NAME.
@@ -26,13 +42,16 @@ class Size(NamedTuple):
     problem: str
     sizes: dict[str, int]
     candidates: list[Candidate]
+    pairs: list[Pair] = []  # noqa: RUF012 (never changed)
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    processes: int
-    rounds: int
+    processes: int  # for each network; where there is no time for that, fewer for those without a headline
+    rounds: int  # in a process, at most
     turn_seconds: float  # the timed part of a turn, or one step where that takes longer
+    seconds: float  # after which no process is started that would measure more than these
+    process_seconds: float = 2.5  # of all rounds of a process, about: what takes long takes fewer rounds
 
 
 def default_plan(params: Params, environment: Environment) -> list[Size]:
@@ -40,9 +59,24 @@ def default_plan(params: Params, environment: Environment) -> list[Size]:
     for problem in params.used_problems:
         names, section = params.names_of(problem), params.problems[problem]
         for sizes in section.cases:
-            beside = tuned(names, environment) if sizes == section.sizes else []
-            plan.append(Size(problem, sizes, [*candidates(names, environment), *beside]))
+            chosen, pairs = candidates(names, environment), []
+            if sizes == section.sizes:
+                chosen += variants(problem, sizes, names, environment)
+                pairs = headline_pairs(chosen, environment)
+            plan.append(Size(problem, sizes, chosen, pairs))
     return plan
+
+
+def headline_pairs(chosen: list[Candidate], environment: Environment) -> list[Pair]:
+    """The headlines whose candidates are measured and interleaved, in one interpreter."""
+    return [
+        Pair(above, below, within)
+        for _, above, below, within, on_gpu in HEADLINES
+        if above in chosen
+        and (below in chosen or below.kind == "eager")
+        and above.python == below.python
+        and (environment.device != "cpu" or not on_gpu)
+    ]
 
 
 def candidates(names: list[str], environment: Environment) -> list[Candidate]:
@@ -55,10 +89,21 @@ def candidates(names: list[str], environment: Environment) -> list[Candidate]:
     return [*map(Candidate, names), *products, *launch_floors(environment, names), *cpu]
 
 
+def variants(problem: str, sizes: dict[str, int], names: list[str], environment: Environment) -> Iterable[Candidate]:
+    """The implementations with one idea left out: their headline's other side."""
+    module, sized = load_problem(problem), SimpleNamespace(**sizes)
+    weights = sum(prod(shape) for shape in module.weight_shapes(sized).values())
+    for candidate in (headline.below for headline in HEADLINES if headline.below.name in names):
+        if candidate.kind == "padded":
+            yield candidate
+        if candidate.option == "no_xla" and xla_pays(weights, on_gpu=environment.device != "cpu"):
+            yield candidate
+
+
 def matmul_baselines(environment: Environment, framework: str) -> list[Candidate]:
     """On a CPU every library that may be fastest; on a GPU, or in an interpreter of its own, the framework's."""
     if environment.device == "cpu" and Candidate(framework).python == Candidate("numpy").python:
-        return [Candidate(name, MATMUL) for name in ("numpy", "torch") if find_spec(name)]
+        return [Candidate(name, MATMUL) for name in ("numpy", "torch", "tensorflow") if find_spec(name)]
     return [Candidate(framework, MATMUL)]
 
 

@@ -19,7 +19,6 @@ LEARNING_RATE = 1e-3
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 16 * 2**20
 BASELINE_SHARE = 4  # a baseline uses the first quarter of a chunk: the factors take more memory than the batches
-SLOWED = 20
 SEED = 0
 VARIANTS = {"nondeterministic": {"deterministic": False}, "tf32": {"precision": "tf32"}}
 
@@ -86,6 +85,9 @@ class Runner:
 
     def place(self, chunk: Chunk) -> None:
         batches = len(chunk["y"])
+        if self.candidate.kind == "padded":
+            problem: Any = load_problem(self.problem)
+            chunk = problem.padded(chunk)
         part = {key: array[: math.ceil(batches / BASELINE_SHARE)] for key, array in chunk.items()}
         with self.settings():
             if self.candidate.kind == MATMUL:
@@ -133,9 +135,9 @@ class Runner:
 
     def run(self, steps: int) -> None:
         """Call it within `settings`."""
-        if self.candidate.kind == "slowed":  # a call of fewer than SLOWED steps makes up for it later
-            before, self.steps_taken = self.steps_taken, self.steps_taken + steps
-            steps += self.steps_taken // SLOWED - before // SLOWED
+        if self.candidate.kind == "slowed":  # what is no whole step is made up for later
+            percent, before, self.steps_taken = int(self.candidate.option), self.steps_taken, self.steps_taken + steps
+            steps += self.steps_taken * percent // 100 - before * percent // 100
         with self.runtime.eagerly() if self.candidate.kind == "eager" else nullcontext():
             while steps > 0:
                 count = min(steps, self.steps_in_call)

@@ -1,7 +1,7 @@
 """The table of a benchmark's samples, and what it says: times and ratios at each size."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
@@ -11,18 +11,19 @@ import numpy as np
 from pipeline import files
 from pipeline.benchmark.candidates import LAUNCH_FLOOR, MATMUL, Candidate
 from pipeline.benchmark.intervals import Estimate, ratio, spread
-from pipeline.benchmark.monitor import disturbance
-from pipeline.clock import BUSY
+from pipeline.benchmark.monitor import disturbed_gpu, merged
 from pipeline.contract import Array, load_problem
 from pipeline.errors import UserError
-from pipeline.results import BenchmarkProvenance
+from pipeline.results import BenchmarkProvenance, Conditions
 
 
 class Sample(NamedTuple):
     """A turn: `steps` steps of `candidate` took `seconds`, `replays` of them from a CUDA graph.
 
-    `size` is format_size's text, `position` the turn's place in its round. For build/NAME, once in a process, `seconds`
-    is what a graph costs before its second step; for capture/NAME `steps` CUDA graphs were captured in that time.
+    `size` is format_size's text, `position` the turn's place in its round. A turn that was disturbed is followed by the
+    one that was taken instead, in the same round; `switches` are its involuntary context switches, `stolen` the seconds
+    of steal time. For build/NAME, once in a process, `seconds` is what a graph costs before its second step; for
+    capture/NAME `steps` CUDA graphs were captured in that time.
     """
 
     problem: str
@@ -34,15 +35,20 @@ class Sample(NamedTuple):
     steps: int
     seconds: float
     replays: int
+    switches: int
+    stolen: float
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Self:
-        numbers = {key: int(row[key]) for key in ("process", "round", "position", "steps", "replays")}
-        candidate = Candidate.parse(row["candidate"])
-        return cls(row["problem"], row["size"], candidate, seconds=float(row["seconds"]), **numbers)
+        numbers: dict[str, Any] = {
+            key: int(row[key]) for key in ("process", "round", "position", "steps", "replays", "switches")
+        }
+        numbers |= {key: float(row[key]) for key in ("seconds", "stolen")}
+        return cls(row["problem"], row["size"], Candidate.parse(row["candidate"]), **numbers)
 
 
 HEADER = ",".join(Sample._fields)
+BUSY = 0.1  # of the CPUs: what others may take of them before a measurement says nothing
 
 
 def format_size(sizes: Mapping[str, int]) -> str:
@@ -63,14 +69,15 @@ def network(problem: str, sizes: Mapping[str, int]) -> tuple[Any, ...]:
 class Case(NamedTuple):
     """A size. `seconds` has, for each candidate and process, the seconds a step of each round (rounds,).
 
-    `trusted` is whether the machine was quiet enough for a ratio to mean something; `replayed` are the candidates whose
-    steps were executed from a CUDA graph.
+    `disturbed` has the reason for each process that was disturbed: its times say nothing. A candidate's disturbed
+    processes are left out of `seconds` where at least two were not disturbed. `replayed` are the candidates whose steps
+    were executed from a CUDA graph.
     """
 
     problem: str
     sizes: dict[str, int]
     seconds: dict[Candidate, dict[int, Array]]
-    trusted: bool
+    disturbed: Mapping[int, str]
     on_gpu: bool
     replayed: frozenset[Candidate] = frozenset()
 
@@ -116,12 +123,27 @@ class Case(NamedTuple):
         lesson, eager = Candidate(name), Candidate(name, "eager")
         return eager if lesson in self.replayed and eager in self.seconds else lesson
 
+    def lines(self, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """What a step of each of these implementations takes that was measured, in words."""
+        for lesson in map(Candidate, names):
+            if lesson in self.seconds:
+                multiple = self.multiple(lesson)
+                more = f", {multiple} the matrix products alone" if multiple else ""
+                yield lesson.name, f"{1e6 * self.median(lesson):.0f} µs a step{more}"
+
+    @property
+    def doubt(self) -> str:
+        """Why a ratio is not given; empty where all are given."""
+        processes = {process for processes in self.seconds.values() for process in processes}
+        reasons = [self.disturbed[process] for process in sorted(processes & self.disturbed.keys())]
+        return f"cannot tell: {reasons[0]}" if reasons else ""
+
     def ratio(self, above: Candidate, below: Candidate) -> Estimate | None:
-        """Of two candidates' times, or None where they were not interleaved, or the machine was too busy."""
+        """Of two candidates' times, or None where they were not interleaved, or their processes were disturbed."""
         return ratio_between(self, above, self, below)
 
     def multiple(self, candidate: Candidate) -> Estimate | None:
-        """How many times the matrix products alone a step takes. (The metric times_lower_bound in MLflow.)"""
+        """How many times the matrix products alone a step takes. (The metric times_matrix_products in MLflow.)"""
         products = self.matmul(candidate) if candidate in self.seconds else None
         return self.ratio(candidate, products) if products else None
 
@@ -130,17 +152,23 @@ class Case(NamedTuple):
 
 
 class Benchmark(NamedTuple):
+    """`disturbed` has the reason for each process that was disturbed; of all `turns`, `retaken` were."""
+
     cases: list[Case]
     provenance: BenchmarkProvenance
+    disturbed: Mapping[int, str] = {}
+    turns: int = 0
+    retaken: int = 0
 
     @property
     def doubt(self) -> str:
-        """Why no ratio is given; empty where ratios are given."""
-        others, cpus = self.provenance.cpus_of_other_processes, self.provenance.cpus
-        if others > BUSY:
-            return f"cannot tell: other processes took {others:.1f} of {cpus} CPUs"
-        reason = disturbance(self.provenance.gpu)
-        return f"cannot tell: {reason}" if reason else ""
+        """Why some ratio is not given; empty where all are given."""
+        return next((case.doubt for case in self.cases if case.doubt), "")
+
+    @property
+    def gpu(self) -> dict[str, Any] | None:
+        """What the GPU did, in its worst process."""
+        return merged([process.gpu for process in self.provenance.processes])
 
     def of(self, problem: str) -> list[Case]:
         return [case for case in self.cases if case.problem == problem]
@@ -152,34 +180,55 @@ class Benchmark(NamedTuple):
 
 def ratio_between(one: Case, above: Candidate, other: Case, below: Candidate) -> Estimate | None:
     """Of candidates in two cases that were interleaved with each other; None as in Case.ratio."""
-    if above not in one.seconds or below not in other.seconds or not one.trusted:
+    if above not in one.seconds or below not in other.seconds:
         return None
     shared = sorted(one.seconds[above].keys() & other.seconds[below].keys())
-    if not shared:
+    if not shared or one.disturbed.keys() & shared:
         return None
     return ratio([one.seconds[above][number] for number in shared], [other.seconds[below][number] for number in shared])
 
 
+def disturbance(process: Conditions, *, threads: int, cpus: int) -> str:
+    """Why the times of a process say nothing; empty where they do. CPUs that the process leaves idle may be used."""
+    others, stolen = process.cpus_of_other_processes, process.stolen_cpus
+    if others - max(0, cpus - threads) > BUSY * threads:
+        return f"other processes took {others:.1f} of {cpus} CPUs"
+    if stolen > BUSY * cpus:
+        return f"the host of this virtual machine took {stolen:.1f} of {cpus} CPUs (steal time)"
+    return disturbed_gpu(process.gpu)
+
+
 def collect(samples: Iterable[Sample], provenance: BenchmarkProvenance) -> Benchmark:
     """A benchmark from its samples, which are in the order in which they were taken."""
-    paces: dict[tuple[str, str], Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    disturbed = {
+        number: reason
+        for number, process in enumerate(provenance.processes)
+        if (reason := disturbance(process, threads=provenance.threads, cpus=provenance.cpus))
+    }
+    samples = list(samples)
+    rounds = len({sample[:5] for sample in samples})
+    cases = cases_of(samples, disturbed, on_gpu=provenance.device != "cpu")
+    return Benchmark(cases, provenance, disturbed, turns=len(samples), retaken=len(samples) - rounds)
+
+
+def cases_of(samples: Iterable[Sample], disturbed: Mapping[int, str], *, on_gpu: bool) -> list[Case]:
+    paces: dict[tuple[str, str], Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     replayed: dict[tuple[str, str], set[Candidate]] = defaultdict(set)
     for sample in samples:
         head = (sample.problem, sample.size)
-        paces[head][sample.candidate][sample.process].append(sample.seconds / sample.steps)
+        # Of a round the last turn counts: those before it were disturbed.
+        paces[head][sample.candidate][sample.process][sample.round] = sample.seconds / sample.steps
         if sample.replays:
             replayed[head].add(sample.candidate)
-    benchmark = Benchmark([], provenance)
-    trusted, on_gpu = not benchmark.doubt, provenance.device != "cpu"
-    for head, candidates in paces.items():
-        seconds = {
-            candidate: {process: np.array(values) for process, values in processes.items()}
-            for candidate, processes in candidates.items()
-        }
-        problem, size = head
-        case = Case(problem, parse_size(size), seconds, trusted, on_gpu, frozenset(replayed[head]))
-        benchmark.cases.append(case)
-    return benchmark
+    cases = []
+    for (problem, size), candidates in paces.items():
+        seconds = {}
+        for candidate, processes in candidates.items():
+            quiet = processes.keys() - disturbed.keys()
+            kept = quiet if len(quiet) > 1 else processes.keys()
+            seconds[candidate] = {number: np.array([*processes[number].values()]) for number in sorted(kept)}
+        cases.append(Case(problem, parse_size(size), seconds, disturbed, on_gpu, frozenset(replayed[problem, size])))
+    return cases
 
 
 def read(table: Path = files.BENCHMARK, provenance: Path = files.BENCHMARK_PROVENANCE) -> Benchmark:

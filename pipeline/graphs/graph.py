@@ -1,8 +1,8 @@
-"""A graph as data: nodes, edges, and the file graphs/NAME.json that holds a lesson's graphs."""
+"""A graph as data, and the file graphs/NAME.json: the graphs of a lesson's step, and what its framework defined."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pipeline import files
 from pipeline.errors import UserError
@@ -41,6 +41,27 @@ class Graph:
     recorded: bool  # by a framework; otherwise it is the graph of the equations
     nodes: list[Node]
     edges: list[Edge]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a framework defined to take some steps of a lesson, counted and not assumed.
+
+    The steps were taken on batches that differ in the length of their longest example, or on batches of the same
+    shapes where examples have no length. How `graphs` were counted is in the docstring of each framework's `count`.
+
+    The two numbers of operations are those of a static graph, for a CPU and for batches whose shapes are known.
+    Neither includes what computes nothing: what is given, and what only hands a value on (`NOT_COUNTED` in
+    tensorflow.py). They are None without a static graph, and where it holds another one, such as the body of a loop,
+    whose operations do not run once a step.
+    """
+
+    steps: int  # 0 where nothing was counted
+    lengths: int  # different longest lengths among the batches; 0 where examples have no length
+    graphs: int | None  # that the framework defined in these steps; None where they were not counted
+    graph_nodes: tuple[int, ...] = ()  # the nodes of each of these graphs, where autograd recorded it
+    operations_before: int | None = None  # of one step: forward pass, backward pass and update
+    operations_after: int | None = None  # the same after XLA has optimised the graph; None where XLA cannot compile it
 
 
 @dataclass
@@ -82,17 +103,31 @@ class GraphBuilder:
         return reached
 
 
-def write_graphs(name: str, graphs: list[Graph]) -> None:
-    files.write_json(files.graph_file(name), {"graphs": [asdict(graph) for graph in graphs]})
+def write_graphs(name: str, graphs: list[Graph], structure: Structure) -> None:
+    content = {"graphs": [asdict(graph) for graph in graphs], "structure": asdict(structure)}
+    files.write_json(files.graph_file(name), content)
 
 
 def read_graphs(name: str) -> list[Graph]:
     """Raises UserError when the file is missing or damaged."""
+    return _read(name, "graphs", list[Graph])
+
+
+def read_structure(name: str) -> Structure:
+    """Raises UserError when the file is missing or damaged."""
+    return _read(name, "structure", Structure)
+
+
+Part = TypeVar("Part")
+
+
+def _read(name: str, key: str, kind: type[Part]) -> Part:
     from pydantic import TypeAdapter, ValidationError
 
     path = files.graph_file(name)
     try:
-        return TypeAdapter(list[Graph]).validate_python(files.read_json(path).get("graphs"))
+        return TypeAdapter(kind).validate_python(files.read_json(path).get(key))
     except ValidationError as error:
-        reason = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+        detail = error.errors()[0]
+        reason = f"{'.'.join(map(str, (key, *detail['loc'])))}: {detail['msg']}"
         raise UserError(f"{path} is damaged ({reason}). Delete it and run `dvc repro`.") from None

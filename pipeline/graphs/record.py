@@ -1,4 +1,4 @@
-"""Run a lesson's step once, on a small batch, and read the graph that its framework recorded.
+"""Run a lesson's step on small batches: read the graph that its framework recorded, and count the graphs it defines.
 
 The batch and the weights are made here, so the graph does not depend on the experiment's data and the cost does not
 depend on its sizes. Each size is a prime number of its own, so a size in a shape identifies its name.
@@ -6,7 +6,7 @@ depend on its sizes. Each size is a prime number of its own, so a size in a shap
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,12 +18,14 @@ import numpy as np
 
 from pipeline.contract import Array, Implementation, Weights, load_problem
 from pipeline.environment import framework_of
-from pipeline.graphs.graph import Graph
+from pipeline.graphs.graph import Graph, Structure
 from pipeline.graphs.on_paper import graph_of_equations
 from pipeline.runtimes import Loop
 
 N, PRIMES = 7, (23, 19, 17, 13, 11, 29, 31)
 LONGEST = (2, 4)  # time steps of the longest example in a first and a second batch
+LENGTHS = (2, 3, 4, 5, 6)  # the same, where graphs are counted: one step on each
+EXAMPLES = 64  # of a batch there: with 32 and fewer XLA needs fewer instructions for the loss than in a real training
 LEARNING_RATE = 0.40625  # exact in every dtype, and no other number in a step is likely to have this value
 AUTOGRAPH = "__autograph_generated_file"  # the code that AutoGraph makes of a lesson's functions before they run
 
@@ -46,16 +48,11 @@ def record_graphs(name: str, problem: str, create: Callable[[Weights, float], Lo
 
 def _recorded(module: str, problem: str, create: Callable[[Weights, float], Loop], dtype: str) -> list[Graph]:
     record = import_module(module).record
-    generator = np.random.default_rng(0)
-    sizes = _sizes(problem)
-    weights = load_problem(problem).draw_weights(SimpleNamespace(**sizes), generator)
-    loop = create({key: array.astype(dtype) for key, array in weights.items()}, LEARNING_RATE)
+    loop, batches = _small(problem, create, dtype, LONGEST, N)
     graphs: list[Graph] = []
-    for longest in LONGEST:
-        batch = _batch(problem, sizes, dtype, longest, generator)
-        loop.place({key: array[None] for key, array in batch.items()})
-        lengths = {"T": longest} if "lengths" in batch else {}
-        graph = record(loop.implementation, loop.placed[0], Names(weights, sizes | lengths))
+    for longest, placed in batches:
+        lengths = {"T": longest} if longest else {}
+        graph = record(loop.implementation, placed, Names(loop.names, _sizes(problem) | lengths))
         if graph is None:
             return []
         graphs.append(graph)
@@ -70,6 +67,40 @@ def _recorded(module: str, problem: str, create: Callable[[Weights, float], Loop
     return graphs
 
 
+def record_structure(name: str, problem: str, create: Callable[[Weights, float], Loop], dtype: str) -> Structure:
+    """What the framework defines to take a step on each of several batches, counted on a new implementation.
+
+    Nothing is counted where no module here knows the framework, or where the step fails.
+    """
+    module = f"{__package__}.{framework_of(name)}"
+    nothing = Structure(steps=0, lengths=0, graphs=None)
+    try:
+        return _counted(module, problem, create, dtype) if find_spec(module) else nothing
+    except Exception:  # as in record_graphs, where the title says what went wrong
+        return nothing
+
+
+def _counted(module: str, problem: str, create: Callable[[Weights, float], Loop], dtype: str) -> Structure:
+    loop, batches = _small(problem, create, dtype, LENGTHS, EXAMPLES)
+    lengths = {longest for longest, _ in batches} - {0}
+    return import_module(module).count(loop.implementation, [placed for _, placed in batches], len(lengths))
+
+
+def _small(
+    problem: str, create: Callable[[Weights, float], Loop], dtype: str, longest: Sequence[int], examples: int
+) -> tuple[Loop, list[tuple[int, tuple[Any, ...]]]]:
+    """A loop on small weights, and placed batches, each with the length of its longest example, 0 without lengths."""
+    generator, sizes = np.random.default_rng(0), _sizes(problem)
+    weights = load_problem(problem).draw_weights(SimpleNamespace(**sizes), generator)
+    loop = create({key: array.astype(dtype) for key, array in weights.items()}, LEARNING_RATE)
+    batches = []
+    for length in longest:
+        batch = _batch(problem, sizes, dtype, length, generator, examples=examples)
+        loop.place({key: array[None] for key, array in batch.items()})
+        batches.append((int(batch["lengths"].max()) if "lengths" in batch else 0, loop.placed[0]))
+    return loop, batches
+
+
 def _without_shapes(graph: Graph) -> list[Any]:
     return [graph.nodes, [(edge.source, edge.target, edge.again) for edge in graph.edges]]
 
@@ -81,13 +112,13 @@ def _sizes(problem: str) -> dict[str, int]:
 
 
 def _batch(
-    problem: str, sizes: Mapping[str, int], dtype: str, longest: int, generator: np.random.Generator
+    problem: str, sizes: Mapping[str, int], dtype: str, longest: int, generator: np.random.Generator, *, examples: int
 ) -> dict[str, Array]:
-    """A batch of N examples. Two of them have each length, from the longest down to 1."""
+    """A batch of so many examples. Two of them have each length, from the longest down to 1, and the rest 1."""
     lengths = {"min_length": longest, "max_length": longest}
-    batch = load_problem(problem).draw_inputs(SimpleNamespace(**{**sizes, **lengths}), N, generator)
+    batch = load_problem(problem).draw_inputs(SimpleNamespace(**{**sizes, **lengths}), examples, generator)
     if "lengths" in batch:
-        batch["lengths"] = np.maximum(longest - (np.arange(N) + 1) // 2, 1)
+        batch["lengths"] = np.maximum(longest - (np.arange(examples) + 1) // 2, 1)
     batch["y"] = load_problem(problem).draw_targets(SimpleNamespace(**sizes), batch, None, 1.0, generator)
     return {key: array if array.dtype.kind == "i" else array.astype(dtype) for key, array in batch.items()}
 
@@ -95,7 +126,7 @@ def _batch(
 class Names:
     """The names of the weights, and the names that the maths has for sizes and numbers."""
 
-    def __init__(self, weights: Weights, sizes: Mapping[str, int]) -> None:
+    def __init__(self, weights: Iterable[str], sizes: Mapping[str, int]) -> None:
         self.weights = tuple(weights)
         sizes = {"N": N} | {name: size for name, size in sizes.items() if not name.endswith("_length")}
         self.sizes = {size: name for name, size in sizes.items() if size > 2}  # a 2 may be many things

@@ -12,13 +12,14 @@ come from outside or from the round before. The loop's condition is not shown.
 """
 
 import re
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline.contract import Implementation
-from pipeline.graphs.graph import Graph, GraphBuilder
+from pipeline.graphs.graph import Graph, GraphBuilder, Structure
 from pipeline.graphs.record import Names, recorded_locals, weights_of
 
 MOVES = {"Identity", "StopGradient", "PreventGradient", "ReadVariableOp", "Reshape", "ExpandDims", "Squeeze", "Tile"}
@@ -27,6 +28,10 @@ SHAPES = {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "TensorLis
 WRITES = {"TensorListSetItem": 2, "TensorListPushBack": 1}  # into a list; the number says which input is the element
 LOOPS = {"While", "StatelessWhile"}
 UPDATES = re.compile(r"Assign\w*VariableOp|Resource(Apply|Scatter)\w+")
+CPU = "/device:CPU:0"  # on which steps are counted, also where TensorFlow sees a GPU
+# What computes nothing: what is given, and what hands a value on as it is. First TensorFlow's operations, then XLA's.
+NOT_COUNTED = {"Placeholder", "Const", "NoOp", "Identity", "ReadVariableOp", "Reshape"}
+NOT_COUNTED |= {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 TRANSPOSED = (("transpose_a", "adj_x"), ("transpose_b", "adj_y"))
 
 
@@ -56,6 +61,61 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
             weight = reader.value(operation.inputs[0])
             builder.updates.add(reader.operation(operation, builder.nodes[weight.key].name if weight else ""))
     return builder.finish("The graph that a step is traced into")
+
+
+def count(implementation: Implementation, batches: list[tuple[Any, ...]], lengths: int) -> Structure:
+    """The graphs are the traces of the lesson's own `step` in these steps, counted by the tf.function itself.
+
+    They are not counted where `step` is no tf.function.
+    """
+    step: Any = implementation.step
+    if not hasattr(step, "experimental_get_tracing_count"):
+        return Structure(len(batches), lengths, None)
+    before = step.experimental_get_tracing_count()
+    with tf.device(CPU):
+        for placed in batches:
+            step(*placed)
+        graphs = step.experimental_get_tracing_count() - before
+        return Structure(len(batches), lengths, graphs, (), *_operations(step.python_function, batches[-1]))
+
+
+def _operations(step: Any, placed: tuple[Any, ...]) -> tuple[int | None, int | None]:
+    """How many operations a step has in its graph, and how many instructions when XLA has compiled it for the CPU.
+
+    The step is traced for the shapes of the placed batch, as XLA compiles it: with unknown shapes there would be more
+    operations, which compute shapes. Operations that neither the loss nor an update needs are left out, since
+    TensorFlow does not execute them. An instruction is one of the compiled program's entry: a fusion of several
+    operations, a matrix product, or a copy, also where it calls a library.
+    """
+    function: Any = tf.function(step, jit_compile=True)
+    graph = function.get_concrete_function(*placed).graph
+    needed: set[Any] = set()
+    ahead = [*(tensor.op for tensor in graph.outputs), *graph.control_outputs]
+    while ahead:
+        operation = ahead.pop()
+        if operation not in needed:
+            needed.add(operation)
+            ahead += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+    if any(value.HasField("func") for operation in needed for value in operation.node_def.attr.values()):
+        return None, None
+    before = sum(operation.type not in NOT_COUNTED for operation in needed)
+    try:
+        # It warns that device_name is deprecated. Without a name, TensorFlow 2.21 draws a random number to learn the
+        # device, which fails where kernels must be deterministic.
+        with warnings.catch_warnings(action="ignore"):
+            program = function.experimental_get_compiler_ir(*placed)(stage="optimized_hlo", device_name=CPU)
+    except ValueError:  # XLA cannot compile the step
+        return before, None
+    return before, sum(name not in NOT_COUNTED for name in instructions(program))
+
+
+def instructions(program: str) -> list[str]:
+    """The names of the instructions in the entry computation of XLA's text form: dot, fusion, copy …
+
+    A line is `%name = type instruction(operands), …`, where a type may be a tuple of types in parentheses.
+    """
+    entry = program[program.index("\nENTRY ") :].partition("\n}")[0]
+    return re.findall(r"^ +(?:ROOT )?\S+ = .*? ([a-z][\w-]*)\(", entry, re.MULTILINE)
 
 
 class Value(NamedTuple):

@@ -6,13 +6,14 @@ graph holds what `backward` walks: the function that each operation left, and th
 goes along it, which is the shape of the value. Edges point from the weights to the loss; `backward` goes against them.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.autograd.graph import Node
 
 from pipeline.contract import Implementation
-from pipeline.graphs.graph import Graph, GraphBuilder
+from pipeline.graphs.graph import Graph, GraphBuilder, Structure
 from pipeline.graphs.record import Names, recorded_locals, weights_of
 
 
@@ -53,6 +54,39 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
 
     builder.loss = key_of(loss.grad_fn)
     return builder.finish("What autograd records in one step; backward() goes against the arrows")
+
+
+def count(implementation: Implementation, batches: list[tuple[Any, ...]], lengths: int) -> Structure:
+    """A step defines a graph when it leaves a node that no earlier step left.
+
+    The nodes are those that the loss's `grad_fn` leads to; of a loss without one, which a lesson may have detached,
+    those that the local variables of the step lead to. The nodes of the weights (AccumulateGrad) are in the graphs of
+    all steps, so they count as nodes, but do not make a graph a new one. All nodes are kept until the end: a new node
+    would otherwise take the memory, and with it the identity, of one that is gone.
+    """
+    seen: set[Node] = set()
+    sizes = []
+    for placed in batches:
+        with recorded_locals(implementation) as variables:
+            loss = implementation.step(*placed)
+        functions = [getattr(value, "grad_fn", None) for value in (loss, *(value for _, value in variables))]
+        nodes = _reached(functions[:1] if functions[0] else functions)
+        if any(not hasattr(node, "variable") for node in nodes - seen):
+            sizes.append(len(nodes))
+        seen |= nodes
+    return Structure(len(batches), lengths, len(sizes), tuple(sizes))
+
+
+def _reached(functions: Iterable[Node | None]) -> set[Node]:
+    """The nodes of autograd's graph that these lead to, themselves included."""
+    reached: set[Node] = set()
+    ahead = list(functions)
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in reached:
+            reached.add(node)
+            ahead += [before for before, _ in node.next_functions]
+    return reached
 
 
 def _origin(node: Node) -> tuple[str, ...]:

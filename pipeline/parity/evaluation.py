@@ -13,22 +13,32 @@ from pipeline.training.data import DataSet
 
 # How far predictions of the same weights may be apart. TF32's rounding makes up to 1e-2 (tests/tf32.py).
 SAME_WEIGHTS = 5e-2
+POINTS = 1000  # predictions of a problem's test set that are kept to be shown, at most
 
 
 def main(*names: str) -> None:
-    """Judge these implementations; without names all, and write their loss curves side by side."""
+    """Judge these implementations. Without names judge all, and write what is shown of a problem: the loss curves of
+    its implementations, and predictions of the first one."""
     params = load_params()
     for problem in params.used_problems:
         judged = [name for name in params.names_of(problem) if not names or name in names]
         if not judged:
             continue
-        data, curve = DataSet(problem), []
+        data, curve, points = DataSet(problem), [], []
         for name in judged:
             evaluation, outputs = _judged(problem, name, data)
             evaluation.write(files.parity_file(name))
             curve += [(*point, name) for point in zip(outputs["step"], outputs["train_loss"], strict=True)]
+            points = points or chosen_points(data.test["y"], outputs["predictions"])
         if not names:
             files.write_rows(files.curves_file(problem), "step,train_loss,implementation", curve)
+            files.write_rows(files.predictions_file(problem), "target,prediction", points)
+
+
+def chosen_points(y: Array, predictions: Array) -> list[tuple[float, float]]:
+    """At most POINTS targets with their predictions, at even distances in the flattened arrays (N, outputs)."""
+    chosen = np.linspace(0, y.size - 1, min(POINTS, y.size), dtype=int)
+    return list(zip(y.reshape(-1)[chosen], predictions.reshape(-1)[chosen], strict=True))
 
 
 def _judged(problem: str, name: str, data: DataSet) -> tuple[Evaluation, dict[str, Array]]:

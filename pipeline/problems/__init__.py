@@ -22,9 +22,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def noise_deviation(noise: float, *, teacher: bool) -> float:
+    """The standard deviation of the noise in targets: without a teacher's answers they are standard normal."""
+    return noise if teacher else 1.0
+
+
 def noisy(answers: Array | None, shape: tuple[int, int], noise: float, generator: np.random.Generator) -> Array:
     """Targets (N, outputs), float32: `answers` plus normal noise of this standard deviation; else standard normal."""
-    targets = generator.standard_normal(shape) * (1.0 if answers is None else noise)
+    targets = generator.standard_normal(shape) * noise_deviation(noise, teacher=answers is not None)
     return (targets if answers is None else targets + answers).astype(np.float32)
 
 

@@ -87,6 +87,11 @@ def sequence_total(sizes: Any) -> float:
     return sizes.batch_size * (sizes.min_length + sizes.max_length) / 2
 
 
+def padded(arrays: Batch) -> Batch:
+    """The same inputs, every example as long as the longest may be: its padding is computed too. Any axes in front."""
+    return {**arrays, "lengths": np.full_like(arrays["lengths"], arrays["x"].shape[-2])}
+
+
 def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
     """Random weights {wx, wh, wo}, float32, as training starts from them and as the teacher of the targets has them."""
     return {

@@ -72,14 +72,24 @@ class Result(NamedTuple):
 
 
 Results = Mapping[str, Result]
+Predictions = Mapping[str, tuple[list[float], list[float]]]  # by problem: targets, and what is predicted of them
 
 
 def draw(
-    results: Results, benchmark: Benchmark, training_sizes: Mapping[str, Mapping[str, int]], seeds: Seeds | None
+    results: Results,
+    benchmark: Benchmark,
+    training_sizes: Mapping[str, Mapping[str, int]],
+    seeds: Seeds | None,
+    *,
+    predictions: Predictions,
+    noise: float,
 ) -> dict[str, str]:
-    """SVG texts by name. `training_sizes` has the sizes of each problem's training."""
+    """SVG texts by name. `training_sizes` has the sizes of each problem's training. `noise` is the standard deviation
+    of what was added to a teacher's answers, 0 without a teacher."""
     with mpl.rc_context(STYLE):
         figures = _figures(results, benchmark, training_sizes)
+        if predictions:
+            figures["predictions"] = _predictions(results, predictions, noise)
         if seeds:
             figures["seeds_parity"] = _seeds_parity(seeds)
             figures |= {f"seeds_{parameter}": _seeds_loss(seeds, parameter) for parameter in seeds.parameters}
@@ -124,6 +134,19 @@ def _loss(results: Results) -> Figure:
         axes.plot(result.steps, result.losses, color=colour, label=name, linewidth=1.2, alpha=0.8)
     axes.set(xlabel="step", ylabel="training loss", yscale="log")
     axes.legend()
+    return figure
+
+
+def _predictions(results: Results, predictions: Predictions, noise: float) -> Figure:
+    """Predictions over targets, and the line on which both are the same, with the noise as a band around it."""
+    figure, *panels = _new(7, 3.7, len(predictions))
+    for axes, ((problem, points), (colour, _)) in zip(panels, _styled(predictions.items()), strict=True):
+        ends = np.array([np.min(points), np.max(points)])
+        axes.plot(*points, "o", color=colour, markersize=1.8, markeredgewidth=0)
+        axes.plot(ends, ends, color=INK, linewidth=0.7)
+        axes.fill_between(ends, ends - noise, ends + noise, color=INK, alpha=0.3, lw=0)
+        axes.set(xlabel="target", ylabel="prediction", aspect="equal")
+        axes.set_title(f"{problem}: {next(iter(_of(results, problem)))}")
     return figure
 
 
@@ -204,8 +227,8 @@ def _break_even(graphs: Mapping[str, Case]) -> Figure:
     for axes, ((name, case), (colour, _)) in zip(panels, _styled(graphs.items()), strict=True):
         build, eager, step = (case.median(Candidate(name, kind)) for kind in ("build", "eager", ""))
         count = break_even(case, name)
-        paid = count is not None and bool(np.isfinite(count.steps))
-        even = count.steps if count and paid else 1000.0
+        paid = count.steps if count else None
+        even = paid.value if paid else 1000.0
         steps = np.linspace(1, 2.5 * even, 50)
         axes.plot(steps, build + (steps - 1) * step, color=colour, label="the graph")
         axes.plot(steps, steps * eager, color=colour, linestyle="--", label="run eagerly")

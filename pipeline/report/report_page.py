@@ -5,6 +5,7 @@ back from the cache is still true: it says when things were measured, never "now
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.benchmark.candidates import Candidate
@@ -12,10 +13,12 @@ from pipeline.benchmark.intervals import spread
 from pipeline.benchmark.monitor import sentence
 from pipeline.benchmark.samples import Benchmark, Case
 from pipeline.clock import TIME_BREAKDOWN
+from pipeline.contract import load_problem
 from pipeline.environment import Environment
 from pipeline.params import Params
+from pipeline.problems import mean_squared_error, noise_deviation
 from pipeline.report import figures
-from pipeline.report.figures import Results
+from pipeline.report.figures import Predictions, Results
 from pipeline.report.findings import Ablation, Finding, ablations, break_even, loops
 from pipeline.report.page import breakdown, duration, render, row, when
 from pipeline.report.seeds import Seeds, better, interval
@@ -29,16 +32,24 @@ def write(
     results: Results,
     benchmark: Benchmark,
     *,
+    predictions: Predictions,
     statements: list[Finding],
     bench: list[Benchmark],
     seeds: Seeds | None,
 ) -> tuple[str, dict[str, str]]:
     """The page, as HTML, and its figures as SVG files by name.
 
-    `bench` is what `make bench` measured, and `seeds` the result of `make seeds`, if they were run.
+    `predictions` are of the first implementation of each problem. `bench` is what `make bench` measured, and `seeds`
+    the result of `make seeds`, if they were run.
     """
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
-    drawn = figures.draw(results, benchmark, sizes, seeds)
+    # Of problems with another loss neither a bound is known, nor are predictions what the targets are.
+    squared = [problem for problem in params.used_problems if load_problem(problem).loss is mean_squared_error]
+    teacher = params.data.target == "teacher"
+    noise = noise_deviation(params.data.noise, teacher=teacher)
+    shown = {problem: predictions[problem] for problem in squared}
+    band = noise if teacher else 0.0
+    drawn = figures.draw(results, benchmark, sizes, seeds, predictions=shown, noise=band)
     measured = [benchmark.provenance, *(result.timing for result in results.values())]
     latest = max(provenance.run_began for provenance in measured)
     page = render(
@@ -48,15 +59,18 @@ def write(
         parity=parity,
         benchmark=benchmark,
         when=when,
-        gpu=benchmark.provenance.gpu and sentence(benchmark.provenance.gpu),
+        gpu=benchmark.gpu and sentence(benchmark.gpu),
         ablations=_on_one_scale(ablations(benchmark, parity, sizes)),
         findings=statements,
+        squared=squared,
+        noise=noise,
+        fitted=list(_fitted(params)),
         rows=[
             row(name, result, parity, benchmark.at(result.problem, sizes[result.problem]), latest)
             for name, result in results.items()
         ],
         alternatives=[
-            {"label": case.label, "rows": rows, "when": when(source.provenance), "doubt": source.doubt}
+            {"label": case.label, "rows": rows, "when": when(source.provenance), "doubt": case.doubt}
             for source in [benchmark, *bench]
             for case in source.cases
             if (rows := _alternatives(case, list(results)))
@@ -64,6 +78,9 @@ def write(
         time_breakdown=TIME_BREAKDOWN,
         breakdowns={name: breakdown(result.timing) for name, result in results.items()},
         cases=[_samples(case) for case in benchmark.cases],
+        disturbed=len(benchmark.disturbed),
+        turns=benchmark.turns,
+        retaken=benchmark.retaken,
         even=[
             (name, case.label, count)
             for name in results
@@ -82,6 +99,14 @@ def write(
         figures={name: figures.for_page(drawing) for name, drawing in drawn.items()},
     )
     return page, {name: figures.for_file(drawing) for name, drawing in drawn.items()}
+
+
+def _fitted(params: Params) -> Iterator[tuple[str, int, int]]:
+    """Each problem with how many weights are fitted to how many examples."""
+    for problem in params.used_problems:
+        data = params.problems[problem].data
+        shapes = load_problem(problem).weight_shapes(data).values()
+        yield problem, sum(math.prod(shape) for shape in shapes), data.train_examples
 
 
 def _over_seeds(seeds: Seeds) -> dict[str, Any]:
@@ -113,7 +138,7 @@ def _on_one_scale(answers: list[Ablation]) -> list[dict[str, Any]]:
         for answer in answers
     ]
     return [
-        {"idea": answer.idea, "text": answer.text, "marks": marks}
+        {"idea": answer.idea, "verdict": answer.verdict, "text": answer.text, "marks": marks}
         for answer, marks in zip(answers, places, strict=True)
     ]
 

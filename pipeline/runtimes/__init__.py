@@ -153,7 +153,8 @@ def load_runtime(name: str) -> type[Runtime]:
 
 def open_implementation(name: str, problem: str, environment: Environment, *, eagerly: bool = False) -> Opened:
     """Set up the framework of an implementation. `eagerly`: its loop in Python, not in a graph."""
-    implementation, runtime = load_implementation(problem, name), load_runtime(name)(environment)
+    runtime = load_runtime(name)(environment)  # before the lesson imports the framework, of which it sets some things
+    implementation = load_implementation(problem, name)
 
     def create(weights: Weights, learning_rate: float) -> Loop:
         step = implementation(weights, learning_rate=learning_rate, device=runtime.device)

@@ -13,6 +13,7 @@ from pipeline import runtimes
 from pipeline.contract import Array, Chunk, Factors, Weights
 from pipeline.errors import UserError
 from pipeline.runtimes import Cycle, Loop
+from pipeline.runtimes.xla import xla_pays
 
 # Before the import, or its notices drown the stage's own lines. What goes wrong is raised, not only logged.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,22 +43,10 @@ with _without(NOTICES):
 if keras is None:
     del sys.modules["keras"]
 
-# Elements in all weights together, up to which XLA is used on a CPU. Measured on two cores of an AMD EPYC with AVX-512,
-# interleaved, batch × inputs × hidden × outputs: with XLA a step takes 0.64 times as long at 64 × 1000 × 100 × 10,
-# 0.85 at 64 × 1000 × 400 × 10, 1.00 at 128 × 1024 × 512 × 64 and 1.11 at 512 × 2048 × 2048 × 256. It is a rule, and
-# not decided where it runs, because XLA rounds otherwise: the weights would depend on a measurement. On a GPU XLA is
-# used at every size, which is not yet measured: where kernels must be deterministic, XLA takes the first that fits, and
-# not the fastest. `make bench-gpu` has a step without XLA beside it (tensorflow_graph+no_xla).
-XLA_WEIGHTS = 2**19
-
+PRODUCTS = 100  # in a function that multiplies
 CALL = 256  # steps that one execution of the loop takes at most: its losses have a place each
 
 tf.get_logger().setLevel("ERROR")  # it warns of graphs made anew, which is how a benchmark learns what making one costs
-
-
-def xla_pays(weights: int, device: str) -> bool:
-    """Whether XLA makes a loop over steps faster, whose network has so many weights."""
-    return device != "CPU:0" or weights <= XLA_WEIGHTS
 
 
 class PythonLoop(Loop):
@@ -112,7 +101,7 @@ class GraphLoop(PythonLoop):
             self.graph = tf.function(self._steps, input_signature=[signature, count, count])
             if self.xla is None:
                 # XLA must know how often a loop inside the loop over the steps goes round.
-                self.xla = _loops(self.graph) == 1 and xla_pays(self._size(), self.device)
+                self.xla = _loops(self.graph) == 1 and xla_pays(self._size(), on_gpu=self.device != "CPU:0")
             if self.xla:
                 self.graph = tf.function(self.graph, jit_compile=True)
         return self.graph
@@ -195,7 +184,9 @@ class Runtime(runtimes.Runtime):
             tf.config.run_functions_eagerly(False)
 
     def multiply(self, batches: list[Factors]) -> Cycle:
-        """All batches in one function, compiled on a GPU, which multiplies faster than Python could call it."""
+        """Batches in one function, compiled on a GPU, which multiplies faster than Python could call it: all of them,
+        or as many as have PRODUCTS products, since tracing takes longer than multiplying."""
+        batches = batches[: max(1, PRODUCTS // len(batches[0]))]
         with tf.device(self.device):
             pairs = [(tf.constant(left), tf.constant(right)) for factors in batches for left, right in factors]
 

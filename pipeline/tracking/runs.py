@@ -79,6 +79,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     from mlflow.entities import Metric
 
     from pipeline.benchmark import samples
+    from pipeline.graphs.graph import read_structure
     from pipeline.parity.report import table
     from pipeline.report.findings import findings
 
@@ -88,7 +89,8 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     if patch is not None and len(patch) > LARGEST_PATCH:
         reproducible = f"its changes since its commit are {len(patch):,} bytes, and at most {LARGEST_PATCH:,} are kept"
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
-    claims = findings(samples.read(), report, sizes)
+    structures = {name: read_structure(name) for name in params.implementations}
+    claims = findings(samples.read(), report, sizes, structures)
     verdicts = [f"- {claim.claim.text} **{claim.verdict}**: {claim.text}" for claim in claims]
     newest = max(map(_timing, params.implementations), key=lambda timing: timing.measured_at)
     begin = _milliseconds(newest.run_began)
@@ -205,7 +207,7 @@ def _numbers(timing: Timing, row: Judged, multiple: Iterable[float] | None) -> d
     measured = _flat(timing.model_dump() | row.model_dump())
     measured["step_seconds_median"] = round(1e6 * timing.step_seconds_median, 2)
     numbers = {names.get(key, key): value for key, value in measured.items() if type(value) in (int, float)}
-    keys = ("times_lower_bound", "times_lower_bound_from", "times_lower_bound_to")
+    keys = ("times_matrix_products", "times_matrix_products_from", "times_matrix_products_to")
     numbers |= {key: round(value, 3) for key, value in zip(keys, multiple or (), strict=False)}
     return numbers
 

@@ -23,9 +23,7 @@ from pipeline import files
 from pipeline.array_files import write_arrays
 from pipeline.contract import Array, load_problem
 from pipeline.params import Data, load_params
-from pipeline.training.resource_check import check_disk, check_memory
-
-DRAW = 1024  # examples drawn at a time; part of what defines the data, so changing it changes them
+from pipeline.training.resource_check import DRAW, check_disk, check_memory
 
 
 def main(problem: str) -> None:
@@ -59,8 +57,10 @@ def generate(problem: str, data: Data, sizes: Any, *, seed: int, dtype: str) -> 
         for split, count in (("train", sizes.train_examples), ("test", sizes.test_examples)):
             inputs = _stream(seed, problem, f"{split} inputs")
             noise = _stream(seed, problem, f"{split} noise")
-            draws = (module.draw_inputs(sizes, min(DRAW, count - start), inputs) for start in range(0, count, DRAW))
-            for batch in _ahead(draws):
+            # Draw DRAW examples and cut: in a shorter draw all arrays but the first would get other numbers.
+            draws = (module.draw_inputs(sizes, DRAW, inputs) for _ in range(0, count, DRAW))
+            for start, draw in zip(range(0, count, DRAW), _ahead(draws), strict=True):
+                batch = {key: array[: count - start] for key, array in draw.items()}
                 batch["y"] = module.draw_targets(sizes, batch, teacher, data.noise, noise)
                 for key, array in batch.items():
                     name = f"{split}_{key}.npy"

@@ -15,6 +15,7 @@ from pipeline.environment import available_memory
 from pipeline.errors import UserError
 from pipeline.params import PARAMS, Params
 
+DRAW = 1024  # examples that `generate` draws at a time; another number would give other data
 GIB = 2**30
 COUNTS = ("train_examples", "test_examples", "batch_size")
 
@@ -62,6 +63,9 @@ def _memory(params: Params) -> Iterator[Need]:
         def test_set(at: Any, module: Any = module) -> int:
             return 8 * at.test_examples * (module.example_numbers(at)[0] + at.outputs)
 
+        def draw(at: Any, module: Any = module) -> int:
+            return 4 * DRAW * module.example_numbers(at)[0]
+
         name, data = f"problems.{problem}", section.data.model_dump()
         cases = [(f"{name}.benchmark.{at}", case.model_dump()) for at, case in enumerate(section.benchmark)]
         for where, sizes in [(f"{name}.data", data), *cases]:
@@ -69,6 +73,8 @@ def _memory(params: Params) -> Iterator[Need]:
             yield Need("the weights, three times in float64,", where, keys, sizes, weights)
         keys = tuple(key for key in data if key != "train_examples")
         yield Need("the inputs of the test set in float64", f"{name}.data", keys, data, test_set)
+        keys = tuple(key for key in data if key not in COUNTS)
+        yield Need(f"the inputs of the {DRAW:,} examples that are drawn at a time", f"{name}.data", keys, data, draw)
         yield Need("a batch in float64", f"{name}.train", ("batch_size",), data | section.sizes, batch)
         for where, sizes in cases:
             yield Need("a batch in float64", where, tuple(sizes), sizes, batch)

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from pipeline.contract import Chunk, Weights
-from pipeline.runtimes.tensorflow import xla_pays
+from pipeline.runtimes.xla import xla_pays
 
 
 class Loop:
@@ -17,7 +17,7 @@ class Loop:
         x = tf.TensorSpec([None, None, inputs], dtype)
         y = tf.TensorSpec([None, None, outputs], dtype)
         count = tf.TensorSpec([], tf.int32)
-        compiled = xla_pays(sum(weight.size for weight in weights.values()), device)
+        compiled = xla_pays(sum(weight.size for weight in weights.values()), on_gpu=device != "CPU:0")
         self.graph = tf.function(self._run, input_signature=[x, y, count, count], jit_compile=compiled)
 
     def _run(self, xs: tf.Tensor, ys: tf.Tensor, first: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
