@@ -89,7 +89,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     if patch is not None and len(patch) > LARGEST_PATCH:
         reproducible = f"its changes since its commit are {len(patch):,} bytes, and at most {LARGEST_PATCH:,} are kept"
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
-    structures = {name: read_structure(name) for name in params.implementations}
+    structures = {name: read_structure(name) for name in rows}
     claims = findings(samples.read(), report, sizes, structures)
     verdicts = [f"- {claim.claim.text} **{claim.verdict}**: {claim.text}" for claim in claims]
     newest = max(map(_timing, params.implementations), key=lambda timing: timing.measured_at)
