@@ -35,7 +35,7 @@ test-docker: setup  ## the images and the containers, with a Docker engine
 test-faults: setup  ## kills at random moments, full disks, damaged files: is one more dvc repro enough? FAULTS=20 SEED=…
 	pytest -n 3 --dist loadfile -m "faults and not docker" -s $(ARGS)
 
-test-benchmark: setup  ## is what the benchmark says true? same against same, 5 % slower, a busy machine
+test-benchmark: setup  ## is what the benchmark says true? same against same, 2, 5 and 10 % slower, a busy machine
 	pytest -m calibration -s $(ARGS)
 
 check-gpu:  ## the lessons on an NVIDIA GPU, here or in the image: docker compose run --rm gpu make check-gpu

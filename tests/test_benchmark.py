@@ -695,3 +695,15 @@ def test_make_bench_sets_the_lessons_beside_everything(tmp_path: Path):
     assert bench.WITHOUT in done.stdout
     assert (clone / "results/bench.csv").read_bytes() == (tmp_path / "out/samples.csv").read_bytes()
     assert json.loads((tmp_path / "out/machine.json").read_text())["threads"] >= 1
+
+
+def test_what_a_library_prints_is_no_answer():
+    program = [
+        "-c",
+        "import pipeline.benchmark.process as p; make = p.Runner.__init__\n"
+        "def noisy(*a, **k): print('hello from a library'); make(*a, **k)\n"
+        "p.Runner.__init__ = noisy; p.main()",
+    ]
+    plan = [Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays"))]
+    found, _ = benchmark(plan, config=CONFIG, dtype="float32", environment=HOST, program=program)
+    assert {sample.process for sample in found} == {0, 1}

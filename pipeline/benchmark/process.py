@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TextIO
 
 import numpy as np
 
@@ -270,15 +270,15 @@ def _import(sizes: Iterable[Size]) -> None:
                 import_module(f"pipeline.benchmark.{candidate.kind}.{candidate.name}")
 
 
-def _fork(task: Task) -> int:
-    """Measure in a fork of this process, which prints the answer. Returns its exit status."""
+def _fork(task: Task, answers: TextIO) -> int:
+    """Measure in a fork of this process, which writes the answer. Returns its exit status."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     status = 1
     try:
         end_with_parent(signal.SIGKILL)
-        print(json.dumps(answer(task), default=str), flush=True)
+        print(json.dumps(answer(task), default=str), file=answers, flush=True)
         status = 0
     except Exception as error:
         print(out_of_memory(error) or traceback.format_exc(), file=sys.stderr, flush=True)
@@ -289,13 +289,15 @@ def _fork(task: Task) -> int:
 def main() -> None:
     """An answer, a line of JSON, for each task on standard input. Ends with the first that fails."""
     end_with_parent(signal.SIGKILL)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
     for line in sys.stdin:
         task = Task.decode(line)
         try:
             _import(task.sizes)
         except Exception as error:
             sys.exit(out_of_memory(error) or traceback.format_exc())
-        if status := _fork(task):
+        if status := _fork(task, answers):
             sys.exit(status if status > 0 else f"It was ended by signal {-status} ({signal.Signals(-status).name}).")
 
 

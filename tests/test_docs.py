@@ -1,0 +1,125 @@
+"""The figures of README and docs come from committed samples: each is computed again, and compared digit by digit."""
+
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from benchmarks import bench, problem_of
+from pipeline.benchmark import samples
+from pipeline.benchmark.candidates import Candidate
+from pipeline.benchmark.headlines import HEADLINES
+from pipeline.benchmark.samples import Benchmark
+
+RESULTS = REPOSITORY / "docs/results"
+PERFORMANCE = (REPOSITORY / "docs/performance.md").read_text()
+STATISTICS = {
+    "median of pairs": lambda above, below: np.median(np.log(above / below)),
+    "fastest rounds": lambda above, below: np.log(above.min() / below.min()),
+    "lower quartiles": lambda above, below: np.log(np.quantile(above, 0.25) / np.quantile(below, 0.25)),
+}
+WORDS = ("faster", "slower", "the same within 5 %", "cannot tell")
+
+
+def spaced(text: str) -> str:
+    """Lines with one space where a table has several."""
+    return "\n".join(" ".join(line.split()) for line in text.splitlines())
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def speed() -> Benchmark:
+    return samples.read(RESULTS / "speed/samples.csv", RESULTS / "speed/machine.json")
+
+
+def test_what_make_bench_printed_is_in_performance_md(speed: Benchmark):
+    document = spaced(PERFORMANCE)
+    for line in bench.report(speed, list(bench.SIZES), {}):
+        for part in spaced(line).splitlines():
+            assert part in document, part
+
+
+def test_readme_has_the_figures_of_make_bench(speed: Benchmark):
+    names, sizes = bench.SIZES["small"]
+    case = speed.at(problem_of(names[0]), sizes)
+    assert case
+    document = (REPOSITORY / "README.md").read_text()
+    for name in names:
+        lesson = Candidate(name)
+        microseconds = f"{1e6 * case.median(lesson):.3g}"
+        bounds = (str(case.multiple(lesson)), str(case.ratio(lesson, Candidate(name, "tuned"))))
+        row = " | ".join([f"| {name}", microseconds, *(bound.replace(" × ", " ") for bound in bounds)]) + " |"
+        assert row in document, row
+
+
+def process_rows() -> Iterator[str]:
+    """What docs/results/processes.csv says of processes that were started and forked, and of the statistic."""
+    paces = defaultdict(lambda: defaultdict(list))
+    for row in rows_of("processes.csv"):
+        paces[row["process_was"], row["process"]][row["candidate"]].append(float(row["microseconds_a_step"]))
+    pairs = [("torch_autograd", "torch_tensors"), ("torch_function", "torch_autograd")]
+    pairs += [("numpy_arrays", "torch_tensors"), ("tensorflow_graph", "eager/tensorflow_graph")]
+    for above, below in pairs:
+        cells = []
+        for how, name in (("started", "median of pairs"), *(("forked", name) for name in STATISTICS)):
+            values = [
+                STATISTICS[name](np.array(process[above]), np.array(process[below]))
+                for (was, _), process in paces.items()
+                if was == how
+            ]
+            cells.append(f"{np.exp(np.mean(values)):.3g} ({100 * np.std(values, ddof=1):.1f} %)")
+        yield " | ".join([f"| {above} ÷ {below}", *cells]) + " |"
+
+
+def test_processes_and_statistics_are_as_measured():
+    for row in process_rows():
+        assert row in PERFORMANCE, row
+
+
+def test_power_curve_is_as_measured():
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for row in rows_of("calibration.csv"):
+        counts[int(row["planted_percent"])][row["verdict"]] += 1
+    for percent, words in counts.items():
+        assert set(words) <= set(WORDS)
+        row = f"| {percent} % | " + " | ".join(str(words[word]) for word in WORDS) + " |"
+        assert row in PERFORMANCE, row
+    same = counts[0]
+    sentence = (
+        f"of {same.total()} comparisons of a program with itself, {same['slower'] + same['faster']} called the two "
+        f"different, and {counts[5]['slower']} of {counts[5].total()} found a slowdown of 5 %"
+    )
+    for text in (PERFORMANCE, (REPOSITORY / "pipeline/report/report.html").read_text()):
+        assert sentence in " ".join(text.split()), sentence
+
+
+def test_verdicts_of_ten_first_runs_are_as_measured():
+    words: dict[str, Counter[str]] = defaultdict(Counter)
+    widths: dict[str, list[float]] = defaultdict(list)
+    for row in rows_of("first_runs.csv"):
+        words[row["headline"]][row["verdict"]] += 1
+        widths[row["headline"]].append(100 * np.log(float(row["high"]) / float(row["low"])) / 2)
+    assert set(words) == {headline.idea for headline in HEADLINES if not headline.on_gpu}
+    for idea, counted in words.items():
+        verdicts = ", ".join(f"{word} {count}" for word, count in counted.most_common())
+        row = f"| {idea} | {verdicts} | ± {np.median(widths[idea]):.1f} % | ± {max(widths[idea]):.1f} % |"
+        assert row in PERFORMANCE, row
+
+
+def test_every_committed_result_is_named_where_figures_are():
+    named = "".join(path.read_text() for path in (REPOSITORY / "docs").glob("*.md"))
+    for path in RESULTS.iterdir():
+        assert f"results/{path.name}" in named, path.name
+
+
+if __name__ == "__main__":  # what to write into docs/performance.md
+    for line in process_rows():
+        print(line)
