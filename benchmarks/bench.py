@@ -31,7 +31,7 @@ from pipeline.provenance import provenance
 from pipeline.results import BenchmarkProvenance
 from pipeline.text import columns
 
-CONFIG = BenchmarkConfig(processes=4, rounds=16, turn_seconds=0.008, seconds=400, process_seconds=6)
+CONFIG = BenchmarkConfig(processes=4, rounds=16, turn_seconds=0.008, seconds=400, process_seconds=9)
 ALLOCATOR_PROCESSES = 6
 ARRAYS = ["numpy_arrays", "torch_tensors", "torch_autograd", "torch_function", "tensorflow_graph"]
 LOOPS = ["torch_loop", "tensorflow_scan"]
@@ -68,17 +68,17 @@ class Goal(NamedTuple):
     most: float | None = None  # None: reported, not judged
 
 
-TUNED = {"small": (1.10, 1.35, 1.12, 1.12, 1.05), "large": (1.15, 1.15, 1.05, 1.05, 1.05), "lengths": (1.05, 1.05)}
+TUNED = {"small": (1.10, 1.35, 1.10, 1.10, 1.10), "large": (1.10, 1.10, 1.10, 1.10, 1.10), "lengths": (1.10, 1.10)}
 GOALS = [
     *(
         Goal(size, name, f"tuned/{name}", most)
         for size, goals in TUNED.items()
         for name, most in zip(SIZES[size][0], goals, strict=True)
     ),
-    Goal("small", "torch_autograd", BEST_MODULE, 0.80),
+    Goal("small", "torch_autograd", BEST_MODULE, 0.85),
     Goal("large", "torch_autograd", BEST_MODULE, 1.05),
     Goal("small", "tensorflow_graph", "peers/tensorflow_keras+train_on_batch", 0.35),
-    Goal("small", "tensorflow_graph", "peers/tensorflow_keras+fit", 0.15),
+    Goal("small", "tensorflow_graph", "peers/tensorflow_keras+fit", 0.17),
     Goal("large", "tensorflow_graph", "peers/tensorflow_keras+train_on_batch"),
     Goal("large", "tensorflow_graph", "peers/tensorflow_keras+fit"),
     Goal("small", FASTEST, JAX, 0.80),
@@ -86,7 +86,7 @@ GOALS = [
     Goal("lengths", "torch_loop", "peers/torch_examples", 0.04),
     Goal("lengths", "tensorflow_scan", "peers/tensorflow_examples", 0.04),
     Goal("lengths", "tensorflow_scan", "torch_loop"),
-    Goal("full", "tensorflow_scan", "torch_loop"),
+    Goal("full", "tensorflow_scan", "torch_loop", 1.10),
     Goal("small", "torch_autograd", "torch_autograd+nondeterministic"),
 ]
 WITHOUT = "numpy_arrays without the allocator's setting"
@@ -216,7 +216,8 @@ def _allocator_row(pairs: Pairs, most: float | None) -> list[object]:
 
 
 def _paces(taken: list[Sample]) -> Array:
-    return np.array([sample.seconds / sample.steps for sample in taken])
+    """The median of a process: with and without the setting nothing is interleaved."""
+    return np.array([np.median([sample.seconds / sample.steps for sample in taken])])
 
 
 if __name__ == "__main__":

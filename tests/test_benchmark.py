@@ -366,12 +366,16 @@ def test_candidates_of_a_framework_take_their_turns_one_after_the_other(measured
         assert len(blocks) == len(set(blocks)) == 3
 
 
-def test_further_process_measures_what_the_headlines_need():
-    above, below, beside = parsed("numpy_arrays", "matmul/numpy", "tuned/numpy_arrays")
-    plan = [Size("two_layer", SIZES["two_layer"][0], [above, below, beside], [Pair(above, below, 0.05)])]
+def test_further_process_measures_the_sizes_with_headlines():
+    above, below = parsed("torch_loop", "matmul/torch")
+    short, long = SIZES["recurrent"]
+    plan = [
+        Size("recurrent", short, [above, below], [Pair(above, below, 0.05)]),
+        Size("recurrent", long, [above, below]),
+    ]
     session = Session(plan, CONFIG, "float32", HOST, seed=0)
-    assert session.task(0, further=False).sizes[0].candidates == [above, below, beside]
-    assert session.task(0, further=True).sizes[0].candidates == [above, below]
+    assert [size.sizes for size in session.task(0, further=False).sizes] == [short, long]
+    assert [size.sizes for size in session.task(0, further=True).sizes] == [short]
 
 
 # What goes wrong.

@@ -3,7 +3,6 @@
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -16,7 +16,7 @@ from math import inf, log
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple, Self
 
-from pipeline.benchmark.candidates import BASELINES, Candidate
+from pipeline.benchmark.candidates import Candidate
 from pipeline.benchmark.plan import BenchmarkConfig, Size
 from pipeline.benchmark.process import LEAST_ROUNDS, Pace, Paces, Task
 from pipeline.benchmark.samples import Sample, cases_of, disturbance, format_size, network
@@ -42,18 +42,8 @@ class Group(NamedTuple):
 
     @property
     def headlined(self) -> Self:
-        """Of what a further process measures: the sizes with headlines, without what only stands beside the lessons."""
-        sizes = [size for size in self.sizes if size.pairs]
-        return self._replace(sizes=[size._replace(candidates=_needed(size)) for size in sizes])
-
-
-def _needed(size: Size) -> list[Candidate]:
-    paired = {candidate for pair in size.pairs for candidate in (pair.above, pair.below)}
-    return [
-        candidate
-        for candidate in size.candidates
-        if candidate in paired or candidate.is_implementation or candidate.kind in BASELINES
-    ]
+        """Of what a further process measures: the sizes with headlines."""
+        return self._replace(sizes=[size for size in self.sizes if size.pairs])
 
 
 class Server:
@@ -156,10 +146,10 @@ class Session:
         return headlined if headlined and number >= FEWEST else [*range(len(self.groups))]
 
     def following(self, left: float) -> int | None:
-        """The group that needs another process most, and would be done in the seconds that are left."""
+        """The group that needs another process most, for what it costs, and would be done in the seconds left."""
         wanting = [at for at in range(len(self.groups)) if self.missing(at) > 1]
         possible = [at for at in wanting if self.seconds[at] <= left]
-        return max(possible, key=lambda at: (self.missing(at), -len(self.numbers[at])), default=None)
+        return max(possible, key=lambda at: (self.missing(at) / self.seconds[at], -len(self.numbers[at])), default=None)
 
     @property
     def stopped(self) -> str:
