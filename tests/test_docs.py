@@ -113,8 +113,10 @@ def test_verdicts_of_ten_first_runs_are_as_measured():
         assert row in PERFORMANCE, row
 
 
-def test_every_committed_result_is_named_where_figures_are():
-    named = "".join(path.read_text() for path in (REPOSITORY / "docs").glob("*.md"))
+def test_every_committed_result_is_used():
+    """By a document, or by a test that compares a run with it."""
+    users = [*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "tests").glob("*.py")]
+    named = "".join(path.read_text() for path in users)
     for path in RESULTS.iterdir():
         assert f"results/{path.name}" in named, path.name
 
