@@ -83,6 +83,25 @@ def test_processes_and_statistics_are_as_measured():
         assert row in PERFORMANCE, row
 
 
+def turn_row() -> str:
+    """What docs/results/turns.csv says of the length of a turn."""
+    paces = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in rows_of("turns.csv"):
+        paces[row["turn_milliseconds"]][row["process"]][row["candidate"]].append(float(row["microseconds_a_step"]))
+    cells = []
+    for processes in paces.values():
+        pairs = [
+            (np.array(process["tensorflow_graph"]), np.array(process["torch_tensors"]))
+            for process in processes.values()
+        ]
+        cells.append(f"{np.exp(np.mean([STATISTICS['median of pairs'](*pair) for pair in pairs])):.2g}")
+    return " | ".join(["| `tensorflow_graph` ÷ `torch_tensors`", *cells]) + " |"
+
+
+def test_ratio_by_the_length_of_a_turn_is_as_measured():
+    assert turn_row() in PERFORMANCE
+
+
 def test_power_curve_is_as_measured():
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for row in rows_of("calibration.csv"):
