@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import yaml
 from conftest import REPOSITORY
 
 from benchmarks import bench, problem_of
@@ -130,6 +131,11 @@ def test_verdicts_of_ten_first_runs_are_as_measured():
         verdicts = ", ".join(f"{word} {count}" for word, count in counted.most_common())
         row = f"| {idea} | {verdicts} | ± {np.median(widths[idea]):.1f} % | ± {max(widths[idea]):.1f} % |"
         assert row in PERFORMANCE, row
+
+
+def test_readme_says_after_how_many_seconds_the_benchmark_stops():
+    config = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["benchmark"]
+    assert f"or after {config['seconds']} seconds" in " ".join((REPOSITORY / "README.md").read_text().split())
 
 
 def test_every_committed_result_is_used():

@@ -41,9 +41,9 @@ class Group(NamedTuple):
     sizes: list[Size]
 
     @property
-    def headlined(self) -> Self:
-        """Of what a further process measures: the sizes with headlines."""
-        return self._replace(sizes=[size for size in self.sizes if size.pairs])
+    def headlined(self) -> list[Size]:
+        """The sizes with headlines, which a further process measures."""
+        return [size for size in self.sizes if size.pairs]
 
 
 class Server:
@@ -85,6 +85,7 @@ class Session:
     ) -> None:
         self.config, self.dtype, self.environment, self.seed = config, dtype, environment, seed
         self.groups = _groups(plan)
+        self.headlined = [at for at, group in enumerate(self.groups) if group.headlined]
         self.samples: list[Sample] = []
         self.processes: list[Conditions] = []
         self.disturbed: dict[int, str] = {}
@@ -94,8 +95,8 @@ class Session:
 
     def task(self, at: int, *, further: bool) -> Task:
         group, config = self.groups[at], self.config
-        sizes = group.headlined.sizes if further and group.headlined.sizes else group.sizes
-        share = 1.0 if group.headlined.sizes or not any(each.headlined.sizes for each in self.groups) else FEWER_ROUNDS
+        sizes = group.headlined if further and at in self.headlined else group.sizes
+        share = FEWER_ROUNDS if self.headlined and at not in self.headlined else 1.0
         number = len(self.processes)
         return Task(
             sizes,
@@ -129,10 +130,10 @@ class Session:
         pairs = [(size, pair) for size in group.sizes for pair in size.pairs]
         if len(quiet) < (max(LEAST_PROCESSES, self.config.processes) if pairs else self.config.processes):
             return inf if pairs else ENOUGH
-        own = [sample for sample in self.samples if sample.process in quiet]
+        of_quiet = [sample for sample in self.samples if sample.process in quiet]
         cases = {
             (case.problem, format_size(case.sizes)): case
-            for case in cases_of(own, {}, on_gpu=self.environment.device != "cpu")
+            for case in cases_of(of_quiet, {}, on_gpu=self.environment.device != "cpu")
         }
         widths = [0.0]
         for size, pair in pairs:
@@ -142,8 +143,7 @@ class Session:
 
     def needed(self, number: int) -> list[int]:
         """The groups that need so many processes, and one more, however long they take."""
-        headlined = [at for at, group in enumerate(self.groups) if group.headlined.sizes]
-        return headlined if headlined and number >= FEWEST else [*range(len(self.groups))]
+        return self.headlined if self.headlined and number >= FEWEST else [*range(len(self.groups))]
 
     def following(self, left: float) -> int | None:
         """The group that needs another process most, for what it costs, and would be done in the seconds left."""
@@ -156,7 +156,7 @@ class Session:
         """Why no further process was started."""
         if any(self.missing(at) > 1 for at in range(len(self.groups))):
             return TIME_UP
-        return NARROW if any(group.headlined.sizes for group in self.groups) else NO_HEADLINES
+        return NARROW if self.headlined else NO_HEADLINES
 
 
 def benchmark(
