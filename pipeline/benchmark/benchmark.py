@@ -189,7 +189,7 @@ def benchmark(
 
         for number in range(config.processes):
             for at in session.needed(number):
-                measure(at, further=number >= FEWEST)
+                measure(at, further=False)
         if config.processes:
             while (at := session.following(deadline - now())) is not None:
                 measure(at, further=True)

@@ -78,6 +78,7 @@ def write(
         time_breakdown=TIME_BREAKDOWN,
         breakdowns={name: breakdown(result.timing) for name, result in results.items()},
         cases=[_samples(case) for case in benchmark.cases],
+        fewest=min((len(processes) for case in benchmark.cases for processes in case.seconds.values()), default=0),
         disturbed=len(benchmark.disturbed),
         turns=benchmark.turns,
         retaken=benchmark.retaken,
