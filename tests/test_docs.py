@@ -47,6 +47,14 @@ def test_what_make_bench_printed_is_in_performance_md(speed: Benchmark):
             assert part in document, part
 
 
+def test_no_lesson_takes_less_time_than_its_matrix_products(speed: Benchmark):
+    for case in speed.cases:
+        for lesson in filter(lambda candidate: candidate.is_implementation, case.seconds):
+            multiple = case.multiple(lesson)
+            assert multiple
+            assert multiple.high >= 1, (case.label, lesson)
+
+
 def test_readme_has_the_figures_of_make_bench(speed: Benchmark):
     names, sizes = bench.SIZES["small"]
     case = speed.at(problem_of(names[0]), sizes)
