@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import HOST, REPOSITORY
 
 from benchmarks import bench, problem_of
 from pipeline.benchmark import samples
@@ -45,6 +45,18 @@ def test_what_make_bench_printed_is_in_performance_md(speed: Benchmark):
     for line in bench.report(speed, list(bench.SIZES), {}):
         for part in spaced(line).splitlines():
             assert part in document, part
+
+
+def test_widths_of_make_bench_are_as_measured(speed: Benchmark):
+    widths = [
+        100 * estimate.half_width
+        for size in bench.plan(list(bench.SIZES), HOST)
+        if (case := speed.at(size.problem, size.sizes))
+        for pair in size.pairs
+        if (estimate := case.ratio(pair.above, pair.below))
+    ]
+    sentence = f"± {min(widths):.1f} to {max(widths):.1f} %, ± {np.median(widths):.1f} % in the median"
+    assert sentence in " ".join(PERFORMANCE.split())
 
 
 def test_no_lesson_takes_less_time_than_its_matrix_products(speed: Benchmark):

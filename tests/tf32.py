@@ -24,7 +24,7 @@ from pipeline.training.outputs import outputs
 from pipeline.training.train import train
 
 UNUSED_BITS = 13
-ROUNDINGS = {"nearest": 1 << (UNUSED_BITS - 1), "cut": 0}  # what is added to the bits before they are cut off
+ROUNDINGS = {"nearest": 1 << (UNUSED_BITS - 1), "cut": 0}  # what is added before the unused bits become 0
 
 
 class TF32(TorchDispatchMode):

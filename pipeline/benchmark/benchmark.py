@@ -2,9 +2,10 @@
 
 A plan is carried out in several processes for each network, since the same program may be faster in one process than in
 the next; where each framework has an interpreter of its own, in several for each. In a process all candidates are
-interleaved (pipeline/benchmark/process.py). Networks with a headline come first. After the processes asked for, the
-benchmark goes on with the sizes whose headlines are not yet narrow enough, until all are, or the time is up. A process
-that was disturbed does not count, and another one takes its place while there is time.
+interleaved (pipeline/benchmark/process.py). Networks with a headline are measured in the processes asked for, others in
+FEWEST. While there is time, the benchmark goes on: with headlines until each has LEAST_PROCESSES, then with what other
+networks lack, then with headlines that are not yet narrow enough. A process that was disturbed does not count, and
+another one takes its place while there is time.
 """
 
 import json
