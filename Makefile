@@ -6,7 +6,7 @@
 quoted = $(if $($(1)),'$(subst ','\'',$($(1)))')
 # A remote's address may carry a password, which is nothing for an image's label.
 labels = SOURCE=$$(git config remote.origin.url | sed 's|//[^/@]*@|//|') REVISION=$$(git rev-parse HEAD)
-ifndef IMAGE_DIGEST  # an image has its own; the checkout's is the host's
+ifndef SEVEN_WAYS_IMAGE  # an image has its own; the checkout's is the host's
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -51,15 +51,15 @@ check: setup  ## ruff, pyright and hadolint
 	hadolint docker/Dockerfile
 
 reproduce:  ## a run again, from its id in MLflow, with a verdict: make reproduce RUN=…
-	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
+	@[ -n "$$SEVEN_WAYS_IMAGE" ] || $(MAKE) --no-print-directory setup
 	@python -m commands reproduce $(call quoted,RUN)
 
 sweep:  ## the queued experiments side by side, here or on the cluster RAY_ADDRESS names; SHARE=N: N CPUs each; ARGS: stages
-	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
+	@[ -n "$$SEVEN_WAYS_IMAGE" ] || $(MAKE) --no-print-directory setup
 	@python -m commands sweep $(if $(SHARE),--share $(call quoted,SHARE)) $(ARGS)
 
 seeds:  ## the experiment on seeds 0 … N-1, side by side, SHARE=1 CPU each: make seeds N=24
-	@[ -n "$$IMAGE_DIGEST" ] || $(MAKE) --no-print-directory setup
+	@[ -n "$$SEVEN_WAYS_IMAGE" ] || $(MAKE) --no-print-directory setup
 	@python -m commands seeds $(call quoted,N) $(if $(SHARE),--share $(call quoted,SHARE))
 
 export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/: make export RUN=…

@@ -104,7 +104,7 @@ def pause(seconds: float) -> None:
 def process_seconds() -> float:
     """The seconds since this process was started, to 10 ms; an exec within it starts nothing anew."""
     # Field 22 of proc(5)'s stat; what stands before the last parenthesis is the program's name, which may hold spaces.
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 

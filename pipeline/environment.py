@@ -117,7 +117,7 @@ def available_cpus() -> int:
     cpus = len(os.sched_getaffinity(0))
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
-        limit, period = quota.read_text().split()
+        limit, period = quota.read_text(encoding="utf-8").split()
         if limit != "max":
             cpus = min(cpus, max(1, int(limit) // int(period)))
     return cpus
@@ -133,9 +133,11 @@ def available_memory() -> int:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
         path = Path("/sys/fs/cgroup", limit)
-        if path.is_file() and (bound := path.read_text().strip()) != "max":
-            statistics = dict(line.split() for line in path.with_name("memory.stat").read_text().splitlines())
-            taken = int(Path("/sys/fs/cgroup", used).read_text()) - int(statistics[cached])
+        if path.is_file() and (bound := path.read_text(encoding="utf-8").strip()) != "max":
+            statistics = dict(
+                line.split() for line in path.with_name("memory.stat").read_text(encoding="utf-8").splitlines()
+            )
+            taken = int(Path("/sys/fs/cgroup", used).read_text(encoding="utf-8")) - int(statistics[cached])
             free = min(free, int(bound) - taken)
     return free
 
@@ -168,7 +170,7 @@ def _distributions(framework: str, package: str) -> list[Distribution]:
 
 
 def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()

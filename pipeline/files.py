@@ -161,7 +161,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a file that an earlier stage wrote. Raises UserError when it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing. `dvc repro` makes it.") from None
     except (ValueError, RecursionError) as error:
@@ -223,5 +223,5 @@ def read_samples(path: Path = BENCHMARK) -> list[dict[str, str]]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

@@ -58,9 +58,16 @@ def clone_at(commit: str, clone: Path) -> None:
     git("checkout", "--quiet", commit, folder=clone)
 
 
+def cache_folder() -> Path:
+    """DVC's cache of this checkout: .dvc/cache, or where `dvc cache dir` has put it."""
+    from dvc.config import Config  # a third of a second
+
+    return Path(Config(dvc_dir=".dvc")["cache"].get("dir") or ".dvc/cache")
+
+
 def check_out_results(clone: Path) -> None:
     """Copy what a clone's dvc.lock names from this checkout's cache. Raises UserError when something is gone."""
-    use_cache(clone, Path(".dvc/cache"))
+    use_cache(clone, cache_folder())
     done = run_dvc(clone, "checkout", "--force", "--quiet", capture_output=True)
     if done.returncode:
         raise UserError(f"DVC's cache here does not hold all of it: {' '.join(done.stderr.split())[:500]}")
@@ -83,4 +90,6 @@ def run_stage(folder: Path | str, stage: str, *arguments: str, **options: object
 
 def _run(folder: Path | str, arguments: list[str], options: Any) -> subprocess.CompletedProcess[str]:
     command, environment = [sys.executable, *arguments], environment_for_another_run()
-    return subprocess.run(command, cwd=folder, env=environment, text=True, check=False, **options)
+    return subprocess.run(
+        command, cwd=folder, env=environment, encoding="utf-8", errors="replace", check=False, **options
+    )

@@ -56,5 +56,5 @@ def timestamp() -> str:
 
 def _blas_variables() -> dict[str, str]:
     """As this process was given them: pipeline/__init__.py sets one of its own."""
-    entries = (entry.partition("=") for entry in Path("/proc/self/environ").read_text().split("\0"))
+    entries = (entry.partition("=") for entry in Path("/proc/self/environ").read_text(encoding="utf-8").split("\0"))
     return {key: value for key, _, value in sorted(entries) if key.startswith(BLAS_VARIABLES)}

@@ -135,6 +135,21 @@ def test_a_framework_is_imported_by_its_lessons_its_runtime_and_its_tracing_alon
     assert users == lessons | {Path("pipeline", folder, f"{framework}.py") for folder in ("runtimes", "graphs")}
 
 
+@pytest.mark.parametrize("folder", ["pipeline", "stages", "commands", "benchmarks"])
+def test_text_files_are_utf_8_whatever_the_locale(folder: str):
+    readers = {"read_text", "write_text", "open", "fdopen", "TemporaryFile", "NamedTemporaryFile"}
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            keywords = {keyword.arg for keyword in call.keywords}
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            modes = [text for argument in call.args if "b" in (text := str(getattr(argument, "value", "")))]
+            binary = modes or name == "NamedTemporaryFile"  # its default is a file of bytes
+            is_text = (name in readers and not binary) or keywords & {"text", "universal_newlines"}
+            assert not is_text or "encoding" in keywords, f"{path}, line {call.lineno}"
+
+
 def test_only_one_clock():
     assert {file.stem for file in FILES if "time" in imports(file)} == {"clock"}
 

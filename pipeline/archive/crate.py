@@ -90,7 +90,7 @@ def _write_croissant(folder: Path, data: Path, published: datetime, commit: str)
     )
     path = folder / "croissant" / f"{data.name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(metadata.to_json(), indent=2, default=str) + "\n")
+    path.write_text(json.dumps(metadata.to_json(), indent=2, default=str) + "\n", encoding="utf-8")
     mlc.Dataset(jsonld=path)  # raises where it is not Croissant
 
 

@@ -66,7 +66,7 @@ def _write(client: Any, parent: Any, folder: Path) -> Path:
     facts |= {key: tags[key] for key in ("device", "device_name", "image.digest") if key in tags}
     subprocess.run([WRITER, "-m", "pipeline.archive.crate", crate, json.dumps(facts)], check=True)
     sums = [f"{files.sha256(path)}  {name}\n" for name, path in _files(crate).items()]
-    (crate / SUMS).write_text("".join(sums))
+    (crate / SUMS).write_text("".join(sums), encoding="utf-8")
     return crate
 
 
@@ -75,7 +75,7 @@ def verify(folder: Path) -> list[str]:
     import yaml
 
     try:
-        lines = (folder / SUMS).read_text().splitlines()
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{folder} is no exported run: {SUMS} cannot be read ({error}).") from None
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -85,9 +85,9 @@ def verify(folder: Path) -> list[str]:
     wrong += [f"{name} is changed" for name in sums.keys() & paths.keys() if files.sha256(paths[name]) != sums[name]]
     if wrong:
         return sorted(wrong)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     items = params["implementations"].keys() | set(params["implementations"].values())
-    for stage, entry in yaml.safe_load((folder / LOCKFILE).read_text())["stages"].items():
+    for stage, entry in yaml.safe_load((folder / LOCKFILE).read_text(encoding="utf-8"))["stages"].items():
         # dvc.lock may still hold an implementation that was removed from params.yaml; and `track` had not ended.
         if stage in ("track", "gate") or ("@" in stage and stage.partition("@")[2] not in items):
             continue

@@ -99,7 +99,7 @@ def _other_machine(params: Params, then: dict[str, Any], clone: Path) -> list[st
     now = resolve(params)
     if then["device"] != "cpu" and now.device == "cpu":
         raise UserError(f"it ran on {then['device']}, {then['device_name']}, and there is no CUDA device here")
-    pins = "".join(path.read_text() for path in (clone / "requirements").glob("*.txt"))
+    pins = "".join(path.read_text(encoding="utf-8") for path in (clone / "requirements").glob("*.txt"))
     for package, version in now.versions.items():
         if pins and package in then["versions"] and f"=={version.split('+')[0]}" not in pins:
             lock = "which its commit's lock does not hold: make setup in a clone of it"

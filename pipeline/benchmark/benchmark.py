@@ -51,9 +51,14 @@ class Server:
     """An interpreter that has imported the frameworks, and measures each task in a fork of its own."""
 
     def __init__(self, python: str, program: Sequence[str]) -> None:
-        self.errors = TemporaryFile("w+")  # noqa: SIM115 (it is closed with the process)
+        self.errors = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (it is closed with the process)
         self.process: Any = subprocess.Popen(
-            [python, *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+            [python, *program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            encoding="utf-8",
+            errors="replace",
         )
 
     def __enter__(self) -> Self:

@@ -89,7 +89,7 @@ def write(
     for name, problem in params.implementations.items():
         docstrings[problem] = load_problem(problem).__doc__ or ""
         file, before = implementation_file(problem, name), _before(name, params.implementations)
-        source, of_problem = file.read_text(), equations(docstrings[problem])
+        source, of_problem = file.read_text(encoding="utf-8"), equations(docstrings[problem])
         case = benchmark.at(problem, params.problems[problem].sizes)
         lessons.append(
             Lesson(
@@ -102,7 +102,7 @@ def write(
                 listing=listing(source, [*functions_used(source), *functions_used(source, "__init__")]),
                 computes=equations_by_line(name, source, of_problem),
                 before=before,
-                changes=changes(implementation_file(*before).read_text(), source) if before else [],
+                changes=changes(implementation_file(*before).read_text(encoding="utf-8"), source) if before else [],
                 graphs=[draw(graph) for graph in graphs[name]],
                 row=row(name, results[name], parity, case, latest),
                 wall=duration(results[name].timing.wall_seconds),

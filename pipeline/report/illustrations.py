@@ -73,4 +73,4 @@ def _comments(source: str) -> dict[int, tuple[int, str]]:
 
 
 def _source(problem: str, name: str) -> str:
-    return implementation_file(problem, name).read_text()
+    return implementation_file(problem, name).read_text(encoding="utf-8")

@@ -34,11 +34,11 @@ def main(arguments: list[str]) -> None:
         folder = Path.cwd()
         os.chdir(Path(__file__).parents[2])
         RUN_LOCK.parent.mkdir(exist_ok=True)
-        lock = RUN_LOCK.open("a+")
+        lock = RUN_LOCK.open("a+", encoding="utf-8")
         acquire(lock)
         os.set_inheritable(lock.fileno(), True)
         write_holder(lock, f"dvc {command}")
-        with STAGE_LOCK.open("a+") as stage:
+        with STAGE_LOCK.open("a+", encoding="utf-8") as stage:
             acquire(stage)
         remove_dead_locks()
         restore_lockfile()
@@ -92,7 +92,7 @@ def remove_dead_locks() -> None:
     those of other processes here.
     """
     if RWLOCK.is_file():
-        holders = re.findall(r'"pid": (\d+)', RWLOCK.read_text(errors="replace"))
+        holders = re.findall(r'"pid": (\d+)', RWLOCK.read_text(encoding="utf-8", errors="replace"))
         if not any(_is_dvc(int(pid)) for pid in holders):
             RWLOCK.unlink()
 
@@ -108,21 +108,23 @@ def restore_lockfile() -> None:
     """Restore the last good dvc.lock when this one is damaged: DVC rewrites it in place after every stage."""
     if not LOCKFILE.is_file():
         return
-    content = LOCKFILE.read_text(errors="replace")
-    good = LAST_GOOD.read_text() if LAST_GOOD.is_file() else None
+    content = LOCKFILE.read_text(encoding="utf-8", errors="replace")
+    good = LAST_GOOD.read_text(encoding="utf-8") if LAST_GOOD.is_file() else None
     if content == good:
         return
     damage = damage_of(content)
     if damage is None:
-        write_text(LAST_GOOD, content)
+        replace_text(LAST_GOOD, content)
         return
     source = "the last stage that was started"
     if good is None:
-        shown = subprocess.run(["git", "show", f"HEAD:./{LOCKFILE}"], capture_output=True, text=True, check=False)
+        shown = subprocess.run(
+            ["git", "show", f"HEAD:./{LOCKFILE}"], capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         good, source = (None if shown.returncode else shown.stdout), "the last commit"
     LOCKFILE.replace(DAMAGED)
     if good is not None:
-        write_text(LOCKFILE, good)
+        replace_text(LOCKFILE, good)
     remedy = f"that of {source} is restored" if good is not None else "DVC makes a new one"
     print(f"WARNING: {LOCKFILE} was damaged: {damage}; {remedy}. The damaged file is {DAMAGED}.", file=sys.stderr)
 
@@ -144,10 +146,10 @@ def damage_of(content: str) -> str | None:
     return None
 
 
-def write_text(path: Path, content: str) -> None:
+def replace_text(path: Path, content: str) -> None:
     """Write a file completely or not at all. pipeline/files.py does the same, but `dvc` should import nothing else."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(content)
+    part.write_text(content, encoding="utf-8")
     part.replace(path)
 
 

@@ -56,7 +56,7 @@ def run(main: Callable[..., None], *, alone: bool = True, after_failure: str = "
 @contextmanager
 def _checkout_to_itself(command: str) -> Iterator[None]:
     """Hold the locks of the checkout (pipeline/running/checkout.py), and remove what a killed stage left."""
-    with RUN_LOCK.open("a+") as run_lock, STAGE_LOCK.open("a+") as stage_lock:
+    with RUN_LOCK.open("a+", encoding="utf-8") as run_lock, STAGE_LOCK.open("a+", encoding="utf-8") as stage_lock:
         if os.environ.get("PIPELINE_LOCK") != "held":  # not started by the `dvc` of the project's environments
             try:
                 fcntl.flock(run_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,7 +78,7 @@ def _restore_outputs() -> None:
         return
     import yaml
 
-    outputs = yaml.load(LOCKFILE.read_text(), yaml.CSafeLoader)["stages"].get(name, {}).get("outs", [])
+    outputs = yaml.load(LOCKFILE.read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"].get(name, {}).get("outs", [])
     missing = [output["path"] for output in outputs if not Path(output["path"]).exists()]
     if missing:
         from dvc.api import DVCFileSystem  # half a second

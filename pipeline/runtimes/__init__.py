@@ -184,5 +184,7 @@ def keep_freed_memory() -> None:
 def peak_process_bytes() -> int:
     """The most memory that this process has had resident, mapped files included."""
     # Not resource.getrusage: its figure is inherited across exec, so a small stage would report its parent's peak.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024

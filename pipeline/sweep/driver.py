@@ -117,7 +117,7 @@ class _Sweep:
             raised = isinstance(outcome, self.ray.exceptions.RayTaskError)
             cause = getattr(outcome, "cause", outcome)
             return self._fail(experiment, f"it could not be run ({cause!r})" if raised else lost)
-        (LOGS / f"{experiment.name}.log").write_text(outcome.log)
+        (LOGS / f"{experiment.name}.log").write_text(outcome.log, encoding="utf-8")
         (LOGS / f"{experiment.name}.json").write_bytes(outcome.environment)
         where = f" on {outcome.node}"
         if outcome.full:

@@ -117,7 +117,8 @@ def _dvc(clone: Path, command: list[str], cpus: int, gpu: bool, show: Callable[[
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         preexec_fn=lambda: end_with_parent(signal.SIGKILL),  # noqa: PLW1509 (a killed worker ends its experiment)
         start_new_session=True,
     ) as process:
@@ -188,7 +189,7 @@ def _cpus(number: int) -> Iterator[None]:
 
 
 def _lock(stack: ExitStack, name: str, flag: int = 0) -> bool:
-    file = stack.enter_context((_folder() / name).open("w"))
+    file = stack.enter_context((_folder() / name).open("w", encoding="utf-8"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | flag)
     except BlockingIOError:

@@ -18,7 +18,11 @@ def in_cache() -> frozenset[str]:
 def entries(md5: str, cache: Path = CACHE) -> dict[str, str]:
     """The md5 of each file of a folder, by its path there; empty if the folder is not in the cache."""
     path = path_of(md5, cache)
-    return {entry["relpath"]: entry["md5"] for entry in json.loads(path.read_text())} if path.exists() else {}
+    return (
+        {entry["relpath"]: entry["md5"] for entry in json.loads(path.read_text(encoding="utf-8"))}
+        if path.exists()
+        else {}
+    )
 
 
 def with_files(md5s: Iterable[str], cache: Path = CACHE) -> set[str]:

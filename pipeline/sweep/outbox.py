@@ -25,7 +25,7 @@ def log_all() -> bool:
     for path in sorted(OUTBOX.rglob("*"), key=lambda path: path.stat().st_mtime):
         if path.is_file() and not path.name.endswith(files.PART):
             try:
-                logged = _log(str(path.relative_to(OUTBOX)), path.read_text())
+                logged = _log(str(path.relative_to(OUTBOX)), path.read_text(encoding="utf-8"))
             except Exception as error:  # whatever the store, DVC or the disk raises
                 message = f"was not logged: {error}. The next `make sweep` tries again."
                 print(f"WARNING: experiment {path.name} {message}", file=sys.stderr)
@@ -54,7 +54,8 @@ def _log(ref: str, failure: str) -> bool:
             check=False,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
     sys.stderr.write(done.stderr)
     return done.returncode == 0 and "WARNING: MLflow" not in done.stderr

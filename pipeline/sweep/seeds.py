@@ -25,7 +25,7 @@ def stages() -> tuple[str, ...]:
 
 def enqueue(count: int) -> None:
     """Queue the seeds 0 … count - 1 that are neither done nor queued, with the params of the working tree."""
-    setting = _setting(yaml.safe_load(PARAMS.read_text()))
+    setting = _setting(yaml.safe_load(PARAMS.read_text(encoding="utf-8")))
     known = [params for _, params, _ in _experiments()] + [queue.params(queued.revision) for queued in queue.queued()]
     seeds = {params["seed"] for params in known if _setting(params) == setting}
     missing = [seed for seed in range(count) if seed not in seeds]

@@ -268,7 +268,7 @@ def _implementation_tags(name: str, params: Params) -> dict[str, str]:
 
 def _state_tags(params: Params) -> dict[str, str]:
     environment, status = files.read_environment(), git("status", "--porcelain", default="unknown")
-    optional = {"dvc.experiment": "DVC_EXP_NAME", "image.digest": "IMAGE_DIGEST"}
+    optional = {"dvc.experiment": "DVC_EXP_NAME", "image.digest": "SEVEN_WAYS_IMAGE"}
     return {
         "checkout": store.checkout(),
         "mlflow.source.type": "LOCAL",

@@ -181,7 +181,7 @@ def checkout() -> str:
     path = root() / "mlruns" / ".checkout"
     if not path.exists():
         files.write_bytes(path, uuid.uuid4().hex.encode())
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def _open() -> tuple[Any, str]:
@@ -210,7 +210,7 @@ def _lock() -> Iterator[None]:
     """One process of this checkout at a time: a new sqlite store does not survive two that make its tables at once."""
     folder = root() / "mlruns"
     folder.mkdir(exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
