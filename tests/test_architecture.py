@@ -137,7 +137,7 @@ def test_a_framework_is_imported_by_its_lessons_its_runtime_and_its_tracing_alon
 
 @pytest.mark.parametrize("folder", ["pipeline", "stages", "commands", "benchmarks"])
 def test_text_files_are_utf_8_whatever_the_locale(folder: str):
-    readers = {"read_text", "write_text", "open", "fdopen", "TemporaryFile", "NamedTemporaryFile"}
+    readers = {"read_text", "write_text", "open", "fdopen", "TemporaryFile"}
     for path in (REPOSITORY / folder).rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(call, ast.Call):
@@ -145,8 +145,8 @@ def test_text_files_are_utf_8_whatever_the_locale(folder: str):
             keywords = {keyword.arg for keyword in call.keywords}
             name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             modes = [text for argument in call.args if "b" in (text := str(getattr(argument, "value", "")))]
-            binary = modes or name == "NamedTemporaryFile"  # its default is a file of bytes
-            is_text = (name in readers and not binary) or keywords & {"text", "universal_newlines"}
+            binary = modes or (name == "TemporaryFile" and not call.args)  # its default is a file of bytes
+            is_text = (name in readers and not binary) or (name in ("run", "Popen") and "text" in keywords)
             assert not is_text or "encoding" in keywords, f"{path}, line {call.lineno}"
 
 

@@ -289,7 +289,7 @@ def _fork(task: Task, answers: TextIO) -> int:
 def main() -> None:
     """An answer, a line of JSON, for each task on standard input. Ends with the first that fails."""
     end_with_parent(signal.SIGKILL)
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
     for line in sys.stdin:
         task = Task.decode(line)
