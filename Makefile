@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test test-pipeline test-docker test-faults test-benchmark check check-gpu sweep seeds reproduce export verify-export track ui bench bench-gpu cpu gpu test-gpu-image audit check-platforms lock
+.PHONY: help setup repro test test-pipeline test-docker test-faults test-environments test-benchmark check check-gpu sweep seeds reproduce export verify-export track ui bench bench-gpu cpu gpu test-gpu-image audit check-platforms lock
 .DEFAULT_GOAL := help
 
 # The value of a variable as one argument, whatever is in it; none if it is empty.
@@ -34,6 +34,9 @@ test-docker: setup  ## the images and the containers, with a Docker engine
 
 test-faults: setup  ## kills at random moments, full disks, damaged files: is one more dvc repro enough? FAULTS=20 SEED=…
 	pytest -n 3 --dist loadfile -m "faults and not docker" -s $(ARGS)
+
+test-environments: setup  ## other people's git, shells, servers and folders
+	pytest -n 2 --dist loadfile -m "environments and not docker" $(ARGS)
 
 test-benchmark: setup  ## is what the benchmark says true? same against same, 2, 5 and 10 % slower, a busy machine
 	pytest -m calibration -s $(ARGS)
