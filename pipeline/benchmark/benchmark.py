@@ -9,12 +9,13 @@ another one takes its place while there is time.
 """
 
 import json
+import os
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from math import inf, log
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, NamedTuple, Self
 
 from pipeline.benchmark.candidates import Candidate
@@ -52,8 +53,11 @@ class Server:
 
     def __init__(self, python: str, program: Sequence[str]) -> None:
         self.errors = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (it is closed with the process)
+        # A fork ends without removing the files that TensorFlow wrote for the code that it has traced.
+        self.folder = TemporaryDirectory(prefix="benchmark-")
         self.process: Any = subprocess.Popen(
             [python, *program],
+            env=os.environ | {"TMPDIR": self.folder.name},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -68,6 +72,7 @@ class Server:
         self.process.kill()
         self.process.communicate()
         self.errors.close()
+        self.folder.cleanup()
 
     def measure(self, task: Task) -> dict[str, Any]:
         """What pipeline/benchmark/process.py answers. Raises UserError when a candidate cannot run."""

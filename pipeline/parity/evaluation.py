@@ -66,7 +66,8 @@ def evaluate(
     """Held-out loss and R², and how far gradient, loss curve and predictions are from the reference.
 
     R² is 1 - loss / loss of the best constant prediction: of squared errors the usual R², of cross-entropies
-    McFadden's (1974). Raises UserError when the weights on disk are not those that the predictions were made with.
+    McFadden's (1974). Where a constant predicts every target exactly, as with one test example, R² is 1 for exact
+    predictions and 0 for others, as scikit-learn's r2_score has it. Raises UserError when the weights on disk are not those that the predictions were made with.
     """
     module, y = load_problem(problem), np.array(data.test["y"], np.float64)
     initial, predictions = (outputs[key].astype(np.float64) for key in ("initial_predictions", "predictions"))
@@ -74,18 +75,21 @@ def evaluate(
         raise UserError(
             "The weights on disk do not give the predictions of the training. `dvc repro -f` makes both again."
         )
-    test_loss, constant = module.loss(predictions, y), np.broadcast_to(module.best_constant(y), y.shape)
-    gradients = [key for key in reference if key.startswith("gradient.")]
+    test_loss = module.loss(predictions, y)
+    constant_loss = module.loss(np.broadcast_to(module.best_constant(y), y.shape), y)
+    losses = reference["train_loss"]
+    gradients = {key: reference[key] for key in reference if key.startswith("gradient.")}
+    largest = max(float(np.linalg.norm(gradient)) for gradient in gradients.values())
     return Evaluation(
         initial_test_loss=module.loss(initial, y),
         test_loss=test_loss,
-        test_r2=1 - test_loss / module.loss(constant, y),
+        test_r2=1 - test_loss / constant_loss if constant_loss else float(test_loss == 0),
         parity=Measures(
             gradient=max(
-                float(np.linalg.norm(outputs[key] - reference[key]) / np.linalg.norm(reference[key]))
-                for key in gradients
+                _over(float(np.linalg.norm(outputs[key] - gradient)), float(np.linalg.norm(gradient)) or largest)
+                for key, gradient in gradients.items()
             ),
-            loss_curve=float(np.max(np.abs(outputs["train_loss"] / reference["train_loss"] - 1))),
+            loss_curve=max(map(_over, np.abs(outputs["train_loss"] - losses).tolist(), losses.tolist())),
             predictions=relative_difference(predictions, reference["predictions"]),
         ),
         outputs_md5="",
@@ -94,4 +98,9 @@ def evaluate(
 
 def relative_difference(found: Array, expected: Array) -> float:
     """The largest difference, over the root mean square of what is expected."""
-    return float(np.max(np.abs(found - expected)) / np.sqrt(np.mean(expected**2)))
+    return _over(float(np.max(np.abs(found - expected))), float(np.sqrt(np.mean(expected**2))))
+
+
+def _over(difference: float, size: float) -> float:
+    """The difference relative to a size; the difference itself where that is 0, as when every unit of relu is off."""
+    return difference / size if size else difference

@@ -68,6 +68,7 @@ def _memory(params: Params) -> Iterator[Need]:
 
         name, data = f"problems.{problem}", section.data.model_dump()
         cases = [(f"{name}.benchmark.{at}", case.model_dump()) for at, case in enumerate(section.benchmark)]
+        cases *= params.benchmark.processes > 0
         for where, sizes in [(f"{name}.data", data), *cases]:
             keys = tuple(key for key in sizes if key not in COUNTS)
             yield Need("the weights, three times in float64,", where, keys, sizes, weights)
