@@ -67,7 +67,9 @@ def evaluate(
 
     R² is 1 - loss / loss of the best constant prediction: of squared errors the usual R², of cross-entropies
     McFadden's (1974). Where a constant predicts every target exactly, as with one test example, R² is 1 for exact
-    predictions and 0 for others, as scikit-learn's r2_score has it. Raises UserError when the weights on disk are not those that the predictions were made with.
+    predictions and 0 for others, as scikit-learn's r2_score has it.
+
+    Raises UserError when the weights on disk are not those that the predictions were made with.
     """
     module, y = load_problem(problem), np.array(data.test["y"], np.float64)
     initial, predictions = (outputs[key].astype(np.float64) for key in ("initial_predictions", "predictions"))

@@ -1,0 +1,35 @@
+"""Params that are valid and as small, or as large, as can be: the whole pipeline runs with them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import LESSONS, Clone
+
+pytestmark = pytest.mark.environments
+
+
+@pytest.fixture(scope="module")
+def clone(make_clone: Callable[..., Clone]) -> Clone:
+    return make_clone(*LESSONS, benchmark=True)
+
+
+def test_every_size_may_be_one(clone: Clone):
+    """One test example leaves no variance for R². With one time step no gradient reaches wh."""
+    params: dict[str, Any] = clone.params()
+    for problem in params["problems"].values():
+        problem["data"] = dict.fromkeys(problem["data"], 1)
+        problem["train"] = {"batch_size": 1, "steps": 1}
+        problem["benchmark"] = [dict.fromkeys(problem["benchmark"][0], 1)]
+    clone.write_params(params)
+    assert "NaN" not in clone.run("dvc", "repro").stdout
+
+
+def test_targets_that_are_all_zero_and_a_benchmark_left_out_that_would_not_fit(clone: Clone):
+    params = clone.params() | {"data": {"target": "random", "noise": 0}, "seed": 2**128 - 1, "dtype": "float64"}
+    params["train"]["learning_rate"] = 1e-300
+    params["benchmark"]["processes"] = 0
+    huge = {"batch_size": 10**6, "inputs": 10**6, "hidden": 10**6, "outputs": 10}
+    params["problems"]["two_layer"]["benchmark"].append(huge)
+    clone.write_params(params)
+    clone.run("dvc", "repro")
