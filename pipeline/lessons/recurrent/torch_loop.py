@@ -58,4 +58,4 @@ class Implementation:
     def predict(self, x: Array, lengths: Array) -> Array:
         packed = self._packed(x, lengths)
         y_pred = self._forward(packed.data.to(self.wx.device), packed.batch_sizes.tolist())
-        return y_pred.numpy(force=True)[packed.unsorted_indices]
+        return y_pred[packed.unsorted_indices].numpy(force=True)
