@@ -77,6 +77,9 @@ def test_predictions_weights_and_losses_have_the_dtype_and_shape_of_the_contract
     }
     reference = load_problem(lesson.problem).predict(loop.weights(), *lesson.inputs())
     np.testing.assert_allclose(predictions, reference, rtol=1e-4, atol=1e-5)
+    single = loop.predict(*(array[:1] for array in lesson.inputs()))
+    np.testing.assert_allclose(single, reference[:1], rtol=1e-4, atol=1e-5)
+    assert single.shape == (1, SIZES.outputs)
 
 
 def test_weights_are_copies_and_the_initial_ones_are_left_alone(lesson: Lesson):
