@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,14 @@ def test_the_same_results_make_the_same_report(content: dict[str, Any], page: st
     """To the byte, whatever the time is."""
     os.utime(files.ENVIRONMENT)
     assert written(content)[0] == page
+
+
+def test_settings_of_matplotlib_change_no_figure(finished: Clone, tmp_path: Path):
+    before = finished.digests("report/*.svg")
+    (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.grid: true\nlines.linewidth: 9\n")
+    settings = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MPLCONFIGDIR": str(tmp_path)}
+    finished.run(sys.executable, "-m", "stages.report", env=settings)
+    assert finished.digests("report/*.svg") == before
 
 
 def changed_timing(content: dict[str, Any], name: str, **changes: Any) -> dict[str, Result]:

@@ -6,9 +6,12 @@ results make the same figures.
 """
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any, NamedTuple, TypeVar
+
+os.environ.pop("MPLBACKEND", None)  # Jupyter sets it, to a backend that only its own environment has
 
 import matplotlib as mpl
 import numpy as np
@@ -86,7 +89,9 @@ def draw(
 ) -> dict[str, str]:
     """SVG texts by name. `training_sizes` has the sizes of each problem's training. `noise` is the standard deviation
     of what was added to a teacher's answers, 0 without a teacher."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # whatever the user's matplotlibrc says
+        mpl.rcParams.update(STYLE)
         figures = _figures(results, benchmark, training_sizes)
         if predictions:
             figures["predictions"] = _predictions(results, predictions, noise)
