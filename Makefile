@@ -6,7 +6,7 @@
 quoted = $(if $($(1)),'$(subst ','\'',$($(1)))')
 # A remote's address may carry a password, which is nothing for an image's label.
 labels = SOURCE=$$(git config remote.origin.url | sed 's|//[^/@]*@|//|') REVISION=$$(git rev-parse HEAD)
-ifndef SEVEN_WAYS_IMAGE  # an image has its own; the checkout's is the host's
+ifeq ($(wildcard /opt/image.digest),)  # an image has its own packages; the checkout's are the host's
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -53,16 +53,13 @@ check: setup  ## ruff, pyright and hadolint
 	pyright
 	hadolint docker/Dockerfile
 
-reproduce:  ## a run again, from its id in MLflow, with a verdict: make reproduce RUN=…
-	@[ -n "$$SEVEN_WAYS_IMAGE" ] || $(MAKE) --no-print-directory setup
+reproduce: setup  ## a run again, from its id in MLflow, with a verdict: make reproduce RUN=…
 	@python -m commands reproduce $(call quoted,RUN)
 
-sweep:  ## the queued experiments side by side, here or on the cluster RAY_ADDRESS names; SHARE=N: N CPUs each; ARGS: stages
-	@[ -n "$$SEVEN_WAYS_IMAGE" ] || $(MAKE) --no-print-directory setup
+sweep: setup  ## the queued experiments side by side, here or on the cluster RAY_ADDRESS names; SHARE=N: N CPUs each; ARGS: stages
 	@python -m commands sweep $(if $(SHARE),--share $(call quoted,SHARE)) $(ARGS)
 
-seeds:  ## the experiment on seeds 0 … N-1, side by side, SHARE=1 CPU each: make seeds N=24
-	@[ -n "$$SEVEN_WAYS_IMAGE" ] || $(MAKE) --no-print-directory setup
+seeds: setup  ## the experiment on seeds 0 … N-1, side by side, SHARE=1 CPU each: make seeds N=24
 	@python -m commands seeds $(call quoted,N) $(if $(SHARE),--share $(call quoted,SHARE))
 
 export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/: make export RUN=…

@@ -139,7 +139,7 @@ def ui(port: int) -> None:
             raise UserError(f"port {port} of {HOST} is taken. {remedy}")
     uri = store.tracking_uri()
     if uri.startswith("http"):
-        raise UserError(f"MLFLOW_TRACKING_URI names a server, and its UI is there: {uri}")
+        raise UserError(f"MLFLOW_TRACKING_URI names a server, and its UI is there: {os.environ.get('MLFLOW_UI', uri)}")
     _, experiment = store.connect()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight helper processes that nothing here uses
     address = f"http://{HOST}:{port}/#/experiments/{experiment}/runs?{store.TRAINING}"

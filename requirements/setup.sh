@@ -2,6 +2,11 @@
 # setup.sh [SET]: makes .venv from the hash-locked requirements, or .venv-SET for the set peers, export or audit. It does nothing
 # where the environment already holds them. PYTHON names the interpreter to use; it must be a Python 3.11.
 set -euo pipefail
+if [[ -e /opt/image.digest ]]; then  # in an image, which has all packages but those of the sets
+  [[ -n ${1:-} ]] || exit 0
+  echo "ERROR: this needs the packages of requirements/$1.txt, which no image has. Run it on the host, outside the container." >&2
+  exit 1
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv${1:+-$1}
 read -ra sets <<<"${1:-torch-cpu cpu dev}"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Clone, mounted
+from conftest import REPOSITORY, Clone, mounted
 from running import ALIKE, NUMPY, end_started, processes_in, start, wait_until  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.faults
@@ -124,7 +124,7 @@ def test_kills_on_the_host_cost_one_repro(clone: Clone, draw: random.Random):
 def container(clone: Clone, name: str) -> Iterator[subprocess.Popen]:
     command = ["docker", "run", "--rm", "--init", "--name", name, "--network", "none", "--read-only"]
     command += ["--tmpfs", "/tmp:exec,mode=1777", "--env", "TINI_KILL_PROCESS_GROUP=1"]
-    command += ["--volume", f"{clone.path}:/workspace", "seven-ways-cpu", "dvc", "repro", "-f"]
+    command += ["--volume", f"{clone.path}:/workspace", image(), "dvc", "repro", "-f"]
     process = start(clone, *command, output=subprocess.DEVNULL)
     try:
         yield process
@@ -133,14 +133,16 @@ def container(clone: Clone, name: str) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
-def images() -> str:
+def image() -> str:
+    """The name of this checkout's cpu image, or nothing where it was not built."""
     if not shutil.which("docker"):
         return ""
-    command = ["docker", "image", "ls", "--quiet", "seven-ways-cpu"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    script = "docker image ls --format '{{.Repository}}' $(docker compose config --images cpu | grep -- '-cpu$')"
+    command = ["bash", "-o", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
 
 
-@pytest.mark.skipif(not images(), reason="needs Docker and the cpu image: docker compose build cpu")
+@pytest.mark.skipif(not image(), reason="needs Docker and the cpu image: docker compose build cpu")
 def test_kills_of_containers_cost_one_repro(clone: Clone, draw: random.Random):
     clone.run("dvc", "repro")
     before, in_time, kills = state(clone), 0, max(1, KILLS // 5)

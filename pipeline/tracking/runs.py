@@ -29,6 +29,7 @@ from pipeline.results import Judged, ParityReport, Timing
 from pipeline.running.checkout import LOCKFILE
 from pipeline.tracking import store
 
+IMAGE = Path("/opt/image.digest")  # in an image alone: a digest of all that is installed there
 REPRODUCIBLE = ("weights", "history", "metrics", "evaluation")  # as tags have the md5 of these files
 
 
@@ -268,7 +269,7 @@ def _implementation_tags(name: str, params: Params) -> dict[str, str]:
 
 def _state_tags(params: Params) -> dict[str, str]:
     environment, status = files.read_environment(), git("status", "--porcelain", default="unknown")
-    optional = {"dvc.experiment": "DVC_EXP_NAME", "image.digest": "SEVEN_WAYS_IMAGE"}
+    optional = {"dvc.experiment": "DVC_EXP_NAME"}
     return {
         "checkout": store.checkout(),
         "mlflow.source.type": "LOCAL",
@@ -281,6 +282,7 @@ def _state_tags(params: Params) -> dict[str, str]:
         "git.commit": git("rev-parse", "HEAD", default="unknown"),
         "git.dirty": "unknown" if status == "unknown" else str(bool(status)).lower(),
         **{tag: os.environ[variable] for tag, variable in optional.items() if variable in os.environ},
+        **({"image.digest": IMAGE.read_text(encoding="utf-8").strip()} if IMAGE.exists() else {}),
     }
 
 
