@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -31,6 +32,13 @@ def test_make_passes_each_value_as_one_argument(target: list[str], arguments: li
     environment = outside_variables()
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert shlex.split(done.stdout.splitlines()[-1]) == ["python", "-m", "commands", *arguments]
+
+
+def test_make_takes_no_variable_of_the_host_for_an_image():
+    command = ["make", "--no-print-directory", "--eval", "path: ; @echo $$PATH", "path"]
+    environment = outside_variables() | {"SEVEN_WAYS_IMAGE": "sha256:1", "IMAGE_DIGEST": "sha256:2"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{REPOSITORY}/.venv/bin:") == (not Path("/opt/image.digest").exists())
 
 
 @pytest.mark.parametrize("name", sorted(commands.commands))

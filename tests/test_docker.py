@@ -1,9 +1,11 @@
 """What an image and compose.yaml can change: jobs in containers on small clones, and their runs read over http."""
 
+import copy
 import json
 import os
 import pty
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,22 +31,27 @@ pytestmark = [
 
 UID = 1234 if os.getuid() == 0 else os.getuid()  # as root the clone is given away, to a uid that no passwd file knows
 PROJECT = "seven-ways-test"
+DEAD_PROXY = {
+    "default": {"httpProxy": "http://192.0.2.1:9", "httpsProxy": "http://192.0.2.1:9", "noProxy": "a.example"}
+}
 
 
 class Containers:
-    """A clone whose commands run in containers, with a server and volume of their own."""
+    """A private clone whose commands run in containers, with a server and volume of their own, behind a dead proxy."""
 
     def __init__(self, clone: Clone, project: str = PROJECT) -> None:
         self.clone = clone
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.env = {"COMPOSE_PROJECT_NAME": project, "MLFLOW_PORT": str(self.port)}
+        self.proxied = {"DOCKER_CONFIG": str(docker_configuration(clone.path.parent, proxies=DEAD_PROXY))}
         # As on most users' machines: the host's environment is there too, and its Python does not run in an image.
         host = clone.path / ".venv/bin/python"
         host.parent.mkdir(parents=True)
         host.write_text("#!/bin/false\n")
         host.chmod(0o755)
         subprocess.run(["chown", "-R", f"{UID}:{UID}", clone.path], check=True)
+        subprocess.run(["chmod", "-R", "go-rwx", clone.path], check=True)
 
     def run(
         self, *command: str, succeeds: bool = True, options: tuple[str, ...] = ()
@@ -52,7 +59,8 @@ class Containers:
         return self.compose("run", "--rm", "-T", *options, "cpu", *command, succeeds=succeeds)
 
     def compose(self, *command: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.clone.run("docker", "compose", *command, succeeds=succeeds, env=self.env)
+        env = self.env | (self.proxied if command[0] != "build" else {})
+        return self.clone.run("docker", "compose", *command, succeeds=succeeds, env=env)
 
     @contextmanager
     def training(self, steps: int, *options: str, terminal: int | None = None) -> Iterator[subprocess.Popen[str]]:
@@ -72,7 +80,7 @@ class Containers:
         return subprocess.Popen(
             ["docker", "compose", "run", "--rm", *mode, *options, "cpu", "dvc", "repro", "train@numpy_arrays"],
             cwd=self.clone.path,
-            env=outside_variables() | self.env,
+            env=outside_variables() | self.env | self.proxied,
             text=True,
             stdin=terminal or subprocess.DEVNULL,
             stdout=terminal or subprocess.PIPE,
@@ -100,6 +108,19 @@ class Containers:
     def set_params(self, **changes: object) -> None:
         self.clone.write_params(self.clone.params() | changes)
         os.chown(self.clone.path / "params.yaml", UID, UID)
+
+
+def docker_configuration(folder: Path, **settings: object) -> Path:
+    """The user's configuration of Docker's client, with these settings more."""
+    user, changed = Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker")), folder / "docker"
+    changed.mkdir()
+    for path in user.glob("*"):
+        (changed / path.name).symlink_to(path)
+    config = changed / "config.json"
+    content = json.loads(config.read_text()) if config.exists() else {}
+    config.unlink(missing_ok=True)
+    config.write_text(json.dumps(content | settings))
+    return changed
 
 
 @pytest.fixture(scope="module")
@@ -180,15 +201,64 @@ def test_a_job_has_the_users_uid_no_capability_and_a_read_only_root(containers: 
     assert sum("Read-only file system" in line for line in lines) == 2
 
 
+def status(containers: Containers, host: str, **headers: str) -> int:
+    """The HTTP status of a search by that Host header."""
+    url = f"http://127.0.0.1:{containers.port}/api/2.0/mlflow/experiments/search"
+    headers |= {"Host": host, "Content-Type": "application/json"}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, b'{"max_results": 1}', headers)) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
 def test_the_server_answers_this_machine_alone_under_its_own_names(containers: Containers):
     (binding,) = containers.compose("port", "mlflow", "5000").stdout.split()
     assert binding == f"127.0.0.1:{containers.port}"
-    url = f"http://127.0.0.1:{containers.port}/api/2.0/mlflow/experiments/search?max_results=1"
-    assert urllib.request.urlopen(url).status == 200
-    with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(urllib.request.Request(url, headers={"Host": "attacker.example"}))
-    assert error.value.code == 403
-    error.value.close()
+    for name in ("localhost", "127.0.0.1", "[::1]"):
+        assert status(containers, name) == status(containers, f"{name}:5000") == 200  # without a port: port 80
+    for name in ("attacker.example", "localhost.attacker.example", "[::1].attacker.example:80"):
+        assert status(containers, name) == 403
+
+
+def test_env_file_adds_a_host_name_and_preflight_reads_it(containers: Containers):
+    name, env = "box.example", containers.clone.path / ".env"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        env.write_text(f"MLFLOW_PORT={taken}\nCOMPOSE_PROJECT_NAME=another-name\n")
+        script = ["env", "-u", "MLFLOW_PORT", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory"]
+        script += ["GIT_CONFIG_VALUE_0=*", "docker/preflight", "cpu"]
+        done = containers.clone.run(*script, succeeds=False)
+        assert f"port {taken} of 127.0.0.1, where the MLflow UI goes, is taken" in done.stderr
+    env.write_text(
+        f"MLFLOW_SERVER_ALLOWED_HOSTS={name},{name}:*\nMLFLOW_SERVER_CORS_ALLOWED_ORIGINS=http://{name}:8080\n"
+    )
+    try:
+        containers.compose("up", "-d", "--wait", "mlflow")
+        # As its UI sends it to a page of that name.
+        assert (
+            status(containers, f"{name}:8080", Origin=f"http://{name}:8080") == status(containers, "localhost") == 200
+        )
+        assert status(containers, "attacker.example") == 403
+    finally:
+        env.unlink()
+        containers.compose("up", "-d", "--wait", "mlflow")
+
+
+def test_a_clone_in_another_folder_has_its_own_project_images_and_volume(tmp_path: Path):
+    names = set()
+    for folder in ("first", "second"):
+        clone = Clone(tmp_path / folder)
+        clone.path.mkdir()
+        (clone.path / "compose.yaml").write_bytes((REPOSITORY / "compose.yaml").read_bytes())
+        assert json.loads(clone.run("docker", "compose", "config", "--format", "json").stdout)["name"] == folder
+        arguments = ["--profile", "job", "--profile", "cluster", "config"]
+        images = clone.run("docker", "compose", *arguments, "--images").stdout.split()
+        assert {image.split("-")[0] for image in images} == {folder}
+        names |= {clone.run("docker", "compose", *arguments, "--format", "json").stdout.count(f'"{folder}_mlflow"')}
+    assert names == {1}
 
 
 @pytest.mark.skipif(bool(browser.is_missing()), reason=f"no browser: {browser.is_missing()}")
@@ -258,7 +328,7 @@ def cluster(make_clone: Callable[..., Clone]) -> Iterator[Containers]:
     cluster.env["MLFLOW_BACKEND_STORE_URI"] = "sqlite:////mlflow/another.db"
     down = ("--profile", "cluster", "down", "--volumes", "--timeout", "5")
     cluster.compose(*down)
-    cluster.compose("build", "cpu", "mlflow", "head", "worker")
+    cluster.compose("build", "cpu", "mlflow")
     yield cluster
     cluster.compose(*down)
 
@@ -267,9 +337,18 @@ def cluster(make_clone: Callable[..., Clone]) -> Iterator[Containers]:
 def test_a_sweep_on_two_workers_finishes_though_one_is_killed(cluster: Containers, make_clone: Callable[..., Clone]):
     cluster.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.02,0.05,0.1", "-S", "seed=0,1")
     cluster.compose("--profile", "cluster", "up", "-d", "--scale", "worker=2")
+    images = cluster.compose("--profile", "cluster", "images").stdout.split()
+    assert {name for name in images if name.startswith(f"{PROJECT}-cluster-") and not re.search(r"\d$", name)} == {
+        f"{PROJECT}-cluster-cpu",
+        f"{PROJECT}-cluster-mlflow",
+    }
     command = ["docker", "compose", "run", "--rm", "-T", "cpu", "make", "sweep"]
     sweep = subprocess.Popen(
-        command, cwd=cluster.clone.path, env=outside_variables() | cluster.env, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=cluster.clone.path,
+        env=outside_variables() | cluster.env | cluster.proxied,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     log, nodes = "", set()
     for line in sweep.stdout or ():
@@ -300,14 +379,166 @@ def test_a_sweep_on_two_workers_finishes_though_one_is_killed(cluster: Container
     assert serial.digests("models/*/weights*") == cluster.clone.digests("models/*/weights*")
 
 
-def test_a_checkout_that_is_not_writable_or_no_repository_is_refused(containers: Containers):
-    done = containers.run(succeeds=False, options=("--user", "4321:4321"))
-    assert f"the checkout belongs to uid {UID} and uid 4321 cannot write to it" in done.stderr
-    git, away = containers.clone.path / ".git", containers.clone.path.parent / "git"
-    git.rename(away)
-    done = containers.run(succeeds=False)
-    away.rename(git)
-    assert "the checkout is no git repository" in done.stderr
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The one ERROR of a job that was refused."""
+    (line,) = [line for line in done.stderr.splitlines() if "ERROR" in line]
+    assert line.startswith("ERROR: ")
+    return line
+
+
+def remedy(containers: Containers, message: str, command: str) -> subprocess.CompletedProcess[str]:
+    """The shell commands that a message names, with `command` as the job's."""
+    found = re.search(r"(\w+=\$\(git [^;]*; )?docker compose run [^;]* cpu", message)
+    assert found, message
+    script = found[0].replace("--rm", "--rm -T") + f" {command}"
+    trusting = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+    return containers.clone.run("bash", "-c", script, env=containers.env | containers.proxied | trusting)
+
+
+def elsewhere(containers: Containers, path: Path) -> Containers:
+    """Jobs on another checkout, with the same images and server."""
+    jobs = copy.copy(containers)
+    jobs.clone = Clone(path)
+    return jobs
+
+
+def test_a_checkout_that_is_not_writable_or_readable_is_refused(containers: Containers):
+    path = containers.clone.path
+    try:
+        path.chmod(0o755)
+        subprocess.run(["chmod", "a+r", path / "dvc.yaml"], check=True)
+        done = containers.run(succeeds=False, options=("--user", "4321:4321"))
+        assert f"the checkout belongs to uid {UID} and uid 4321 cannot write to it" in sentence(done)
+        (path / "dvc.yaml").chmod(0)  # as where SELinux denies
+        assert f"uid {UID} has no permission to read the checkout" in sentence(containers.run(succeeds=False))
+    finally:
+        path.chmod(0o700)
+        (path / "dvc.yaml").chmod(0o600)
+
+
+def test_the_bind_is_labelled_for_selinux(containers: Containers):
+    container = containers.compose("run", "-d", "--no-deps", "cpu", "sleep", "60").stdout.strip()
+    form = ["--format", "{{json .HostConfig.Binds}}", container]
+    done = subprocess.run(["docker", "inspect", *form], capture_output=True, text=True, check=True)
+    subprocess.run(["docker", "rm", "--force", container], capture_output=True, check=True)
+    assert json.loads(done.stdout) == [f"{containers.clone.path}:/workspace:rw,z"]
+
+
+def test_own_services_bypass_the_users_proxy_and_credentials_reach_the_job(containers: Containers):
+    credentials = {
+        f"MLFLOW_TRACKING_{name}": name.lower() for name in ("USERNAME", "PASSWORD", "TOKEN", "INSECURE_TLS")
+    }
+    containers.env |= credentials
+    try:
+        lines = containers.run("env").stdout.splitlines()
+    finally:
+        containers.env = {key: value for key, value in containers.env.items() if key not in credentials}
+    variables = dict(line.split("=", 1) for line in lines if "=" in line)
+    assert variables["http_proxy"] == DEAD_PROXY["default"]["httpProxy"]  # and all runs of this file were delivered
+    assert variables["NO_PROXY"] == variables["no_proxy"]
+    assert {"mlflow", "head", "localhost", "a.example"} <= set(variables["NO_PROXY"].split(","))
+    assert credentials.items() <= variables.items()
+
+
+@pytest.mark.parametrize("kind", ["worktree", "submodule", "folder of a larger repository", "no repository"])
+def test_a_checkout_whose_repository_is_elsewhere_runs_as_the_message_says(
+    containers: Containers, make_clone: Callable[..., Clone], tmp_path: Path, kind: str
+):
+    git = ["git", "-c", "protocol.file.allow=always", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    outer, checkout = tmp_path / "outer", tmp_path / "outer/checkout"
+    make_clone().path.rename(tmp_path / "repository")
+    if kind == "worktree":
+        subprocess.run(["git", "-C", tmp_path / "repository", "worktree", "add", "-q", checkout], check=True)
+    elif kind == "submodule":
+        subprocess.run(["git", "init", "-q", outer], check=True)
+        subprocess.run(
+            [*git, "submodule", "--quiet", "add", tmp_path / "repository", "checkout"], cwd=outer, check=True
+        )
+    else:
+        shutil.copytree(tmp_path / "repository", checkout, ignore=shutil.ignore_patterns(".git"))
+        if kind != "no repository":
+            subprocess.run(["git", "init", "-q", outer], check=True)
+            subprocess.run(["git", "add", "-A"], cwd=outer, check=True)
+    if kind not in {"no repository", "worktree"}:
+        subprocess.run([*git, "commit", "-qm", "start"], cwd=outer, check=True)
+    subprocess.run(["chown", "-R", f"{UID}:{UID}", tmp_path], check=True)
+    jobs = elsewhere(containers, checkout)
+    message = sentence(jobs.run(succeeds=False))
+    assert ("git init" in message) == (kind in ("folder of a larger repository", "no repository"))
+    if kind != "no repository":
+        done = remedy(jobs, message, "bash -c 'git status --short; dvc stage list --name-only; id -u'")
+        lines = done.stdout.splitlines()
+        assert (lines[0], lines[-1]) == ("environment", str(UID))  # nothing is changed for git, and DVC is at home
+
+
+def test_another_owner_gets_gits_own_words_before_a_container_starts(containers: Containers):
+    if os.getuid() != UID:
+        done = containers.clone.run("docker/preflight", "cpu", succeeds=False, env=containers.env)
+        assert "dubious ownership" in done.stderr
+        assert "git init" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["link", "setting", "certificate"])
+def test_what_lies_outside_the_checkout_is_mounted_as_the_message_says(
+    containers: Containers, make_clone: Callable[..., Clone], kind: str
+):
+    clone = make_clone().path
+    outside = clone.parent / "outside"
+    outside.mkdir()
+    jobs = elsewhere(containers, clone)
+    if kind == "link":
+        (clone / ".dvc/cache").symlink_to("../../outside")
+    elif kind == "setting":
+        (clone / ".dvc/config.local").write_text(
+            f"[core]\n    dir = no\n[cache]\n    dir = {outside}\n['remote \"a\"']\n"
+        )
+    else:
+        jobs.env = jobs.env | {"MLFLOW_TRACKING_SERVER_CERT_PATH": str(outside)}
+    subprocess.run(["chown", "-R", f"{UID}:{UID}", clone, outside], check=True)
+    message = sentence(jobs.run(succeeds=False))
+    assert "which is not in the container. Mount it" in message
+    place = {"link": ".dvc/cache", "certificate": '"$MLFLOW_TRACKING_SERVER_CERT_PATH"'}.get(kind, outside)
+    remedy(jobs, message, f"bash -c 'touch {place}/seen'")
+    assert (outside / "seen").exists()
+
+
+def test_links_by_the_checkouts_own_path_are_found_and_hold_at_that_path(
+    containers: Containers, make_clone: Callable[..., Clone]
+):
+    clone = make_clone().path
+    cached = clone / ".dvc/cache/files/md5/ab/cdef"
+    cached.parent.mkdir(parents=True)
+    cached.write_text("cached")
+    (clone / "data").mkdir()
+    (clone / "data/x").symlink_to(cached)
+    subprocess.run(["chown", "-R", f"{UID}:{UID}", clone], check=True)
+    jobs = elsewhere(containers, clone)
+    message = sentence(jobs.run(succeeds=False))
+    assert "./data/x leads to DVC's cache by the checkout's path" in message
+    assert remedy(jobs, message, "cat data/x").stdout == "cached"
+    (clone / "data/x").unlink()
+    (clone / ".dvc/config.local").write_text("[cache]\n    type = reflink,symlink\n")
+    assert sentence(jobs.run(succeeds=False)).endswith(message.partition("cache by")[2])
+
+
+def test_an_image_of_other_requirements_is_one_warning(containers: Containers, make_clone: Callable[..., Clone]):
+    clone = make_clone().path
+    (clone / "requirements/cpu.txt").write_text("# newer\n")
+    subprocess.run(["chown", "-R", f"{UID}:{UID}", clone], check=True)
+    warning = "WARNING: the image was built from other requirements than the checkout has: cpu.txt. Build it again: "
+    assert f"{warning}docker compose build cpu\n" in elsewhere(containers, clone).run("true").stderr
+    assert "WARNING" not in containers.run("true").stderr
+
+
+def test_make_in_a_container_installs_nothing_into_the_checkout(containers: Containers):
+    path = containers.clone.path
+    before = {file: file.read_bytes() for file in path.glob(".venv*/**/*") if file.is_file()}
+    assert "MLflow shows" in containers.run("make", "repro").stdout
+    export = sentence(containers.run("make", "export", "RUN=1a", succeeds=False))
+    assert "needs the packages of requirements/export.txt, which no image has. Run it on the host" in export
+    ui = sentence(containers.run("make", "ui", succeeds=False))
+    assert ui.endswith(f"its UI is there: http://127.0.0.1:{containers.port}")
+    assert {file: file.read_bytes() for file in path.glob(".venv*/**/*") if file.is_file()} == before
 
 
 def test_gpu_where_there_is_none_says_what_is_missing(containers: Containers):

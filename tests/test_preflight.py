@@ -13,6 +13,8 @@ ANSWERS = {
         info*Architecture*) echo "${ARCHITECTURE:-x86_64}" ;;
         info*) [[ -z ${NO_ENGINE:-} ]] ;;
         "compose version") [[ -z ${NO_COMPOSE:-} ]] ;;
+        "compose config"*) printf 'name: here\\n  published: "%s"\\n' "$MLFLOW_PORT" ;;
+        ps*) [[ -z ${OTHER:-} ]] || echo "$OTHER" ;;
         run*) echo "docker: Error: ${REFUSAL:-}" >&2; [[ -z ${REFUSAL:-} ]] ;;
     esac""",
     "nvidia-smi": 'echo "${DRIVER:-}"; [[ -n ${DRIVER:-} ]]',
@@ -26,6 +28,9 @@ ANSWERS = {
         ("cpu", {"NO_COMPOSE": "1"}, "Docker has no Compose v2"),
         ("cpu", {"ARCHITECTURE": "aarch64"}, "the images are for x86-64 and this engine runs on aarch64"),
         ("cpu", {"TAKEN": "1"}, "is taken. Stop the server on it, or choose another: MLFLOW_PORT=5001 make cpu"),
+        ("cpu", {"OTHER": "/elsewhere"}, "another checkout, /elsewhere, have this one's project name, here."),
+        ("cpu", {"OTHER": "/elsewhere", "COMPOSE_PROJECT_NAME": "shared"}, ""),
+        ("cpu", {"OTHER": "."}, ""),
         ("cpu", {}, ""),
         ("gpu", {}, "no NVIDIA driver answers on this machine"),
         ("gpu", {"DRIVER": "470.82"}, "the NVIDIA driver is 470.82; CUDA 12 needs 525 or newer and CUDA 13 needs 580"),
