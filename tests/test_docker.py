@@ -52,6 +52,8 @@ class Containers:
         host.chmod(0o755)
         subprocess.run(["chown", "-R", f"{UID}:{UID}", clone.path], check=True)
         subprocess.run(["chmod", "-R", "go-rwx", clone.path], check=True)
+        # What is copied into images keeps its mode, or they would be built anew.
+        subprocess.run(["chmod", "-R", "go+rX", clone.path / "requirements", clone.path / "docker"], check=True)
 
     def run(
         self, *command: str, succeeds: bool = True, options: tuple[str, ...] = ()
