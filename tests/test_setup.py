@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+pytestmark = pytest.mark.skipif(Path("/opt/image.digest").exists(), reason="an image has its packages")
 BASH = shutil.which("bash") or "bash"
 
 
