@@ -17,7 +17,7 @@ from pipeline.errors import NO_PACKAGES, shown_to_the_user
 if find_spec("pydantic") is None:
     sys.exit(NO_PACKAGES)
 
-from pipeline.files import remove_parts, write_bytes
+from pipeline.files import PART, remove_parts, scratch, write_bytes
 from pipeline.running.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK, acquire, holder, write_holder
 from pipeline.running.processes import end_with_parent
 
@@ -79,13 +79,15 @@ def _restore_outputs() -> None:
     import yaml
 
     outputs = yaml.load(LOCKFILE.read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"].get(name, {}).get("outs", [])
-    missing = [output["path"] for output in outputs if not Path(output["path"]).exists()]
+    missing = [path for output in outputs if not (path := Path(output["path"])).exists()]
     if missing:
         from dvc.api import DVCFileSystem  # half a second
 
         for path in missing:
-            with suppress(FileNotFoundError):  # a fresh clone has the lock, but never had the results
-                DVCFileSystem(".").get(path, path, recursive=True)
+            # A fresh clone has the lock of another machine and no cache. DVC has several exceptions for that.
+            with suppress(Exception), scratch(path.with_name(f".{path.name}{PART}")) as folder:
+                DVCFileSystem(".").get(path.as_posix(), str(folder / path.name), recursive=True)
+                (folder / path.name).replace(path)
 
 
 if __name__ == "__main__":
