@@ -25,7 +25,7 @@ from pipeline.benchmark.plan import BenchmarkConfig, Pair, Size, matmul_baseline
 from pipeline.benchmark.samples import Benchmark, Case, Sample, collect, disturbance
 from pipeline.contract import Array
 from pipeline.environment import Environment, resolve
-from pipeline.errors import UserError
+from pipeline.errors import shown_to_the_user
 from pipeline.params import load_params
 from pipeline.provenance import provenance
 from pipeline.results import BenchmarkProvenance
@@ -103,16 +103,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="also keep samples and machine there")
     arguments = parser.parse_args()
     config = replace(CONFIG, processes=arguments.processes, rounds=arguments.rounds, seconds=arguments.seconds)
-    try:
-        resolved = resolve(load_params())
-        environment = replace(resolved, device="cpu", device_name=resolved.cpu_name, driver=None)
-        sizes = plan(arguments.at, environment)
-        taken, meanwhile = benchmark(
-            sizes, config=config, dtype="float32", environment=environment, on_process=print_progress
-        )
-        allocator = {key: list(_allocator(key, environment)) for key in ALLOCATOR_GOALS if key in arguments.at}
-    except UserError as error:
-        sys.exit(f"ERROR: {error}")
+    resolved = resolve(load_params())
+    environment = replace(resolved, device="cpu", device_name=resolved.cpu_name, driver=None)
+    sizes = plan(arguments.at, environment)
+    taken, meanwhile = benchmark(
+        sizes, config=config, dtype="float32", environment=environment, on_process=print_progress
+    )
+    allocator = {key: list(_allocator(key, environment)) for key in ALLOCATOR_GOALS if key in arguments.at}
     where = BenchmarkProvenance(**provenance(environment, "cpu", environment.cpu_name), **meanwhile)
     keep(taken, where, files.BENCH, files.BENCH_PROVENANCE)
     if arguments.output:
@@ -221,4 +218,5 @@ def _paces(taken: list[Sample]) -> Array:
 
 
 if __name__ == "__main__":
-    main()
+    with shown_to_the_user():
+        main()

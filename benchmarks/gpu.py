@@ -35,7 +35,7 @@ from pipeline.benchmark.runner import Runner, draw
 from pipeline.benchmark.samples import Benchmark, Case, Sample, collect
 from pipeline.contract import Array, load_problem
 from pipeline.environment import Environment, available_cpus, cpu_name, enter_interpreter, versions_of
-from pipeline.errors import UserError, out_of_memory
+from pipeline.errors import UserError, shown_to_the_user
 from pipeline.provenance import provenance
 from pipeline.report.findings import CLAIMS, Run, capture_cost, crossover, times_as_fast_as_numpy
 from pipeline.results import BenchmarkProvenance
@@ -245,11 +245,5 @@ def _environment(device: str) -> Environment:
 
 
 if __name__ == "__main__":
-    try:
+    with shown_to_the_user():
         main()
-    except UserError as error:
-        sys.exit(f"ERROR: {error}")
-    except Exception as error:
-        if sentence := out_of_memory(error):
-            sys.exit(f"ERROR: {sentence}")
-        raise

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,13 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from pipeline.params import Params
 
+# Variables that choose kernels, their order or their precision, and with it the last bits of a result. `threads` says
+# how many threads compute, and some of the others change nothing but speed or messages. We set some of these ourselves.
+CHANGE_BITS = re.compile(
+    r"(ATEN_|BLIS_|CUBLAS_|CUDNN_|DNNL_|GLIBC_TUNABLES|GOTO|MKL_|NPY_|NVIDIA_TF32|OMP_|ONEDNN_|OPENBLAS_|TF_|TORCH_|XLA_)"
+    r"(?!.*_NUM_THREADS$)"
+)
+CHANGE_NO_BITS = re.compile("OPENBLAS_THREAD_TIMEOUT|OPENBLAS_VERBOSE|TF_CPP_|TORCH_PYTHON|TORCH_LOGS|TORCH_HOME")
 OURS = ("numpy", "torch", "tensorflow")  # the frameworks that `make setup` installs; NumPy draws the data and judges
 
 
@@ -37,6 +45,9 @@ class Environment:
     deterministic: bool
     python: str
     versions: dict[str, str]  # of what computes, by framework
+    variables: dict[str, str] = field(
+        default_factory=dict
+    )  # of the process, which may change the last bits of a result
 
 
 def framework_of(name: str) -> str:
@@ -78,7 +89,25 @@ def resolve(params: Params, *, on_fallback: Callable[[str, bool], None] = lambda
         deterministic=params.deterministic,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         versions=versions,
+        variables={key: os.environ[key] for key in sorted(os.environ) if _changes_bits(key)},
     )
+
+
+def _changes_bits(variable: str) -> bool:
+    return bool(CHANGE_BITS.match(variable)) and not CHANGE_NO_BITS.match(variable)
+
+
+def check_imported(environment: Environment) -> None:
+    """Raises UserError when a framework that this process has imported is not the one that environment.json names."""
+    for name, version in environment.versions.items():
+        module = sys.modules.get(name)
+        imported = getattr(module, "__version__", None)
+        if isinstance(imported, str) and imported.partition("+")[0] != version.partition("+")[0]:
+            raise UserError(
+                f"environment.json names {name} {version}, but {name} {imported} was imported, from "
+                f"{Path(getattr(module, '__file__', None) or '?').parent}. "
+                "Unset PYTHONPATH, or activate the environment that you want, and run `dvc repro`."
+            )
 
 
 def _why_no_gpu(cuda: gpus.Gpus, frameworks: set[str], versions: dict[str, str]) -> str:
@@ -151,7 +180,7 @@ def versions_of(frameworks: set[str]) -> dict[str, str]:
     versions: dict[str, str] = {}
     for framework in [*OURS, *sorted(frameworks - set(OURS))]:
         for package in (framework, f"{framework}-cpu"):
-            for distribution in _distributions(framework, package):
+            for distribution in _distributions(framework, package)[:1]:  # Python imports the first of several
                 versions[framework] = distribution.version + ("+cpu" if package.endswith("-cpu") else "")
     missing = ({"numpy"} | (frameworks & set(OURS))) - versions.keys()
     if missing:

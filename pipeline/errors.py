@@ -1,6 +1,7 @@
 """The errors that a user can fix, and how a command ends with one."""
 
 import errno
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ ASKED = {  # what was asked for, in their words
 }
 NO_PACKAGES = f"{sys.executable} does not have the pipeline's packages. Run `make setup`, then `. .venv/bin/activate`."
 # What the operating system refuses for a reason that a user can fix.
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+FULL = {errno.ENOSPC, errno.EDQUOT}
+REFUSALS = FULL | {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class UserError(Exception):
@@ -28,7 +30,12 @@ class UserError(Exception):
 
 @contextmanager
 def shown_to_the_user() -> Iterator[None]:
-    """End the process on an error that the user can fix: with `ERROR:`, a sentence and status 1, and no traceback."""
+    """End the process on an error that the user can fix: with `ERROR:`, a sentence and status 1, and no traceback.
+
+    From then on, a character that the terminal lacks is printed as `?`.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # sys.stderr has such a way out from the start
+        sys.stdout.reconfigure(errors="replace")
     try:
         yield
     except KeyboardInterrupt:
@@ -38,7 +45,8 @@ def shown_to_the_user() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             where = error.filename or "a result"
-            sys.exit(f"ERROR: {where} cannot be written: {error.strerror}. Make room or allow it, then run again.")
+            remedy = "Make room" if error.errno in FULL else "Let this user write into the whole checkout, or copy it"
+            sys.exit(f"ERROR: {where} cannot be written: {error.strerror}. {remedy}, then run again.")
         if sentence := out_of_memory(error):
             sys.exit(f"ERROR: {sentence}")
         raise

@@ -37,7 +37,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         try:
             file.write(content)
             file.flush()
-            os.fchmod(file.fileno(), 0o644)
+            with suppress(OSError):  # a file system without modes
+                os.fchmod(file.fileno(), 0o644)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ from pipeline.environment import Environment
 from pipeline.files import read_json, write_json
 from pipeline.git import git
 
-BLAS_VARIABLES = ("OPENBLAS_", "MKL_", "OMP_")
 RUN = Path(".dvc/tmp/run.json")  # when the current run of the pipeline began; written by its first stage
 
 
@@ -29,7 +28,7 @@ def provenance(environment: Environment, device: str, device_name: str) -> dict[
         "deterministic": environment.deterministic,
         "python": environment.python,
         "versions": environment.versions,
-        "variables": _blas_variables(),
+        "variables": environment.variables,
         "measured_at": now,
         # In a sweep with SHARE others ran beside it.
         "measured_on": platform.node() + ", shared" * (os.environ.get("PIPELINE_SWEEP") == "shared"),
@@ -52,9 +51,3 @@ def current_run() -> str | None:
 
 def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _blas_variables() -> dict[str, str]:
-    """As this process was given them: pipeline/__init__.py sets one of its own."""
-    entries = (entry.partition("=") for entry in Path("/proc/self/environ").read_text(encoding="utf-8").split("\0"))
-    return {key: value for key, _, value in sorted(entries) if key.startswith(BLAS_VARIABLES)}

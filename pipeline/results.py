@@ -43,7 +43,7 @@ class Provenance(Result):
     deterministic: bool
     python: str
     versions: dict[str, str]
-    variables: dict[str, str]  # the environment variables that BLAS libraries read
+    variables: dict[str, str]  # the environment variables that may change the last bits of a result
     measured_at: str  # ISO 8601, UTC
     measured_on: str  # the host's name
     run_began: str  # when the first stage of this `dvc repro` began

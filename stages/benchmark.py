@@ -26,7 +26,10 @@ def main() -> None:
             print(f"{case.label}: {name}: {line}")
     if measured.doubt:
         print(f"WARNING: some ratios are not given: {measured.doubt}.")
-    print(f"The benchmark stopped after {len(where.processes)} processes: {where.stopped}.")
+    if config.processes:
+        print(f"The benchmark stopped after {len(where.processes)} processes: {where.stopped}.")
+    else:
+        print("Nothing was measured: benchmark.processes is 0 in params.yaml.")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from conftest import Clone
 from running import ALIKE, NUMPY, end_started, kill_group, stage_of, start, wait_until  # noqa: F401 (a fixture)
 
-from pipeline.running import checkout
+from pipeline.running import checkout, locks
 
 pytestmark = pytest.mark.faults
 
@@ -35,7 +35,7 @@ def holder(clone: Clone) -> str:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return checkout.holder(lock)
+            return locks.holder(lock)
     return ""
 
 

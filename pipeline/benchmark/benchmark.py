@@ -52,7 +52,7 @@ class Server:
     """An interpreter that has imported the frameworks, and measures each task in a fork of its own."""
 
     def __init__(self, python: str, program: Sequence[str]) -> None:
-        self.errors = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (it is closed with the process)
+        self.errors = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (it is closed with the process)
         # A fork ends without removing the files that TensorFlow wrote for the code that it has traced.
         self.folder = TemporaryDirectory(prefix="benchmark-")
         self.process: Any = subprocess.Popen(

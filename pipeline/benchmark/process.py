@@ -35,7 +35,7 @@ from pipeline.benchmark.runner import Runner, draw
 from pipeline.benchmark.samples import Sample, format_size
 from pipeline.clock import disturbances, other_processes, timed
 from pipeline.contract import Chunk, Weights, load_implementation
-from pipeline.environment import Environment, available_cpus
+from pipeline.environment import Environment, available_cpus, check_imported
 from pipeline.errors import out_of_memory
 from pipeline.running.processes import end_with_parent
 from pipeline.runtimes import load_runtime
@@ -250,6 +250,7 @@ def _trials(runner: Runner, steps: int, synchronize: Callable[[], None]) -> tupl
 
 def answer(task: Task) -> dict[str, Any]:
     """The samples of a task, the paces, and what else the machine did meanwhile, as results.Conditions has it."""
+    check_imported(task.environment)
     monitor = Monitor(task.environment.device)
     with other_processes() as cpus:
         samples = list(measure(task, monitor))

@@ -8,15 +8,19 @@ There are two kernel locks, because host and containers do not see each other's 
 DVC, and .dvc/tmp/stage.lock by a stage (pipeline/running/stage.py), which can briefly outlive a killed DVC.
 """
 
-import fcntl
 import os
-import platform
 import re
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
-from typing import IO
+
+ROOT = Path(__file__).parents[2]
+if __name__ == "__main__":  # started by its path, with `python -I`
+    sys.path.insert(0, str(ROOT))
+
+from pipeline.errors import shown_to_the_user  # noqa: E402
+from pipeline.running.locks import HELD, acquire, open_lock, write_holder  # noqa: E402
+from pipeline.running.processes import own_environment  # noqa: E402
 
 # What changes the working tree. Queueing an experiment does, too: DVC makes it there and runs it elsewhere.
 CHANGING = {"repro", "checkout", "commit", "pull", "exp run", "exp apply"}
@@ -32,22 +36,25 @@ def main(arguments: list[str]) -> None:
     command = command_of(arguments)
     if command in CHANGING and "--run-all" not in arguments:  # it starts workers that go on after it has ended
         folder = Path.cwd()
-        os.chdir(Path(__file__).parents[2])
-        RUN_LOCK.parent.mkdir(exist_ok=True)
-        lock = RUN_LOCK.open("a+", encoding="utf-8")
-        acquire(lock)
-        os.set_inheritable(lock.fileno(), True)
-        write_holder(lock, f"dvc {command}")
-        with STAGE_LOCK.open("a+", encoding="utf-8") as stage:
-            acquire(stage)
-        remove_dead_locks()
-        restore_lockfile()
+        os.chdir(ROOT)
+        os.environ.pop(HELD, None)
+        with shown_to_the_user():
+            lock = open_lock(RUN_LOCK)
+            acquire(lock)
+            os.set_inheritable(lock.fileno(), True)
+            write_holder(lock, f"dvc {command}")
+            with open_lock(STAGE_LOCK) as stage:
+                acquire(stage)
+            remove_dead_locks()
+            restore_lockfile()
         os.chdir(folder)
-        os.environ["PIPELINE_LOCK"] = "held"
+        os.environ[HELD] = "held"
         # DVC starts a stage by $SHELL -c. bash becomes the stage. dash would stay its parent and end at Ctrl-C, and DVC
         # would not wait until the stage has restored its outputs.
         os.environ["SHELL"] = "/bin/bash"
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "dvc", *arguments])
+    # The stages' `python` is this one, also where the environment was not activated.
+    environment = own_environment() | {"PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', os.defpath)}"}
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "dvc", *arguments], environment)
 
 
 def command_of(arguments: list[str]) -> str:
@@ -57,32 +64,6 @@ def command_of(arguments: list[str]) -> str:
     if words[:1] in (["exp"], ["experiments"]):
         return " ".join(["exp", *words[1:2]])
     return "".join(words[:1])
-
-
-def acquire(lock: IO[str]) -> None:
-    """Take a lock. If another process holds it, print which, and wait until that has ended."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"Waiting until {holder(lock)} has ended (Ctrl-C gives up).", file=sys.stderr, flush=True)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-
-def write_holder(lock: IO[str], command: str) -> None:
-    """Write into the lock's file which command holds it: `acquire` prints that."""
-    where = f"in container {platform.node()}" if Path("/.dockerenv").exists() else f"on {platform.node()}"
-    lock.seek(0)
-    lock.truncate()
-    lock.write(f"`{command}` {where}, under way since {datetime.now():%H:%M:%S on %d %B}")
-    lock.flush()
-
-
-def holder(lock: IO[str]) -> str:
-    lock.seek(0)
-    return lock.read() or "another run of this checkout"
 
 
 def remove_dead_locks() -> None:
@@ -147,7 +128,7 @@ def damage_of(content: str) -> str | None:
 
 
 def replace_text(path: Path, content: str) -> None:
-    """Write a file completely or not at all. pipeline/files.py does the same, but `dvc` should import nothing else."""
+    """Write a file completely or not at all. pipeline/files.py does the same, but `dvc` should import little."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(content, encoding="utf-8")
     part.replace(path)

@@ -14,8 +14,8 @@ OF_ONE_RUN = ("DVC_ROOT", "DVC_STAGE", "DVC_EXP", "MLFLOW_TRACKING", "MLFLOW_UI"
 HARMLESS = {"PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER", "PYTHONPYCACHEPREFIX", "PYTHONUNBUFFERED"}
 # What a shell runs before a script, and what changes the words of a script.
 OF_SHELLS = {"BASHOPTS", "BASH_ENV", "CDPATH", "ENV", "SHELLOPTS"}
-# Where git looks for the repository, as `git rev-parse --local-env-vars` lists them. git sets some of these for hooks and for
-# `git rebase --exec`. git's settings (GIT_CONFIG_…) stay: they may hold a user's safe.directory.
+# Where git looks for the repository, as `git rev-parse --local-env-vars` lists them. git sets some of these for hooks
+# and for `git rebase --exec`. git's settings (GIT_CONFIG_…) stay: they may hold a user's safe.directory.
 OF_REPOSITORIES = {
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_COMMON_DIR",

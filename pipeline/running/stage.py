@@ -2,7 +2,6 @@
 is a sentence and exit status 1. DVC removes a stage's outputs before it starts the stage, so after a failure the last
 good outputs are restored from DVC's cache: `python -m pipeline.running.stage`."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -18,7 +17,8 @@ if find_spec("pydantic") is None:
     sys.exit(NO_PACKAGES)
 
 from pipeline.files import PART, remove_parts, scratch, write_bytes
-from pipeline.running.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK, acquire, holder, write_holder
+from pipeline.running.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK
+from pipeline.running.locks import HELD, acquire, holder, open_lock, take, write_holder
 from pipeline.running.processes import end_with_parent
 
 # Block signals until `run` can restore the outputs, which DVC has already removed.
@@ -56,11 +56,11 @@ def run(main: Callable[..., None], *, alone: bool = True, after_failure: str = "
 @contextmanager
 def _checkout_to_itself(command: str) -> Iterator[None]:
     """Hold the locks of the checkout (pipeline/running/checkout.py), and remove what a killed stage left."""
-    with RUN_LOCK.open("a+", encoding="utf-8") as run_lock, STAGE_LOCK.open("a+", encoding="utf-8") as stage_lock:
-        if os.environ.get("PIPELINE_LOCK") != "held":  # not started by the `dvc` of the project's environments
-            try:
-                fcntl.flock(run_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+    with shown_to_the_user():
+        run_lock, stage_lock = open_lock(RUN_LOCK), open_lock(STAGE_LOCK)
+    with run_lock, stage_lock:
+        if os.environ.get(HELD) != "held":  # not started by the `dvc` of the project's environments
+            if not take(run_lock, wait=False):
                 sys.exit(f"ERROR: {holder(run_lock)} is using this checkout. Wait until it has ended, then run again.")
             write_holder(run_lock, f"python -m {command}")
         acquire(stage_lock)

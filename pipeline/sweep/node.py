@@ -5,7 +5,6 @@ only the environment of its image or clone, not this version of the code.
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.git import git, run_dvc, use_cache
+from pipeline.running.locks import open_lock, take
 from pipeline.running.processes import end_with_parent, environment_for_another_run
 from pipeline.sweep.objects import path_of, with_files
 from pipeline.sweep.queue import Experiment, stages
@@ -177,9 +177,9 @@ def _cpus(number: int) -> Iterator[None]:
         if number:
             with ExitStack() as one_at_a_time:
                 _lock(one_at_a_time, "cpus")
-                for flag in (fcntl.LOCK_NB, 0):  # first those that are free, then wait for those of another sweep
+                for wait in (False, True):  # first those that are free, then wait for those of another sweep
                     for cpu in sorted(everything - cpus):
-                        if len(cpus) < number and _lock(held, f"cpu.{cpu}", flag):
+                        if len(cpus) < number and _lock(held, f"cpu.{cpu}", wait=wait):
                             cpus.add(cpu)
             os.sched_setaffinity(0, cpus)
         try:
@@ -188,10 +188,5 @@ def _cpus(number: int) -> Iterator[None]:
             os.sched_setaffinity(0, everything)
 
 
-def _lock(stack: ExitStack, name: str, flag: int = 0) -> bool:
-    file = stack.enter_context((_folder() / name).open("w", encoding="utf-8"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | flag)
-    except BlockingIOError:
-        return False
-    return True
+def _lock(stack: ExitStack, name: str, *, wait: bool = True) -> bool:
+    return take(stack.enter_context(open_lock(_folder() / name)), wait=wait)

@@ -4,7 +4,6 @@ The store is MLFLOW_TRACKING_URI, or mlflow.db beside params.yaml. Only MLflow's
 settings for authentication, TLS, proxies and timeouts apply.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 
 from pipeline import files
 from pipeline.errors import UserError
+from pipeline.running.locks import open_lock, take
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -210,8 +210,8 @@ def _lock() -> Iterator[None]:
     """One process of this checkout at a time: a new sqlite store does not survive two that make its tables at once."""
     folder = root() / "mlruns"
     folder.mkdir(exist_ok=True)
-    with (folder / ".lock").open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open_lock(folder / ".lock") as lock:
+        take(lock)
         yield
 
 

@@ -22,12 +22,14 @@ from threadpoolctl import threadpool_limits
 from pipeline import files
 from pipeline.array_files import write_arrays
 from pipeline.contract import Array, load_problem
+from pipeline.environment import check_imported
 from pipeline.params import Data, load_params
 from pipeline.training.resource_check import DRAW, check_disk, check_memory
 
 
 def main(problem: str) -> None:
     params = load_params()
+    check_imported(files.read_environment())
     check_memory(params)
     check_disk(params, problem)
     generate(problem, params.data, params.problems[problem].data, seed=params.seed, dtype=params.dtype)

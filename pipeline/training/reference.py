@@ -12,6 +12,7 @@ import numpy as np
 from pipeline import files
 from pipeline.array_files import write_arrays
 from pipeline.contract import Array, load_problem
+from pipeline.environment import check_imported
 from pipeline.params import load_params
 from pipeline.training.checkpoint import NONE, Checkpoint, State, checkpoint_of
 from pipeline.training.data import DataSet
@@ -21,6 +22,7 @@ from pipeline.training.resource_check import check_memory
 
 def main(problem: str) -> None:
     params = load_params()
+    check_imported(files.read_environment())
     check_memory(params)
     schedule = params.problems[problem].train
     checkpoint = checkpoint_of(f"reference@{problem}", problem, params)

@@ -10,7 +10,7 @@ from pipeline import files
 from pipeline.array_files import write_arrays
 from pipeline.clock import Stopwatch
 from pipeline.contract import Array, Weights
-from pipeline.environment import enter_interpreter, framework_of
+from pipeline.environment import check_imported, enter_interpreter, framework_of
 from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.provenance import provenance
@@ -36,6 +36,7 @@ def main(name: str, *, live_log: Callable[[str], Callable[[int, float], None] | 
     problem = params.problem_of(name)
     schedule = params.problems[problem].train
     load_runtime(name)  # imports the framework, before the stopwatch books what the imports took
+    check_imported(environment)
     stopwatch = Stopwatch()
     with stopwatch.measure("device_context"):
         opened = open_implementation(name, problem, environment)
