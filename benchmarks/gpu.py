@@ -14,7 +14,6 @@ import argparse
 import os
 import platform
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec

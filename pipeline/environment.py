@@ -22,13 +22,9 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-# Variables that choose kernels, their order or their precision, and with it the last bits of a result. `threads` says
-# how many threads compute, and some of the others change nothing but speed or messages. We set some of these ourselves.
-CHANGE_BITS = re.compile(
-    r"(ATEN_|BLIS_|CUBLAS_|CUDNN_|DNNL_|GLIBC_TUNABLES|GOTO|MKL_|NPY_|NVIDIA_TF32|OMP_|ONEDNN_|OPENBLAS_|TF_|TORCH_|XLA_)"
-    r"(?!.*_NUM_THREADS$)"
-)
-CHANGE_NO_BITS = re.compile("OPENBLAS_THREAD_TIMEOUT|OPENBLAS_VERBOSE|TF_CPP_|TORCH_PYTHON|TORCH_LOGS|TORCH_HOME")
+# Variables that choose kernels or their order, and with them the last bits of a result; and those that do not.
+CHANGE_BITS = r"ATEN_|BLIS_|CUBLAS_|CUDNN_|DNNL_|GLIBC_T|MKL_|NPY_|NVIDIA_TF32|OMP_|ONEDNN_|OPENBLAS_|TF_|TORCH_|XLA_"
+CHANGE_NONE = r"OPENBLAS_THREAD_TIMEOUT|OPENBLAS_VERBOSE|TF_CPP_|TORCH_(PYTHON|LOGS|HOME)|.*_NUM_THREADS$"
 OURS = ("numpy", "torch", "tensorflow")  # the frameworks that `make setup` installs; NumPy draws the data and judges
 
 
@@ -89,23 +85,22 @@ def resolve(params: Params, *, on_fallback: Callable[[str, bool], None] = lambda
         deterministic=params.deterministic,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         versions=versions,
-        variables={key: os.environ[key] for key in sorted(os.environ) if _changes_bits(key)},
+        variables={
+            key: value
+            for key, value in sorted(os.environ.items())
+            if re.match(CHANGE_BITS, key) and not re.match(CHANGE_NONE, key)
+        },
     )
-
-
-def _changes_bits(variable: str) -> bool:
-    return bool(CHANGE_BITS.match(variable)) and not CHANGE_NO_BITS.match(variable)
 
 
 def check_imported(environment: Environment) -> None:
     """Raises UserError when a framework that this process has imported is not the one that environment.json names."""
-    for name, version in environment.versions.items():
-        module = sys.modules.get(name)
-        imported = getattr(module, "__version__", None)
-        if isinstance(imported, str) and imported.partition("+")[0] != version.partition("+")[0]:
+    for name in environment.versions.keys() & sys.modules.keys():
+        module, version = vars(sys.modules[name]), environment.versions[name]
+        imported = str(module.get("__version__", version))
+        if imported.partition("+")[0] != version.partition("+")[0]:
             raise UserError(
-                f"environment.json names {name} {version}, but {name} {imported} was imported, from "
-                f"{Path(getattr(module, '__file__', None) or '?').parent}. "
+                f"environment.json names {name} {version}, but {imported} was imported, from {module.get('__file__')}. "
                 "Unset PYTHONPATH, or activate the environment that you want, and run `dvc repro`."
             )
 

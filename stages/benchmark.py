@@ -26,10 +26,7 @@ def main() -> None:
             print(f"{case.label}: {name}: {line}")
     if measured.doubt:
         print(f"WARNING: some ratios are not given: {measured.doubt}.")
-    if config.processes:
-        print(f"The benchmark stopped after {len(where.processes)} processes: {where.stopped}.")
-    else:
-        print("Nothing was measured: benchmark.processes is 0 in params.yaml.")
+    print(f"The benchmark stopped after {len(where.processes)} processes: {where.stopped}.")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ HOST = Environment(
     precision="highest",
     deterministic=True,
     python="3.11",
-    versions={"numpy": "2", "torch": "2", "tensorflow": "2"},
+    versions={"numpy": np.__version__},
 )
 
 

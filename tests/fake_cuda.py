@@ -27,7 +27,7 @@ GPU = Environment(
     precision="highest",
     deterministic=True,
     python="3.11",
-    versions={"numpy": "2", "torch": "2"},
+    versions={},
 )
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,7 @@ if __name__ == "__main__":  # started by its path, with `python -I`
     sys.path.insert(0, str(ROOT))
 
 from pipeline.errors import shown_to_the_user  # noqa: E402
-from pipeline.running.locks import HELD, acquire, open_lock, write_holder  # noqa: E402
+from pipeline.running.locks import HELD, NO_LOCKS, acquire, open_lock, write_holder  # noqa: E402
 from pipeline.running.processes import own_environment  # noqa: E402
 
 # What changes the working tree. Queueing an experiment does, too: DVC makes it there and runs it elsewhere.
@@ -45,6 +46,9 @@ def main(arguments: list[str]) -> None:
             write_holder(lock, f"dvc {command}")
             with open_lock(STAGE_LOCK) as stage:
                 acquire(stage)
+            if os.environ.get(HELD) == NO_LOCKS:
+                use_hard_links()
+            check_modes()
             remove_dead_locks()
             restore_lockfile()
         os.chdir(folder)
@@ -64,6 +68,26 @@ def command_of(arguments: list[str]) -> str:
     if words[:1] in (["exp"], ["experiments"]):
         return " ".join(["exp", *words[1:2]])
     return "".join(words[:1])
+
+
+def use_hard_links() -> None:
+    """Have DVC do without kernel locks, and remove the locks that a killed DVC left: it cannot know of them itself."""
+    config = Path(".dvc/config.local")
+    if not config.is_file() or "hardlink_lock" not in config.read_text(encoding="utf-8"):
+        command = [sys.executable, "-P", "-m", "dvc", "config", "--local", "core.hardlink_lock", "true"]
+        subprocess.run(command, env=own_environment(), check=False)
+    for name in ("lock", "rwlock.lock"):
+        RUN_LOCK.with_name(name).unlink(missing_ok=True)
+
+
+def check_modes() -> None:
+    """Warn on a file system that refuses chmod, without which DVC cannot fill its cache."""
+    with tempfile.NamedTemporaryFile(dir=RUN_LOCK.parent) as file:
+        try:
+            os.chmod(file.name, 0o644)  # noqa: PTH101 (as DVC does)
+        except OSError as error:
+            remedy = "If DVC cannot fill its cache, put it on another one: `dvc cache dir --local FOLDER`"
+            print(f"WARNING: this file system refuses chmod: {error.strerror}. {remedy}.", file=sys.stderr, flush=True)
 
 
 def remove_dead_locks() -> None:

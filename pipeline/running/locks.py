@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-HELD = "PIPELINE_LOCK"  # set for the stages of a `dvc` that has the lock of the checkout, or has warned
+HELD = "PIPELINE_LOCK"  # the variable by which the stages of a `dvc` know that it has the lock of the checkout
+NO_LOCKS = "none"  # its value once a process has warned that there are none
 
 
 def open_lock(path: Path) -> IO[str]:
@@ -36,7 +37,7 @@ def take(lock: IO[str], *, wait: bool = True) -> bool:
         return False
     except OSError as error:
         if HELD not in os.environ:
-            os.environ[HELD] = "none"  # one warning is enough
+            os.environ[HELD] = NO_LOCKS  # one warning is enough
             reason = f"{lock.name} cannot be locked: {error.strerror}"
             print(f"WARNING: {reason}. Start one run of this checkout at a time.", file=sys.stderr, flush=True)
     return True
