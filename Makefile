@@ -10,6 +10,12 @@ ifeq ($(wildcard /opt/image.digest),)  # an image has its own packages; the chec
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 export MLFLOW_DISABLE_TELEMETRY := true
+# As pipeline/running/processes.py: Python, shells and git work in this checkout, whatever the user's shell has set.
+harmless := PYTHON PYTHONDONTWRITEBYTECODE PYTHONFAULTHANDLER PYTHONPYCACHEPREFIX PYTHONUNBUFFERED
+unexport $(filter-out $(harmless),$(filter PYTHON% BASH_FUNC_%,$(.VARIABLES))) BASHOPTS BASH_ENV CDPATH ENV SHELLOPTS
+unexport GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_COMMON_DIR GIT_DIR GIT_GRAFT_FILE GIT_IMPLICIT_WORK_TREE GIT_INDEX_FILE
+unexport GIT_INTERNAL_SUPER_PREFIX GIT_NAMESPACE GIT_NO_REPLACE_OBJECTS GIT_OBJECT_DIRECTORY GIT_PREFIX GIT_REPLACE_REF_BASE
+unexport GIT_SHALLOW_FILE GIT_WORK_TREE
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22

@@ -16,7 +16,8 @@ if [[ $(uname -m) != x86_64 ]]; then
 fi
 # shellcheck source=requirements/uv.sh
 source "$here/uv.sh"
-[[ -x $venv/bin/python ]] || "$uv" venv -q --no-project --python "${PYTHON:-cpython@3.11}" "$venv"
+# Relocatable: in a copy of the checkout, the scripts run the copy's environment.
+[[ -x $venv/bin/python ]] || "$uv" venv -q --no-project --relocatable --python "${PYTHON:-cpython@3.11}" "$venv"
 uv_install() { "$uv" pip install -q --python "$venv/bin/python" --no-deps --require-hashes "$@"; }
 
 uv_install -r "$here/build.txt"

@@ -25,7 +25,23 @@ def checkout(tmp_path: Path) -> Path:
 def tools(tmp_path: Path) -> Path:
     """A PATH with what the scripts call and no Python."""
     (tmp_path / "bin").mkdir()
-    for tool in ("bash", "cat", "cmp", "cut", "dirname", "env", "rm", "sha256sum", "uname"):
+    for tool in (
+        "bash",
+        "cat",
+        "cmp",
+        "comm",
+        "cut",
+        "dirname",
+        "env",
+        "grep",
+        "head",
+        "ls",
+        "rm",
+        "sha256sum",
+        "sort",
+        "tr",
+        "uname",
+    ):
         (tmp_path / "bin" / tool).symlink_to(str(shutil.which(tool)))
     return tmp_path / "bin"
 
@@ -98,15 +114,24 @@ def test_uv_gets_the_settings_of_pip(uv_checkout: Path):
     }
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_package_is_installed_by_its_hash_alone(uv_checkout: Path, damaged: bool):
-    wheel = uv_checkout / "wheels/tiny-1.0-py3-none-any.whl"
+def write_wheel(checkout: Path, *modules: str) -> Path:
+    """A wheel of a package `tiny` with these modules, and a command `tiny` that prints its environment."""
+    wheel = checkout / "wheels/tiny-1.0-py3-none-any.whl"
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("tiny.py", "")
+        for module in modules:
+            archive.writestr(module, "import sys\ndef main(): print(sys.prefix)\n")
         archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
         archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        name = modules[0].removesuffix(".py").removesuffix("/__init__")
+        archive.writestr("tiny-1.0.dist-info/entry_points.txt", f"[console_scripts]\ntiny = {name}:main\n")
         archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    return wheel
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_package_is_installed_by_its_hash_alone(uv_checkout: Path, damaged: bool):
+    wheel = write_wheel(uv_checkout, "tiny.py")
     digest = hashlib.sha256(wheel.read_bytes() + b"damage" * damaged).hexdigest()
     (uv_checkout / "requirements/build.txt").write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
     settings = {
@@ -119,3 +144,68 @@ def test_a_package_is_installed_by_its_hash_alone(uv_checkout: Path, damaged: bo
     assert ("Hash mismatch for `tiny==1.0`" in done.stderr) == damaged, done.stderr
     assert (done.returncode == 0) == (not damaged)
     assert (uv_checkout / "venv/lib/python3.11/site-packages/tiny.py").exists() == (not damaged)
+
+
+FOREIGN = {"PIP_TARGET": "foreign", "PIP_PREFIX": "foreign", "PIP_USER": "1", "PIP_CONSTRAINT": "constraint.txt"}
+
+
+@pytest.fixture
+def tiny_checkout(uv_checkout: Path) -> Path:
+    """A checkout whose set `export` is one small wheel, set up under variables and a pip.conf that lead elsewhere."""
+    wheel = write_wheel(uv_checkout, "mlcroissant/__init__.py", "rocrate/__init__.py")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    for name in ("build", "export"):
+        (uv_checkout / f"requirements/{name}.txt").write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
+    (uv_checkout / "constraint.txt").write_text("tiny<1\nuv<0.1\n")
+    settings = "".join(f"{key[4:].lower()} = {value}\n" for key, value in FOREIGN.items())
+    (uv_checkout / "pip.conf").write_text(f"[global]\n{settings}")
+    done = set_up(uv_checkout)
+    assert done.returncode == 0, done.stderr
+    return uv_checkout
+
+
+def set_up(checkout: Path, sets: str = "export") -> subprocess.CompletedProcess[str]:
+    places = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels"), "PIP_CONFIG_FILE": "pip.conf"}
+    places |= {"UV_CACHE_DIR": str(checkout / "cache"), "PYTHON": sys.executable, "PYTHONHOME": "/nowhere"}
+    return run(checkout, "requirements/setup.sh", sets, **FOREIGN, **places)
+
+
+@pytest.mark.environments
+def test_settings_of_pip_do_not_lead_elsewhere(tiny_checkout: Path):
+    assert (tiny_checkout / ".venv-export/lib/python3.11/site-packages/rocrate").is_dir()
+    assert not (tiny_checkout / "foreign").exists()
+
+
+@pytest.mark.environments
+def test_environment_that_lost_a_package_is_made_again(tiny_checkout: Path):
+    assert set_up(tiny_checkout).stderr == ""
+    package = tiny_checkout / ".venv-export/lib/python3.11/site-packages/rocrate"
+    shutil.rmtree(package)
+    assert ".venv-export lacks rocrate and is made again" in set_up(tiny_checkout).stderr
+    assert package.is_dir()
+
+
+@pytest.mark.environments
+def test_environment_of_an_older_install_script_is_made_again(tiny_checkout: Path):
+    with (tiny_checkout / "requirements/install.sh").open("a") as script:
+        script.write("# changed\n")
+    assert "installing the locked requirements into .venv-export" in set_up(tiny_checkout).stderr
+
+
+@pytest.mark.environments
+def test_environment_that_cannot_be_imported_is_not_complete(tiny_checkout: Path):
+    (tiny_checkout / "requirements/audit.txt").write_text((tiny_checkout / "requirements/export.txt").read_text())
+    for _ in range(2):  # the second time, too: there is no stamp
+        done = set_up(tiny_checkout, "audit")
+        assert done.returncode == 1
+        assert ".venv-audit is not complete: import pip_audit, cyclonedx_py: ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.environments
+def test_scripts_of_a_copied_checkout_run_its_own_environment(
+    tiny_checkout: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    copy = tmp_path_factory.mktemp("a copy") / "checkout"
+    shutil.copytree(tiny_checkout, copy, symlinks=True)
+    done = run(copy, str(copy / ".venv-export/bin/tiny"))
+    assert done.stdout == f"{copy}/.venv-export\n"
