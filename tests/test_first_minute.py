@@ -4,6 +4,7 @@ fails ends with one sentence: there is nothing to restore."""
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,12 +102,14 @@ def test_run_after_a_killed_first_run_succeeds(make_clone: Callable[..., Clone])
     clone = make_clone(NUMPY)
     write_lock(clone)
     clone.set("problems.two_layer.train.steps", 100_000_000)
-    process = start(clone, "dvc", "repro")
+    (clone.path / ".venv").symlink_to(sys.prefix)
+    process = start(clone, "make", "repro")
     wait_until(lambda: "stages.reference" in str(processes_in(clone)))
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert "Traceback" not in output
     assert "exited with 130" in output
+    assert process.returncode == -signal.SIGINT  # for which a shell has 130
     process = start(clone, "dvc", "repro")
     wait_until(lambda: "stages.reference" in str(processes_in(clone)))
     kill_group(process)
