@@ -1,5 +1,6 @@
 """The one command line of everything beside `dvc repro`. Each command imports what it needs when it runs."""
 
+import errno
 import os
 import signal
 import socket
@@ -125,7 +126,7 @@ def track() -> None:
 
 
 @commands.command()
-@click.argument("port", type=click.IntRange(0, 65535), default=5000)
+@click.argument("port", type=click.IntRange(0, 65535), default=5000)  # 0: one that is free
 def ui(port: int) -> None:
     """Start the MLflow UI on 127.0.0.1.
 
@@ -133,18 +134,23 @@ def ui(port: int) -> None:
     """
     from pipeline.tracking import store
 
-    with socket.socket() as probe:
-        if probe.connect_ex((HOST, port)) == 0:
-            remedy = "Stop the server on it, or take another: make ui PORT=5001."
-            raise UserError(f"port {port} of {HOST} is taken. {remedy}")
+    try:
+        with socket.create_server((HOST, port)) as probe:
+            port = probe.getsockname()[1]
+    except OSError as error:
+        is_taken = error.errno == errno.EADDRINUSE
+        cause = "is taken. Stop the server on it" if is_taken else f"cannot be used: {error.strerror}. Use sudo"
+        raise UserError(f"port {port} of {HOST} {cause}, or take another port: make ui PORT=5001.") from None
     uri = store.tracking_uri()
     if uri.startswith("http"):
-        raise UserError(f"MLFLOW_TRACKING_URI names a server, and its UI is there: {os.environ.get('MLFLOW_UI', uri)}")
+        server = os.environ.get("MLFLOW_UI", store.store_name())
+        raise UserError(f"MLFLOW_TRACKING_URI names a server, and its UI is there: {server}")
     _, experiment = store.connect()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight helper processes that nothing here uses
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not as an argument: `ps` shows arguments, and it may hold a password
     address = f"http://{HOST}:{port}/#/experiments/{experiment}/runs?{store.TRAINING}"
     print(f"{address} (Ctrl-C stops it)", flush=True)
-    command = ["mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", str(store.root() / "mlruns")]
+    command = ["mlflow", "server", "--artifacts-destination", (store.root() / "mlruns").as_uri()]
     os.execv(sys.executable, [sys.executable, "-m", *command, "--host", HOST, "--port", str(port), "--workers", "1"])
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from fake_cuda import cuda  # noqa: F401 (a fixture)
+from stores import project, send  # noqa: F401 (fixtures)
 
 from pipeline.contract import Array, Weights, load_implementation, load_problem
 from pipeline.environment import Environment

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import platform
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
 from datetime import datetime
@@ -166,23 +165,20 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
     inputs = dict(DataSet(problem).train)
     targets = inputs.pop("y")
     example = {key: np.array(array[:2]) for key, array in inputs.items()}
-    with mlflow.start_run(run_id=run_id), TemporaryDirectory() as code:
+    with store.active_run(run_id), TemporaryDirectory() as code:
         source = CodeDatasetSource({"mlflow.source.name": "stages/generate.py"})
         digest = files.md5(folder / "manifest.json")
         dataset = from_numpy(inputs, source=source, targets=targets, name=problem, digest=digest)
         mlflow.log_input(dataset, context="training")
         client.log_artifacts(run_id, str(files.result_file(name, "")))
         client.log_artifact(run_id, str(files.outputs_file(name)))
-        for file in ("__init__.py", "contract.py", "errors.py", "problems/__init__.py", f"problems/{problem}.py"):
-            path = Path(code, "pipeline", file)  # what of pipeline/ the model needs to predict
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(Path("pipeline", file), path)
+        package = _write_package(problem, Path(code))
         model = mlflow.pyfunc.log_model(
             name=name,
             python_model="pipeline/tracking/served_model.py",
             artifacts={"weights": str(files.weights_file(name))},
-            model_config={"problem": problem},
-            code_paths=[f"{code}/pipeline"],
+            model_config={"problem": f"{package}.problems.{problem}"},
+            code_paths=[f"{code}/{package}"],
             input_example=example,
             signature=infer_signature(example, np.empty((2, *targets.shape[1:]))),
             pip_requirements=[
@@ -200,6 +196,22 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
         with redirect_stderr(io.StringIO()):  # it prints two lines for each model
             registered = mlflow.register_model(model.model_uri, name)
         client.set_registered_model_alias(name, "parity-passed", registered.version)
+
+
+def _write_package(problem: str, folder: Path) -> str:
+    """What a model needs of pipeline/ to predict, as a package with a name of its own.
+
+    Under the name `pipeline`, Python would take what another model or a checkout has imported already.
+    """
+    paths = [Path(path) for path in ("contract.py", "errors.py", "problems/__init__.py", f"problems/{problem}.py")]
+    sources = {path: Path("pipeline", path).read_text(encoding="utf-8") for path in paths}
+    digest = hashlib.md5("".join(sources.values()).encode(), usedforsecurity=False).hexdigest()
+    package = f"seven_ways_{digest}"
+    for path, source in sources.items():
+        (folder / package / path).parent.mkdir(parents=True, exist_ok=True)
+        renamed = source.replace("from pipeline.", f"from {package}.").replace("from pipeline ", f"from {package} ")
+        (folder / package / path).write_text(renamed, encoding="utf-8")
+    return package
 
 
 def _numbers(timing: Timing, row: Judged, multiple: Iterable[float] | None) -> dict[str, float]:

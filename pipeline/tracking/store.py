@@ -7,11 +7,12 @@ settings for authentication, TLS, proxies and timeouts apply.
 import json
 import os
 import re
+import sqlite3
 import sys
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
@@ -25,10 +26,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # it logs a traceback of what it raises
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# An unreachable server costs seconds. With MLflow's own defaults it costs minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+# An unreachable store costs seconds. With the defaults of MLflow and of PostgreSQL's client it costs minutes.
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+FIRST_ANSWER, ANSWER, AFTER_A_FAILURE = "05", "010", "01"  # seconds; the 0 tells these limits from a user's own
+os.environ.setdefault(TIMEOUT, FIRST_ANSWER)
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-DATABASE_ATTEMPTS = 4  # to open a database; MLflow has no setting for it, and by default makes 10 in 100 s
+os.environ.setdefault("PGCONNECT_TIMEOUT", "4")  # for each address of a host, of which localhost has two
 
 EXPERIMENT = "seven-ways"
 # The part of the UI that shows training runs, and the columns of its page: the address names a tag of the experiment.
@@ -40,6 +43,34 @@ SHARED_VIEW = {"selectedColumns": COLUMNS, "columnOrder": COLUMNS, "columnWidths
 VIEW = {"mlflow.sharedViewState.columns": json.dumps(SHARED_VIEW), "mlflow.experimentKind": "custom_model_development"}
 LIVE_SECONDS = 2.0  # between two batches of losses of a training that is under way
 LIVE_IS_OFF = "Live logging is off; `track` sends the results."
+OWN_DATABASE = "mlflow.db"
+# Where the database names files of mlruns/, by absolute addresses.
+LOCATIONS = {
+    "experiments": ["artifact_location"],
+    "runs": ["artifact_uri"],
+    "logged_models": ["artifact_location"],
+    "model_versions": ["source", "storage_location"],
+}
+LOG_IN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, log in"
+REMEDIES = {  # by what an error says; {uri} is the store's address, {0} what the parentheses match
+    r"schema \(found version": "Back the database up, then run: mlflow db upgrade {uri}",
+    "Can't locate revision": "A newer MLflow made this database. Use that version, or another store",
+    "database is locked": "Another program is writing to this database. End that program, or wait for it",
+    "not a database|malformed": "Restore a backup of the database, or move it away: `make track` makes another",
+    r"No module named '(\w+)": "Install the missing package: pip install {0}",
+    "CERTIFICATE_VERIFY_FAILED": "MLFLOW_TRACKING_SERVER_CERT_PATH names a file with the certificate to trust",
+    "WRONG_VERSION_NUMBER|RECORD_LAYER": "The port does not use TLS. Write http:// in MLFLOW_TRACKING_URI",
+    r"error code 40[13]|401 Client|403 Client|UNAUTHENTICATED|PERMISSION_DENIED": LOG_IN,
+    "refused|NameResolution|resolve host|unreachable|No route": "Start it, or correct MLFLOW_TRACKING_URI",
+    "timed out|timeout=": "MLFLOW_HTTP_REQUEST_TIMEOUT=60 makes MLflow wait 60 s for each answer",
+    "valid JSON|ParseError|BadStatusLine|code 404|ENDPOINT_NOT_FOUND|No experiment": "This is not MLflow's answer: it "
+    "may be that of a login page, a proxy or another program. Log in, or correct MLFLOW_TRACKING_URI",
+}
+PACKAGES = {"google": "google-cloud-storage", "azure": "azure-storage-blob", "psycopg": "'psycopg[binary]'"}
+
+
+class StoreError(UserError):
+    """What MLflow raised, as a sentence with the remedy."""
 
 
 def root() -> Path:
@@ -48,58 +79,105 @@ def root() -> Path:
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, a relative sqlite path anchored at the project; by default the project's own mlflow.db."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    scheme, separator, path = uri.partition(":///")
-    return f"sqlite:///{root() / path}" if separator and scheme == "sqlite" else uri
+    """The store's address for MLflow's client: MLFLOW_TRACKING_URI, by default the project's own mlflow.db.
+
+    A relative sqlite path starts at the project. It is given from the working folder, so that it does not name the
+    project's folder: SQLAlchemy and MLflow would take a #, % or ? in that name for a part of the address.
+    """
+    uri = _uri()
+    if (path := _sqlite_path(uri)) and not Path(path).is_absolute():
+        return f"sqlite:///{os.path.relpath(root() / path)}"
+    return re.sub("^postgres(ql)?://", "postgresql+psycopg://", uri)  # the driver that requirements/ has
+
+
+def store_name() -> str:
+    """The store's address for messages and receipts: it does not depend on the working folder, and has no password."""
+    path = _sqlite_path(_uri())
+    return f"sqlite:///{root() / path}" if path else _redact(_uri())
 
 
 def address(experiment: str) -> str:
     """Where a person sees the runs. MLflow's own address of an experiment opens a page for language models."""
-    uri = tracking_uri()
-    server = os.environ.get("MLFLOW_UI") or (uri if uri.startswith("http") else None)
-    return _redact(f"{server}/#/experiments/{experiment}/runs?{TRAINING}" if server else f"{uri}, by `make ui`")
+    server = os.environ.get("MLFLOW_UI") or (_uri() if _uri().startswith("http") else None)
+    view = f"/#/experiments/{experiment}/runs?{TRAINING}"
+    return f"{_redact(server)}{view}" if server else f"{store_name()}, by `make ui`"
 
 
 @contextmanager
 def warning(
     remedy: str = "The results are on disk; the next `dvc repro` or `make track` sends them.",
 ) -> Iterator[None]:
-    """Turn any failure of MLflow into one warning. A UserError is about a file of the project, and passes."""
+    """Turn any failure of MLflow into one warning. Another UserError is about a file of the project, and passes."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, StoreError):
+            raise
+        sentence = f"MLflow at {store_name()} was not brought up to date: {_cause(error)}"
+        print(f"WARNING: {error if isinstance(error, StoreError) else sentence} {remedy}", file=sys.stderr)
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Raise StoreError for any failure of MLflow."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        uri = _redact(tracking_uri())
-        print(f"WARNING: MLflow at {uri} was not brought up to date: {_cause(error)}. {remedy}", file=sys.stderr)
+        raise StoreError(f"MLflow at {store_name()} cannot be read: {_cause(error)}") from None
 
 
 @contextmanager
 def sending() -> Iterator[tuple[Any, str]]:
     """A client and the experiment's id, for one sender of this checkout at a time. Use it inside `warning`.
 
-    It withdraws the receipt, so that after a kill the next `track` asks the store, and marks as failed the runs that a
-    killed sender left running.
+    It withdraws the receipt, so that after a kill the next `track` asks the store. Results that an earlier sender did
+    not send completely are deleted, and other runs that a killed sender left running are marked as failed.
     """
     with _lock():
         client, experiment = _open()
-        _write_receipts({uri: receipt for uri, receipt in _receipts().items() if uri != tracking_uri()})
-        for run in client.search_runs(
-            [experiment], f"tags.checkout = '{checkout()}' and attributes.status = 'RUNNING'"
-        ):
-            client.set_terminated(run.info.run_id, "FAILED")
+        _write_receipts({uri: receipt for uri, receipt in _receipts().items() if uri != store_name()})
+        unfinished = f"tags.checkout = '{checkout()}' and attributes.status != 'FINISHED'"
+        for run in client.search_runs([experiment], unfinished):
+            if run.data.tags.get("role") in ("pipeline", "implementation"):
+                client.delete_run(run.info.run_id)
+            elif run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "FAILED")
         yield client, experiment
 
 
+@contextmanager
+def active_run(run_id: str) -> Iterator[None]:
+    """A run that MLflow's functions log to. When that fails, MLflow ends the run, which must not take long."""
+    import mlflow
+
+    with mlflow.start_run(run_id=run_id):
+        try:
+            yield
+        except BaseException:
+            _wait_for(AFTER_A_FAILURE)
+            raise
+
+
+class _Client:
+    """MLflow's client. What its calls raise is a StoreError."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return failures()(getattr(self._client, name))
+
+
 def connect() -> tuple[Any, str]:
-    """A client and the experiment's id, for a command that needs the store. Raises UserError when it is unreachable."""
-    try:
-        with _lock():
-            return _open()
-    except Exception as error:
-        uri, cause = _redact(tracking_uri()), _cause(error)
-        raise UserError(f"MLflow at {uri} cannot be read: {cause}. Start it, or set MLFLOW_TRACKING_URI.") from None
+    """A client and the experiment's id, for a command that needs the store.
+
+    Raises UserError when the store cannot be opened, and so do the client's calls when the store fails later.
+    """
+    with failures(), _lock():
+        client, experiment = _open()
+    return _Client(client), experiment
 
 
 def find(beginning: str) -> tuple[Any, str, Any, Any]:
@@ -109,7 +187,7 @@ def find(beginning: str) -> tuple[Any, str, Any, Any]:
     """
     client, experiment = connect()
     query = f"attributes.run_id LIKE '{beginning}%'"
-    runs = client.search_runs([experiment], query) if beginning.isalnum() else []
+    runs = client.search_runs([experiment], query) if beginning.isalnum() and beginning.isascii() else []
     if len(runs) != 1:
         number = len(runs) or "No"
         raise UserError(f"{number} runs of the store have an id that begins with {beginning}. Give more of it.")
@@ -167,42 +245,71 @@ def live_log(name: str) -> Callable[[int, float], None] | None:
 def receipt(state: str) -> str | None:
     """The experiment's id, if this checkout has sent this state to the store. Asks no server and imports no mlflow."""
     uri, path = tracking_uri(), tracking_uri().removeprefix("sqlite:///")
-    sent = _receipts().get(uri, {})
-    deleted = path != uri and not Path(path).exists()
+    sent = _receipts().get(store_name(), {})
+    deleted = path != uri and not Path(path.partition("?")[0]).exists()
     return sent.get("experiment") if sent.get("state") == state and not deleted else None
 
 
 def write_receipt(state: str, experiment: str) -> None:
-    _write_receipts(_receipts() | {tracking_uri(): {"state": state, "experiment": experiment}})
+    _write_receipts(_receipts() | {store_name(): {"state": state, "experiment": experiment}})
 
 
 def checkout() -> str:
-    """A name for this checkout that stays the same from one container to the next."""
+    """A name for this checkout that stays the same from one container to the next. A copy gets a name of its own."""
     path = root() / "mlruns" / ".checkout"
-    if not path.exists():
-        files.write_bytes(path, uuid.uuid4().hex.encode())
-    return path.read_text(encoding="utf-8")
+    path.parent.mkdir(exist_ok=True)
+    folder = str(path.parent.stat().st_ino)  # a moved folder and a container's mount keep the number
+    name, _, of_folder = (path.read_text(encoding="utf-8") if path.exists() else "").partition(" ")
+    if of_folder != folder:
+        name = uuid.uuid4().hex
+        files.write_bytes(path, f"{name} {folder}".encode())
+    return name
 
 
 def _open() -> tuple[Any, str]:
     """A client of the store, and the id of the experiment, which is made if the store has none."""
     import mlflow
 
-    uri = tracking_uri()
+    uri, asked_for = tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    _wait_for(FIRST_ANSWER)
     if not uri.startswith("http"):
         from mlflow.store.db import utils
 
-        utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
+        utils.MAX_RETRY_COUNT = 1  # attempts to open a database; by default 10 in 100 s, and there is no setting
+        _bring_locations_up_to_date()
     mlflow.set_tracking_uri(uri)
+    os.environ.pop("MLFLOW_TRACKING_URI")  # it is set by that call
+    if asked_for is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = asked_for
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
+    _wait_for(ANSWER)
     if experiment is None:
         location = (root() / "mlruns").as_uri() if uri.startswith("sqlite:") else None
         return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=VIEW)
+    if experiment.name != EXPERIMENT or not experiment.experiment_id:
+        raise ValueError(f"No experiment {EXPERIMENT} is in the answer")
+    if experiment.lifecycle_stage == "deleted":
+        command = f"MLFLOW_TRACKING_URI={_redact(_uri())} mlflow experiments restore -x {experiment.experiment_id}"
+        raise StoreError(f"MLflow at {store_name()} has deleted the experiment {EXPERIMENT}. Restore it: {command}")
     for key, value in VIEW.items():
         if experiment.tags.get(key) != value:
             client.set_experiment_tag(experiment.experiment_id, key, value)
     return client, experiment.experiment_id
+
+
+def _bring_locations_up_to_date() -> None:
+    """Let the project's own database name this mlruns/, where the project was moved, copied or mounted elsewhere."""
+    database, now = root() / OWN_DATABASE, (root() / "mlruns").as_uri()
+    if root() / _sqlite_path(_uri()) != database or database.is_symlink() or not database.exists():
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection, connection:  # MLflow tells errors
+        query = "SELECT artifact_location FROM experiments WHERE name = ?"
+        for (then,) in connection.execute(query, (EXPERIMENT,)).fetchall():
+            if then != now and then.startswith("file:") and then.endswith("/mlruns"):
+                for table, column in ((table, column) for table, columns in LOCATIONS.items() for column in columns):
+                    update = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+                    connection.execute(update, (now, len(then) + 1, len(then), then))
 
 
 @contextmanager
@@ -228,10 +335,36 @@ def _write_receipts(receipts: dict[str, dict[str, str]]) -> None:
 
 
 def _cause(error: Exception) -> str:
-    text = " ".join(str(error).split()).rpartition("Caused by ")[2]  # requests states the cause at the end
-    return _redact(f"{type(error).__name__}: {text[:300]}")
+    """What went wrong, and what helps, as sentences."""
+    whole = f"{type(error).__name__}: {error}"
+    text = " ".join(str(error).split()).rpartition("Caused by ")[2][:300]  # requests states the cause at the end
+    text = "".join(filter(str.isprintable, f"{type(error).__name__}: {text}")).rstrip(".")
+    for pattern, remedy in REMEDIES.items():
+        if match := re.search(pattern, whole):
+            package = match[1] if match.re.groups else ""
+            text += ". " + remedy.format(PACKAGES.get(package, package), uri=_uri())
+            break
+    return _redact(f"{text}.")
 
 
 def _redact(text: str) -> str:
-    """Without the user and password of an address."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
+    """Without the user and password of an address, and without the passwords in its query."""
+    uri = _uri().rstrip("/")
+    text = text.replace(uri, re.sub("://(?!/).*@", "://", uri))  # with whatever is in the password
+    text = re.sub(r"://[^/\s]*@", "://", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:pass|pwd|secret|token|key)[^=&\s]*=)[^&\s]*", r"\1…", text)
+
+
+def _uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{OWN_DATABASE}"
+
+
+def _sqlite_path(uri: str) -> str:
+    """The path of a sqlite address, with its query; of another address an empty string."""
+    return uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else ""
+
+
+def _wait_for(seconds: str) -> None:
+    """How long MLflow waits for each answer, unless the user has set that."""
+    if os.environ.get(TIMEOUT, FIRST_ANSWER).startswith("0"):
+        os.environ[TIMEOUT] = seconds
