@@ -138,9 +138,8 @@ def ui(port: int) -> None:
         with socket.create_server((HOST, port)) as probe:
             port = probe.getsockname()[1]
     except OSError as error:
-        is_taken = error.errno == errno.EADDRINUSE
-        cause = "is taken. Stop the server on it" if is_taken else f"cannot be used: {error.strerror}. Use sudo"
-        raise UserError(f"port {port} of {HOST} {cause}, or take another port: make ui PORT=5001.") from None
+        cause = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {os.strerror(error.errno or 0)}"
+        raise UserError(f"port {port} of {HOST} {cause}. Take another port: make ui PORT=5001.") from None
     uri = store.tracking_uri()
     if uri.startswith("http"):
         server = os.environ.get("MLFLOW_UI", store.store_name())

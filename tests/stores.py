@@ -1,5 +1,6 @@
 """MLflow stores for tests: what a store holds, a server, and servers that break."""
 
+import logging
 import os
 import signal
 import socket
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from conftest import Clone
     from mlflow.entities import Run
 
+# MLflow, in this process, uses what SQLAlchemy deprecates and warns of its own types: not ours to fix.
+FILTERS = pytest.mark.filterwarnings(
+    "ignore:The ``noload``", "ignore:.*Any type hint is inferred", "ignore:For backward compatibility, 'str' dtypes"
+)
 TWO = {"numpy_arrays": "two_layer", "torch_loop": "recurrent"}
 REMEDY = "The results are on disk; the next `dvc repro` or `make track` sends them."
 
@@ -30,8 +35,10 @@ REMEDY = "The results are on disk; the next `dvc repro` or `make track` sends th
 @pytest.fixture
 def project(finished: "Clone", monkeypatch: pytest.MonkeyPatch) -> "Clone":
     """A finished pipeline of two lessons without a store, in which this process works."""
+    import mlflow  # noqa: F401 (it sets its log level when it is imported)
     from conftest import outside_variables
 
+    logging.getLogger("mlflow").setLevel("CRITICAL")  # which store.py asks for before it imports mlflow
     monkeypatch.chdir(finished.path)
     for variable in os.environ.keys() - outside_variables().keys():
         monkeypatch.delenv(variable)
@@ -113,6 +120,11 @@ class Double(BaseHTTPRequestHandler):
         pass
 
 
+class QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has given up is what some tests want."""
+
+
 @contextmanager
 def server_double(
     broken: str = "",
@@ -126,9 +138,9 @@ def server_double(
     """A server that breaks; `seconds` says how long it takes for the answer to its n-th request."""
     facts = {"requests": [], "asked": Event(), "released": Event(), "behind": behind, "broken": broken}
     double: Any = type("Handler", (Double,), facts | {"passed": passed, "account": account, "seconds": seconds or {}})
-    with ThreadingHTTPServer(("127.0.0.1", 0), double) as server:
+    with QuietServer(("127.0.0.1", 0), double) as server:
         if tls:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         server.daemon_threads, server.block_on_close = True, False
         Thread(target=server.serve_forever, daemon=True).start()
         double.uri = f"http{'s' * bool(tls)}://127.0.0.1:{server.server_port}"
@@ -190,7 +202,7 @@ def assert_one_warning(errors: str, uri: str, cause: str = "") -> None:
 
 @contextmanager
 def answering(content: bytes) -> Iterator[str]:
-    """A port at which every connection gets these bytes, whatever it asks for, and is closed. Its address for MLflow."""
+    """The address of a port at which every connection gets these bytes, whatever it asks for, and is closed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:

@@ -1,7 +1,6 @@
 """MLflow: what it is sent, read back through its own client; nothing twice; and a store that cannot be reached."""
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import LESSONS, TINY, Clone, mounted, outside_variables
 from mlflow.entities import Run
-from stores import TWO, Send, assert_one_warning, children, database, running_server, runs, server_double
+from stores import FILTERS, TWO, Send, assert_one_warning, children, database, running_server, runs, server_double
 
 from pipeline.array_files import read_arrays
 from pipeline.benchmark import samples
@@ -32,12 +31,7 @@ from pipeline.params import load_params
 from pipeline.tracking import store
 from pipeline.tracking.runs import log_results
 
-# MLflow, in this process, uses what SQLAlchemy deprecates and warns of its own types: not ours to fix.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The ``noload``", "ignore:.*Any type hint is inferred", "ignore:For backward compatibility, 'str' dtypes"
-)
-logging.getLogger("mlflow").setLevel("CRITICAL")  # which store.py asks for before it imports mlflow
-
+pytestmark = FILTERS
 TRACK = (sys.executable, "-m", "stages.track")
 TRAIN = (sys.executable, "-m", "stages.train", "numpy_arrays")
 

@@ -53,11 +53,11 @@ LOCATIONS = {
 }
 LOG_IN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, log in"
 REMEDIES = {  # by what an error says; {uri} is the store's address, {0} what the parentheses match
-    r"schema \(found version": "Back the database up, then run: mlflow db upgrade {uri}",
+    r"schema \(found version": "Back the database up, then run `mlflow db upgrade {uri}`",
     "Can't locate revision": "A newer MLflow made this database. Use that version, or another store",
     "database is locked": "Another program is writing to this database. End that program, or wait for it",
     "not a database|malformed": "Restore a backup of the database, or move it away: `make track` makes another",
-    r"No module named '(\w+)": "Install the missing package: pip install {0}",
+    r"No module named '(\w+)": "Install the missing package: `pip install {0}`",
     "CERTIFICATE_VERIFY_FAILED": "MLFLOW_TRACKING_SERVER_CERT_PATH names a file with the certificate to trust",
     "WRONG_VERSION_NUMBER|RECORD_LAYER": "The port does not use TLS. Write http:// in MLFLOW_TRACKING_URI",
     r"error code 40[13]|401 Client|403 Client|UNAUTHENTICATED|PERMISSION_DENIED": LOG_IN,
@@ -66,7 +66,12 @@ REMEDIES = {  # by what an error says; {uri} is the store's address, {0} what th
     "valid JSON|ParseError|BadStatusLine|code 404|ENDPOINT_NOT_FOUND|No experiment": "This is not MLflow's answer: it "
     "may be that of a login page, a proxy or another program. Log in, or correct MLFLOW_TRACKING_URI",
 }
-PACKAGES = {"google": "google-cloud-storage", "azure": "azure-storage-blob", "psycopg": "'psycopg[binary]'"}
+PACKAGES = {
+    "botocore": "boto3",
+    "google": "google-cloud-storage",
+    "azure": "azure-storage-blob",
+    "psycopg": "'psycopg[binary]'",
+}
 
 
 class StoreError(UserError):
@@ -114,7 +119,7 @@ def warning(
         if isinstance(error, UserError) and not isinstance(error, StoreError):
             raise
         sentence = f"MLflow at {store_name()} was not brought up to date: {_cause(error)}"
-        print(f"WARNING: {error if isinstance(error, StoreError) else sentence} {remedy}", file=sys.stderr)
+        print(_redact(f"WARNING: {error if isinstance(error, StoreError) else sentence} {remedy}"), file=sys.stderr)
 
 
 @contextmanager
@@ -290,8 +295,8 @@ def _open() -> tuple[Any, str]:
     if experiment.name != EXPERIMENT or not experiment.experiment_id:
         raise ValueError(f"No experiment {EXPERIMENT} is in the answer")
     if experiment.lifecycle_stage == "deleted":
-        command = f"MLFLOW_TRACKING_URI={_redact(_uri())} mlflow experiments restore -x {experiment.experiment_id}"
-        raise StoreError(f"MLflow at {store_name()} has deleted the experiment {EXPERIMENT}. Restore it: {command}")
+        command = f"`MLFLOW_TRACKING_URI={_redact(_uri())} mlflow experiments restore -x {experiment.experiment_id}`"
+        raise StoreError(f"In MLflow at {store_name()} the experiment {EXPERIMENT} is deleted. Restore it: {command}.")
     for key, value in VIEW.items():
         if experiment.tags.get(key) != value:
             client.set_experiment_tag(experiment.experiment_id, key, value)
