@@ -62,6 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield from running_server(tmp_path_factory.mktemp("server"))
 
 
+@pytest.mark.environments
 def test_what_is_not_mlflow_costs_one_warning_and_results_are_sent_later(send: Send, project: Clone):
     assert send(f"sqlite:///{project.path}/before.db") == ""
     for content, cause in ANSWERS.values():
@@ -77,6 +78,7 @@ def test_what_is_not_mlflow_costs_one_warning_and_results_are_sent_later(send: S
     assert children(database(project)).keys() == TWO.keys()
 
 
+@pytest.mark.environments
 def test_a_store_that_fails_after_it_was_opened_is_a_sentence(project: Clone, monkeypatch: pytest.MonkeyPatch):
     client, experiment = store.connect()
     monkeypatch.setattr(client._client, "search_runs", lambda *_: json.loads("{"))
@@ -124,7 +126,7 @@ def test_a_private_certificate_is_trusted_when_it_is_named(send: Send, server: s
         assert_one_warning(send(plain), plain)
         assert send(double.uri, MLFLOW_TRACKING_SERVER_CERT_PATH=str(certificate), **SLOW) == ""
         assert children(server).keys() == TWO.keys()
-        assert send(double.uri.replace("127.0.0.1", "127.0.0.2"), MLFLOW_TRACKING_INSECURE_TLS="true", **SLOW) == ""
+        assert send(double.uri.replace("127.0.0.1", "localhost"), MLFLOW_TRACKING_INSECURE_TLS="true", **SLOW) == ""
     tls_to_plain = server.replace("http", "https")
     assert_one_warning(send(tls_to_plain), tls_to_plain, "The port does not use TLS")
 
@@ -138,12 +140,12 @@ def test_a_password_in_the_address_logs_in_and_is_written_nowhere(
 ):
     with server_double(behind=server, passed=10_000, account="me:se@cret/7") as double:
         uri = double.uri.replace("//", "//me:se%40cret%2F7@")
+        for wrong in ("//me:no@", "//me:not/th%40at@"):
+            assert_one_warning(send(double.uri.replace("//", wrong)), double.uri)
         assert send(uri, **SLOW) == ""
         asked = len(double.requests)
         assert send(uri) == ""  # the receipt decides
         assert len(double.requests) == asked
-        wrong = double.uri.replace("//", "//me:not/th%40at@")
-        assert_one_warning(send(wrong), double.uri)
     assert children(server).keys() == TWO.keys()
     assert list(json.loads((project.path / "mlruns/receipts.json").read_text())) == [double.uri]
     for path in (path for path in (project.path / "mlruns").rglob("*") if path.is_file()):
@@ -168,6 +170,8 @@ def test_no_message_and_no_receipt_has_the_password_of_an_address(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert store.store_name() == name
+    Path("mlruns").mkdir()
+    Path("mlruns/receipts.json").write_text(json.dumps({uri: {"state": "an old one"}}))  # by an earlier version
     store.write_receipt("state", "1")
     assert store.receipt("state") == (None if uri.startswith("sqlite") else "1")  # no such file
     with store.warning():
@@ -193,6 +197,7 @@ def sql(path: Path, statement: str) -> None:
         connection.execute(statement)
 
 
+@pytest.mark.environments
 def test_an_older_schema_is_a_sentence_with_the_command_that_helps(
     send: Send, project: Clone, monkeypatch: pytest.MonkeyPatch
 ):
@@ -206,6 +211,7 @@ def test_an_older_schema_is_a_sentence_with_the_command_that_helps(
             call()
 
 
+@pytest.mark.environments
 def test_a_deleted_experiment_is_restored_by_the_command_of_the_warning(send: Send, project: Clone):
     client, experiment = store.connect()
     client.delete_experiment(experiment)
@@ -220,6 +226,7 @@ def test_a_deleted_experiment_is_restored_by_the_command_of_the_warning(send: Se
     assert send(database(project)) == ""
 
 
+@pytest.mark.environments
 def test_artifacts_on_s3_without_boto3_are_one_warning_and_no_pile_of_runs(send: Send, tmp_path: Path):
     uri = f"sqlite:///{tmp_path}/s3.db"
     mlflow.MlflowClient(uri).create_experiment(store.EXPERIMENT, artifact_location="s3://bucket")
@@ -228,6 +235,7 @@ def test_artifacts_on_s3_without_boto3_are_one_warning_and_no_pile_of_runs(send:
         assert len(runs(uri)) == 1
 
 
+@pytest.mark.environments
 def test_a_database_that_does_not_answer_costs_seconds(project: Clone, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "4")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -266,6 +274,7 @@ def test_a_server_that_never_answers_costs_seconds_and_the_warning_names_the_set
         assert len(runs(server)) == 3
 
 
+@pytest.mark.environments
 def test_a_limit_of_the_user_is_left_alone(monkeypatch: pytest.MonkeyPatch, project: Clone):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     store.connect()
@@ -286,13 +295,11 @@ def test_a_checkout_of_any_name_has_its_store_in_itself(finished: Clone, name: s
     clone = Clone(finished.path.rename(tmp_path / name))
     clone.write_params(clone.params() | {"implementations": TWO})
     before = set(tmp_path.iterdir())
-    began = time.monotonic()
     done = clone.run(sys.executable, "-m", "stages.track")
     assert (done.stderr, done.stdout) == (
         "",
         f"MLflow shows 2 results: sqlite:///{clone.path}/mlflow.db, by `make ui`\n",
     )
-    assert time.monotonic() - began < 60
     assert set(tmp_path.iterdir()) == before
     load = "import mlflow; mlflow.pyfunc.load_model('models:/numpy_arrays@parity-passed', dst_path='.')"
     clone.run(sys.executable, "-c", load, env={"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"})
@@ -330,6 +337,7 @@ def locations(path: Path) -> list[str]:
     return [text for (text,) in rows if text.startswith("file:") and "/mlruns/0" not in text]
 
 
+@pytest.mark.environments
 def test_a_store_follows_a_checkout_that_was_moved_or_copied(
     project: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

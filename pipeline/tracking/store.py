@@ -53,6 +53,8 @@ LOCATIONS = {
 }
 LOG_IN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, log in"
 REMEDIES = {  # by what an error says; {uri} is the store's address, {0} what the parentheses match
+    "valid JSON|ParseError|BadStatusLine|code 404|ENDPOINT_NOT_FOUND|No experiment": "This is not MLflow's answer: it "
+    "may be that of a login page, a proxy or another program. Log in, or correct MLFLOW_TRACKING_URI",
     r"schema \(found version": "Back the database up, then run `mlflow db upgrade {uri}`",
     "Can't locate revision": "A newer MLflow made this database. Use that version, or another store",
     "database is locked": "Another program is writing to this database. End that program, or wait for it",
@@ -63,8 +65,6 @@ REMEDIES = {  # by what an error says; {uri} is the store's address, {0} what th
     r"error code 40[13]|401 Client|403 Client|UNAUTHENTICATED|PERMISSION_DENIED": LOG_IN,
     "refused|NameResolution|resolve host|unreachable|No route": "Start it, or correct MLFLOW_TRACKING_URI",
     "timed out|timeout=": "MLFLOW_HTTP_REQUEST_TIMEOUT=60 makes MLflow wait 60 s for each answer",
-    "valid JSON|ParseError|BadStatusLine|code 404|ENDPOINT_NOT_FOUND|No experiment": "This is not MLflow's answer: it "
-    "may be that of a login page, a proxy or another program. Log in, or correct MLFLOW_TRACKING_URI",
 }
 PACKAGES = {
     "botocore": "boto3",
@@ -331,7 +331,7 @@ def _receipts() -> dict[str, dict[str, str]]:
     """By store, what was sent. A damaged file counts as none, so the store is asked."""
     with suppress(UserError, OSError):
         content = files.read_json(root() / "mlruns" / "receipts.json")
-        return {uri: sent for uri, sent in content.items() if isinstance(sent, dict)}
+        return {_redact(uri): sent for uri, sent in content.items() if isinstance(sent, dict)}
     return {}
 
 
