@@ -283,7 +283,7 @@ def _open() -> tuple[Any, str]:
         utils.MAX_RETRY_COUNT = 1  # attempts to open a database; by default 10 in 100 s, and there is no setting
         _bring_locations_up_to_date()
     mlflow.set_tracking_uri(uri)
-    os.environ.pop("MLFLOW_TRACKING_URI")  # it is set by that call
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # that call has set it
     if asked_for is not None:
         os.environ["MLFLOW_TRACKING_URI"] = asked_for
     client = mlflow.MlflowClient(uri)
