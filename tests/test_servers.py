@@ -308,8 +308,10 @@ def test_a_checkout_of_any_name_has_its_store_in_itself(finished: Clone, name: s
         f"MLflow shows 2 results: sqlite:///{clone.path}/mlflow.db, by `make ui`\n",
     )
     assert set(tmp_path.iterdir()) == before
-    load = "import mlflow; mlflow.pyfunc.load_model('models:/numpy_arrays@parity-passed', dst_path='.')"
-    clone.run(sys.executable, "-c", load, env={"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"})
+    # A folder elsewhere: MLflow decodes a %41 in the path of a model that it loads from where it is.
+    load = "import mlflow, sys; mlflow.pyfunc.load_model('models:/numpy_arrays@parity-passed', dst_path=sys.argv[1])"
+    (tmp_path / "model").mkdir()
+    clone.run(sys.executable, "-c", load, str(tmp_path / "model"), env={"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"})
     again = clone.run(sys.executable, "-m", "stages.track", env={"DVC_ROOT": str(clone.path)})
     assert again.stdout.startswith("MLflow shows the current results: ")
 
