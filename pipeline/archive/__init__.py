@@ -4,26 +4,52 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.git import PATCH, clone_at, git
+from pipeline.git import PATCH, check_repository, clone_at, git
+from pipeline.tracking import store
+
+
+def find(beginning: str) -> tuple[Any, str, Any, Any]:
+    """As `store.find`. Raises UserError also for a run that nothing can be made from again, and says why."""
+    client, experiment, run, parent = store.find(beginning)
+    role, run_id = run.data.tags.get("role"), run.info.run_id
+    if role == "reproduction":
+        raise UserError(f"{run_id} is a reproduction. Take the run that it reproduces: {tag(run, 'reproduces')}")
+    if role == "failure":
+        raise UserError(f"{run_id} is a run that failed, so there are no results of it. Take a finished run.")
+    if role == "live":
+        raise UserError(f"{run_id} shows a training that was under way. Take the run of its results.")
+    if role not in ("pipeline", "implementation"):
+        raise UserError(f"{run_id} was not logged by `dvc repro` here. Take a run that was.")
+    if parent.info.status != "FINISHED" or not store.children(client, parent):
+        raise UserError(f"{parent.info.run_id} was not sent completely. `make track` sends the current results again.")
+    return client, experiment, run, parent
+
+
+def tag(run: Any, name: str) -> str:
+    """A tag of a run. Raises UserError when it was removed."""
+    if name not in run.data.tags:
+        raise UserError(f"the run {run.info.run_id} has no tag {name}")
+    return run.data.tags[name]
 
 
 def check_out(client: Any, parent: Any, folder: Path) -> Path:
     """Make a clone below `folder` with the code that a state was made with: its commit, and what differed from that.
 
-    Raises UserError when something is missing.
+    Returns the project's folder in the clone. Raises UserError when something is missing.
     """
-    tags = parent.data.tags
-    if tags.get("reproducible", "yes") != "yes":
-        raise UserError(tags["reproducible"])
-    commit = tags["git.commit"]
+    if (reproducible := parent.data.tags.get("reproducible", "yes")) != "yes":
+        raise UserError(reproducible)
+    check_repository()
+    commit, clone = tag(parent, "git.commit"), folder / "checkout"
     if git("cat-file", "-t", commit, default="") != "commit":
-        raise UserError(f"the commit {commit} is not in this clone. Fetch it: git fetch origin {commit}")
-    clone = folder / "checkout"
+        shallow = git("rev-parse", "--is-shallow-repository") == "true"
+        remedy = "git fetch --unshallow" if shallow else f"git fetch origin {commit}"
+        raise UserError(f"the commit {commit} is not in this clone. Fetch it: {remedy}")
     download(client, parent.info.run_id, [PATCH], folder)
-    clone_at(commit, clone)
+    project = clone_at(commit, clone)
     if (folder / PATCH).stat().st_size:
         git("apply", "--binary", str((folder / PATCH).resolve()), folder=clone)
-    return clone
+    return project
 
 
 def download(client: Any, run_id: str, paths: list[str], folder: Path) -> None:

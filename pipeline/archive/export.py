@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.archive import check_out, download
+from pipeline.archive import check_out, download, find, tag
 from pipeline.errors import UserError
 from pipeline.git import PATCH, check_out_results, git
 from pipeline.running.checkout import LOCKFILE
@@ -35,7 +35,7 @@ def export(beginning: str) -> Path:
 
     Raises UserError when something of it is gone.
     """
-    client, _, _, parent = store.find(beginning)
+    client, _, _, parent = find(beginning)
     target = EXPORTED / parent.info.run_id
     try:
         with files.scratch(Path(".dvc/tmp/export", parent.info.run_id)) as folder:
@@ -53,8 +53,8 @@ def _write(client: Any, parent: Any, folder: Path) -> Path:
     download(client, parent.info.run_id, [str(LOCKFILE), str(files.ENVIRONMENT)], clone)
     check_out_results(clone)
     for child in store.children(client, parent):
-        weights = files.weights_file(child.data.tags["implementation"])
-        if files.md5(clone / weights) != child.data.tags["md5.weights"]:
+        weights = files.weights_file(tag(child, "implementation"))
+        if files.md5(clone / weights) != tag(child, "md5.weights"):
             raise UserError(f"the run's dvc.lock names another {weights} than the run")
     git("bundle", "create", "--quiet", str((folder / BUNDLE).resolve()), "HEAD", folder=clone)
     shutil.copytree(clone, crate, ignore=shutil.ignore_patterns(*NOT_EXPORTED))

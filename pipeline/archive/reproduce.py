@@ -1,7 +1,7 @@
 """A run again, from its id in the store, in a folder of its own, and a verdict.
 
 bitwise identical    every digest is equal
-within tolerance     weights differ, on other hardware or versions, but losses and predictions are within parity
+within tolerance     weights differ, on other hardware, versions or variables, but losses and predictions are within parity
 differs              beyond tolerance, or different although hardware and versions are the same
 cannot               a sentence on what is missing
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
-from pipeline.archive import check_out, download
+from pipeline.archive import check_out, download, find, tag
 from pipeline.array_files import read_arrays
 from pipeline.environment import resolve
 from pipeline.errors import UserError
@@ -28,7 +28,7 @@ from pipeline.tracking import store
 FOLDER = Path(".dvc/tmp/reproduce")
 IDENTICAL, WITHIN, DIFFERS, CANNOT = "bitwise identical", "within tolerance", "differs", "cannot"
 EXIT = {IDENTICAL: 0, WITHIN: 0, DIFFERS: 1, CANNOT: 2}
-FACTS = ("cpu_name", "device_name", "driver", "threads", "precision", "deterministic", "python", "versions")
+FACTS = ("cpu_name", "device_name", "driver", "threads", "precision", "deterministic", "python", "versions", "variables")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Verdict:
 
 def reproduce(beginning: str) -> Verdict:
     """Run again what the run of this id, or its unique beginning, ran."""
-    client, experiment, run, parent = store.find(beginning)
+    client, experiment, run, parent = find(beginning)
     run_id = run.info.run_id
     try:
         with files.scratch(FOLDER / run_id) as folder:
@@ -71,8 +71,8 @@ def _run_again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
         params = load_params()
     other_machine = _other_machine(params, files.read_json(then / files.ENVIRONMENT), clone)
     children = [run] if "implementation" in run.data.tags else store.children(client, parent)
-    names = [child.data.tags["implementation"] for child in children]
-    problems = {child.data.tags["problem"] for child in children}
+    names = [tag(child, "implementation") for child in children]
+    problems = {tag(child, "problem") for child in children}
     stages = [*(f"train@{name}" for name in names), *(f"reference@{problem}" for problem in sorted(problems))]
     # `evaluate` as a program: the stage depends on all implementations.
     trained = run_dvc(clone, "repro", *stages, stdout=sys.stderr).returncode == 0
@@ -80,7 +80,7 @@ def _run_again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
         raise UserError("its stages fail here, as is said above")
     rows, differences = [], []
     for child in children:
-        name, problem = child.data.tags["implementation"], child.data.tags["problem"]
+        name, problem = tag(child, "implementation"), tag(child, "problem")
         rows += _digests(child, name, problem, clone)
         download(client, child.info.run_id, ["outputs.safetensors", "timing.json"], then / name)
         compared, difference = _compare(name, params, then / name, clone)
@@ -112,7 +112,7 @@ def _digests(run: Any, name: str, problem: str, clone: Path) -> list[tuple[str, 
     paths = {"data": files.data_folder(problem) / "manifest.json", "weights": files.weights_file(name)}
     paths |= {path.partition(".")[0]: files.result_file(name, path) for path in ("history.csv", "metrics.json")}
     paths["evaluation"] = files.parity_file(name)
-    digests = ((what, run.data.tags[f"md5.{what}"], files.md5(clone / path)) for what, path in paths.items())
+    digests = ((what, tag(run, f"md5.{what}"), files.md5(clone / path)) for what, path in paths.items())
     return [(f"{name}: {what}", then[:8], now[:8], "yes" if then == now else "no") for what, then, now in digests]
 
 

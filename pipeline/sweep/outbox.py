@@ -43,8 +43,7 @@ def _log(ref: str, failure: str) -> bool:
     if ref not in queue.refs():
         return True  # the user has removed it
     with files.scratch(Path(".dvc/tmp/log", name)) as folder:
-        clone = folder / "clone"
-        clone_at(git("rev-parse", ref), clone)
+        clone = clone_at(git("rev-parse", ref), folder / "clone")
         check_out_results(clone)
         shutil.copy(LOGS / f"{name}.json", clone / files.ENVIRONMENT)
         done = subprocess.run(

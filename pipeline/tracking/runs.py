@@ -21,7 +21,7 @@ from typing import Any
 from pipeline import files
 from pipeline.environment import framework_of
 from pipeline.errors import UserError
-from pipeline.git import LARGEST_PATCH, PATCH, changes, git
+from pipeline.git import PATCH, changes, git
 from pipeline.params import PARAMS, Params
 from pipeline.provenance import current_run, timestamp
 from pipeline.results import Judged, ParityReport, Timing
@@ -83,11 +83,12 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     from pipeline.parity.report import table
     from pipeline.report.findings import findings
 
-    report, patch = ParityReport.read(files.PARITY_REPORT), changes()
+    report = ParityReport.read(files.PARITY_REPORT)
     rows = report.implementations
-    reproducible = "yes" if patch is not None else "it was made outside a git repository"
-    if patch is not None and len(patch) > LARGEST_PATCH:
-        reproducible = f"its changes since its commit are {len(patch):,} bytes, and at most {LARGEST_PATCH:,} are kept"
+    try:
+        patch, reproducible = changes(), "yes"
+    except UserError as error:
+        patch, reproducible = None, str(error)
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
     structures = {name: read_structure(name) for name in rows}
     claims = findings(samples.read(), report, sizes, structures)
@@ -117,7 +118,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     for path in (*artifacts, files.REPORT, files.LESSONS):
         client.log_artifact(run_id, str(path))
     client.log_artifacts(run_id, str(files.FIGURES), "figures")
-    if patch is not None and reproducible == "yes":
+    if patch is not None:
         with TemporaryDirectory() as folder:
             Path(folder, PATCH).write_bytes(patch)
             client.log_artifact(run_id, str(Path(folder, PATCH)))
@@ -280,7 +281,8 @@ def _implementation_tags(name: str, params: Params) -> dict[str, str]:
 
 
 def _state_tags(params: Params) -> dict[str, str]:
-    environment, status = files.read_environment(), git("status", "--porcelain", default="unknown")
+    environment = files.read_environment()
+    status = git("status", "--porcelain", "--untracked-files=normal", "--", ".", default="unknown")
     optional = {"dvc.experiment": "DVC_EXP_NAME"}
     return {
         "checkout": store.checkout(),
