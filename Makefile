@@ -24,8 +24,6 @@ setup:  ## .venv from the hash-locked requirements, if it is missing or out of d
 	@PATH="$(subst $(CURDIR)/.venv/bin:,,$(PATH))" requirements/setup.sh
 
 repro: setup  ## run what is not up to date: dvc repro $(ARGS)
-	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "This folder is no git repository, which DVC works in. Make it one:" \
-	  "git init && git add -A && git commit -m start" >&2; exit 1; }
 	@python -m commands params
 	dvc repro $(ARGS)
 

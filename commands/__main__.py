@@ -22,12 +22,14 @@ def commands() -> None:
 
 @commands.command()
 def params() -> None:
-    """Check params.yaml.
+    """Check params.yaml and the git repository.
 
-    `make repro` does so before DVC reads it, because DVC's own messages name no remedy.
+    `make repro` does so before DVC reads them, because DVC's own messages name no remedy.
     """
+    from pipeline.git import check_repository
     from pipeline.params import load_params
 
+    check_repository()
     load_params()
 
 
@@ -75,11 +77,16 @@ def reproduce(run: str) -> None:
     """Run an MLflow run again, with a verdict.
 
     make reproduce RUN=ID. RUN is an id from MLflow, or its beginning. The exit status is 0 for identical results or a
-    difference within tolerance, 1 for a larger difference, and 2 if the run cannot be reproduced here.
+    difference within tolerance, 1 for a larger difference, and 2 if the run cannot be reproduced here. Make itself ends
+    with 2 in both of these cases, and prints which it was: Error 1 or Error 2.
     """
-    from pipeline.archive.reproduce import EXIT, reproduce
+    from pipeline.archive.reproduce import CANNOT, EXIT, reproduce
 
-    verdict = reproduce(run)
+    try:
+        verdict = reproduce(run)
+    except UserError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        sys.exit(EXIT[CANNOT])
     print(verdict)
     sys.exit(EXIT[verdict.verdict])
 

@@ -32,7 +32,7 @@ SETTINGS = {
     "submodule.recurse": "false",
     "transfer.fsckObjects": "false",
 }
-# git's variables that stay: those with the user's settings, which SETTINGS overrule, and where to look for a repository.
+# Of git's variables these stay: the user's settings, which SETTINGS overrule, and where git looks for a repository.
 INHERITED = ("GIT_CONFIG_", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH", "GIT_TRACE")
 VARIABLES = {
     "GIT_ALLOW_PROTOCOL": "file",  # whatever protocol.file.allow says; no command here uses the network

@@ -112,14 +112,63 @@ def test_missing_commit_run_server_or_patch_is_reported(clone: Clone, server: st
     other.commit()
     output = reproduced(other, server, run_id, 2)
     assert "is not in this clone. Fetch it: git fetch origin " in output
-    output = reproduced(clone, server, "zzz", 1)
+    output = reproduced(clone, server, "zzz", 2)
     assert output == "ERROR: No runs of the store have an id that begins with zzz. Give more of it.\n"
-    assert "MLflow at http://127.0.0.1:9 cannot be read" in reproduced(clone, "http://127.0.0.1:9", "zzz", 1)
+    assert "MLflow at http://127.0.0.1:9 cannot be read" in reproduced(clone, "http://127.0.0.1:9", "zzz", 2)
     client = mlflow.MlflowClient(server)
     parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]
     client.set_tag(parent, "reproducible", "what differs from its commit are 9,000,000 bytes")
     assert "cannot: what differs from its commit are" in reproduced(clone, server, run_id, 2)
     client.set_tag(parent, "reproducible", "yes")
+
+
+def another_run(client: mlflow.MlflowClient, experiment: str = "seven-ways", **tags: str) -> str:
+    found = client.get_experiment_by_name(experiment)
+    identifier = found.experiment_id if found else client.create_experiment(experiment)
+    return client.create_run(identifier, tags=tags).info.run_id
+
+
+@pytest.mark.parametrize(
+    ("tags", "sentence"),
+    [
+        ({}, "was not logged by `dvc repro` here"),
+        ({"role": "failure", "implementation": NUMPY}, "is a run that failed"),
+        ({"role": "live", "implementation": NUMPY}, "shows a training that was under way"),
+        ({"role": "reproduction", "reproduces": "abc"}, "is a reproduction. Take the run that it reproduces: abc"),
+        ({"role": "reproduction"}, "has no tag reproduces"),
+        ({"role": "pipeline"}, "was not sent completely"),
+        ({"role": "implementation", "mlflow.parentRunId": "f" * 32}, "not found"),
+        ({"role": "pipeline", "experiment": "another"}, "No runs of the store have an id that begins with"),
+    ],
+    ids=str,
+)
+def test_id_of_a_run_that_cannot_be_made_again(clone: Clone, server: str, tags: dict[str, str], sentence: str):
+    client = mlflow.MlflowClient(server)
+    run_id = another_run(client, **tags)
+    assert sentence in reproduced(clone, server, run_id, 2)
+    export = (sys.executable, "-m", "commands", "export", run_id)
+    done = clone.run(*export, succeeds=False, env={"MLFLOW_TRACKING_URI": server})
+    assert sentence in done.stderr
+    client.delete_run(run_id)
+
+
+@pytest.mark.parametrize("name", ["git.commit", "implementation", "md5.weights"])
+def test_run_without_a_tag_or_its_children_cannot_be_reproduced(clone: Clone, server: str, name: str):
+    client = mlflow.MlflowClient(server)
+    child = newest(server, "implementation")
+    parent = client.get_run(child).data.tags["mlflow.parentRunId"]
+    owner = parent if name == "git.commit" else child
+    value = client.get_run(owner).data.tags[name]
+    client.delete_tag(owner, name)
+    assert f"cannot: the run {owner} has no tag {name}" in reproduced(clone, server, parent, 2)
+    client.set_tag(owner, name, value)
+
+
+def test_make_prints_which_status_the_command_had(clone: Clone):
+    for arguments, status in ((["RUN=zzz"], "Error 2"), ([], "Error 1")):
+        done = clone.run("make", "reproduce", *arguments, succeeds=None, env={"SEVEN_WAYS_IMAGE": "none"})
+        assert done.returncode == 2
+        assert status in done.stderr
 
 
 def test_last_bit_of_a_weight_differs(clone: Clone, server: str):
@@ -145,4 +194,15 @@ def test_weights_on_more_cpus_are_within_tolerance(make_clone: Callable[..., Clo
     clone.run("taskset", "-c", cpu, str(DVC), "repro", env={"MLFLOW_TRACKING_URI": server})
     output = reproduced(clone, server, newest(server, "implementation"), 0)
     assert "within tolerance: these differ: threads was 1, is " in output
+    assert weights_row(output).endswith("| no")
+
+
+def test_variable_that_changes_last_bits_is_named(make_clone: Callable[..., Clone], server: str):
+    """Each run is real: OpenBLAS multiplies with the instructions of the processor that the variable names."""
+    clone = make_clone(NUMPY)
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    clone.write_params(clone.params() | {"problems": params["problems"], "train": params["train"]})
+    clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": server, "OPENBLAS_CORETYPE": "Nehalem"})
+    output = reproduced(clone, server, newest(server, "implementation"), 0)
+    assert "within tolerance: these differ: OPENBLAS_CORETYPE was Nehalem, is not set" in output
     assert weights_row(output).endswith("| no")

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.archive import check_out, download, find, tag
+from pipeline.archive import check_out, children_of, download, find, tag
 from pipeline.errors import UserError
 from pipeline.git import PATCH, check_out_results, git
 from pipeline.running.checkout import LOCKFILE
-from pipeline.tracking import store
+from pipeline.running.processes import own_environment
 
 EXPORTED = Path("exported")
 SUMS = "SHA256SUMS"
@@ -37,10 +37,11 @@ def export(beginning: str) -> Path:
     """
     client, _, _, parent = find(beginning)
     target = EXPORTED / parent.info.run_id
+    temporary = (Path(".dvc/tmp/export", parent.info.run_id), EXPORTED / f".{parent.info.run_id}{files.PART}")
     try:
-        with files.scratch(Path(".dvc/tmp/export", parent.info.run_id)) as folder:
-            crate = _write(client, parent, folder)
-            EXPORTED.mkdir(exist_ok=True)
+        # exported/ may be on another disk, so the crate is written there.
+        with files.scratch(temporary[0]) as folder, files.scratch(temporary[1]) as crate:
+            _write(client, parent, folder, crate)
             shutil.rmtree(target, ignore_errors=True)
             crate.rename(target)
     except UserError as error:
@@ -48,26 +49,32 @@ def export(beginning: str) -> Path:
     return target
 
 
-def _write(client: Any, parent: Any, folder: Path) -> Path:
-    clone, crate = check_out(client, parent, folder), folder / "crate"
+def _write(client: Any, parent: Any, folder: Path, crate: Path) -> None:
+    if not WRITER.exists():
+        raise UserError("the packages that write it are missing. `make export RUN=ID` installs them.")
+    clone = check_out(client, parent, folder)
+    if git("rev-parse", "--is-shallow-repository", folder=clone) == "true":
+        raise UserError("this clone is shallow, so it lacks the history. Fetch the history: git fetch --unshallow")
     download(client, parent.info.run_id, [str(LOCKFILE), str(files.ENVIRONMENT)], clone)
     check_out_results(clone)
-    for child in store.children(client, parent):
+    for child in children_of(client, parent):
         weights = files.weights_file(tag(child, "implementation"))
         if files.md5(clone / weights) != tag(child, "md5.weights"):
             raise UserError(f"the run's dvc.lock names another {weights} than the run")
     git("bundle", "create", "--quiet", str((folder / BUNDLE).resolve()), "HEAD", folder=clone)
-    shutil.copytree(clone, crate, ignore=shutil.ignore_patterns(*NOT_EXPORTED))
+    ignored = shutil.ignore_patterns(*NOT_EXPORTED)
+    shutil.copytree(clone, crate, ignore=ignored, ignore_dangling_symlinks=True, dirs_exist_ok=True)
     for file in (PATCH, BUNDLE):
-        (folder / file).rename(crate / file)
+        shutil.copy(folder / file, crate / file)
     tags = parent.data.tags
     facts = {"run": parent.info.run_id, "name": parent.info.run_name, "commit": tags["git.commit"]}
     facts |= {"began": parent.info.start_time, "ended": parent.info.end_time, "dvc": version("dvc")}
     facts |= {key: tags[key] for key in ("device", "device_name", "image.digest") if key in tags}
-    subprocess.run([WRITER, "-m", "pipeline.archive.crate", crate, json.dumps(facts)], check=True)
+    command = [WRITER, "-m", "pipeline.archive.crate", crate, json.dumps(facts)]
+    if subprocess.run(command, env=own_environment(), check=False).returncode:
+        raise UserError("its description cannot be written, as is said above")
     sums = [f"{files.sha256(path)}  {name}\n" for name, path in _files(crate).items()]
     (crate / SUMS).write_text("".join(sums), encoding="utf-8")
-    return crate
 
 
 def verify(folder: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """A run again, from its id in the store, in a folder of its own, and a verdict.
 
 bitwise identical    every digest is equal
-within tolerance     weights differ, on other hardware, versions or variables, but losses and predictions are within parity
+within tolerance     weights differ, on other hardware, versions or variables; losses and predictions are within parity
 differs              beyond tolerance, or different although hardware and versions are the same
 cannot               a sentence on what is missing
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
-from pipeline.archive import check_out, download, find, tag
+from pipeline.archive import check_out, children_of, download, find, tag
 from pipeline.array_files import read_arrays
 from pipeline.environment import resolve
 from pipeline.errors import UserError
@@ -28,7 +28,7 @@ from pipeline.tracking import store
 FOLDER = Path(".dvc/tmp/reproduce")
 IDENTICAL, WITHIN, DIFFERS, CANNOT = "bitwise identical", "within tolerance", "differs", "cannot"
 EXIT = {IDENTICAL: 0, WITHIN: 0, DIFFERS: 1, CANNOT: 2}
-FACTS = ("cpu_name", "device_name", "driver", "threads", "precision", "deterministic", "python", "versions", "variables")
+FACTS = ("cpu_name", "device_name", "driver", "threads", "precision", "deterministic", "python")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ class Verdict:
 
 
 def reproduce(beginning: str) -> Verdict:
-    """Run again what the run of this id, or its unique beginning, ran."""
+    """Run again what the run of this id, or its unique beginning, ran.
+
+    Raises UserError when there is no such run, or it is one that cannot be run again.
+    """
     client, experiment, run, parent = find(beginning)
     run_id = run.info.run_id
     try:
@@ -56,7 +59,7 @@ def reproduce(beginning: str) -> Verdict:
     path = Path("reproduced", f"{run_id}.json")
     files.write_json(path, asdict(verdict))
     tags = {"role": "reproduction", "reproduces": run_id, "verdict": verdict.verdict}
-    with store.warning(store.tracking_uri()):
+    with store.warning(f"The verdict is in {path}."):
         name, tags = f"{run.info.run_name} again", tags | {"mlflow.note.content": str(verdict)}
         logged = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         client.log_artifact(logged, str(path))
@@ -70,7 +73,7 @@ def _run_again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
     with chdir(clone):  # params.yaml names the lessons of the clone
         params = load_params()
     other_machine = _other_machine(params, files.read_json(then / files.ENVIRONMENT), clone)
-    children = [run] if "implementation" in run.data.tags else store.children(client, parent)
+    children = [run] if "implementation" in run.data.tags else children_of(client, parent)
     names = [tag(child, "implementation") for child in children]
     problems = {tag(child, "problem") for child in children}
     stages = [*(f"train@{name}" for name in names), *(f"reference@{problem}" for problem in sorted(problems))]
@@ -104,7 +107,15 @@ def _other_machine(params: Params, then: dict[str, Any], clone: Path) -> list[st
         if pins and package in then["versions"] and f"=={version.split('+')[0]}" not in pins:
             lock = "which its commit's lock does not hold: make setup in a clone of it"
             raise UserError(f"{package} {version} is installed, {lock}")
-    return [f"{key} was {then[key]}, is {getattr(now, key)}" for key in FACTS if then.get(key) != getattr(now, key)]
+    was, is_ = _facts(then), _facts(asdict(now))
+    names = [name for name in was | is_ if was.get(name) != is_.get(name)]
+    return [f"{name} was {was.get(name, 'not set')}, is {is_.get(name, 'not set')}" for name in names]
+
+
+def _facts(environment: dict[str, Any]) -> dict[str, Any]:
+    """What last bits depend on: the hardware, and each version and environment variable by its name."""
+    facts = {name: environment.get(name) for name in FACTS}
+    return facts | environment.get("versions", {}) | environment.get("variables", {})
 
 
 def _digests(run: Any, name: str, problem: str, clone: Path) -> list[tuple[str, str, str, str]]:
