@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from pipeline.errors import UserError, shown_to_the_user
+from pipeline.running.processes import OF_REPOSITORIES
 
 CPUS = click.IntRange(min=1)
 HOST = "127.0.0.1"
@@ -175,5 +176,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for name in OF_REPOSITORIES:  # DVC's libraries, which some commands call here, would read them
+        os.environ.pop(name, None)
     with shown_to_the_user():
         main()

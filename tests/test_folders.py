@@ -139,6 +139,7 @@ def test_any_setting_and_variable_of_git(finished: Clone, place: Path, tmp_path:
     variables = {"HOME": str(home), "GIT_CONFIG_GLOBAL": str(home / ".gitconfig")}
     here = {"GIT_DIR": str(REPOSITORY / ".git"), "GIT_WORK_TREE": str(REPOSITORY), "GIT_INDEX_FILE": "/nowhere"}
     reproduce(clone, VARIABLES | variables | here)
+    assert "Nothing is queued" in clone.run(sys.executable, "-m", "commands", "sweep", env=variables | here).stdout
     assert user("status", "--porcelain", folder=place) == before
     clone.run("dvc", "exp", "run", "-n", "other", "-S", "seed=1", "evaluate", env=variables)
     experiment = user("for-each-ref", "--format=%(refname)", "refs/exps/*/*/other", folder=place).strip()

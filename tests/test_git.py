@@ -3,9 +3,11 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from pipeline.errors import UserError
 from pipeline.git import LARGEST_CHANGES, LARGEST_PATCH, changes, check_repository, clone_at, git, prefix
@@ -410,3 +412,16 @@ def test_checkout_of_another_owner_shows_the_words_of_git(monkeypatch: pytest.Mo
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "safe.directory")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "*")
     check_repository()
+
+
+@pytest.mark.environments
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv, to be a user who may not read everything")
+@pytest.mark.parametrize("name", ["params.yaml", "pipeline/new.py"])
+def test_unreadable_file_is_the_reason(name: str):
+    write(name, "changed").chmod(0)
+    less = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
+    program = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from pipeline.git import changes; changes()"
+    done = subprocess.run([*less, sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "UserError: its changes since its commit could not be kept: git diff-index failed: " in done.stderr
+    assert name in done.stderr
+    assert "Permission denied" in done.stderr
