@@ -5,16 +5,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.running.checkout import LOCKFILE
 from pipeline.running.processes import environment_for_another_run, without_foreign_variables
 
-PATCH = "changes.patch"
-LARGEST_PATCH = 2**20  # bytes
-LARGEST_CHANGES = 2**26  # bytes of the changed files, which are read only if they are no larger
 # What a user may have set in ~/.gitconfig or here, and what would change a clone, a bundle or a patch.
 SETTINGS = {
     "apply.ignoreWhitespace": "no",
@@ -41,10 +36,6 @@ VARIABLES = {
     "GIT_DEFAULT_REF_FORMAT": "files",
     "GIT_TEMPLATE_DIR": "",
 }
-DIFF = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--no-renames", "--ignore-submodules=all")
-PATCH_FORMAT = ("-p", "--binary", "--full-index", "--unified=3", "--src-prefix=a/", "--dst-prefix=b/")
-CODE = ("pipeline", "stages", "params.yaml", "dvc.yaml")  # what runs, whether or not dvc.lock names it
-SECRET, HIDDEN = (":(exclude,glob)**/.env*",), (":(exclude,glob)**/.*", ":(exclude,glob)**/.*/**")
 
 
 def git(
@@ -92,75 +83,6 @@ def prefix() -> str:
     `git cat-file blob REVISION:./params.yaml` needs no prefix, because `./` is this folder.
     """
     return git("rev-parse", "--show-prefix")
-
-
-def changes() -> bytes:
-    """What differs from the last commit, as a patch that applies at the top of the repository.
-
-    It has the changed files that git tracks, except dvc.lock, and the new files that a stage runs or depends on. It has
-    no .env and nothing that .gitignore names. Nothing is written into the repository.
-    Raises UserError with the reason when the changes cannot be kept.
-    """
-    try:
-        git("rev-parse", "--verify", "HEAD^{commit}")
-    except UserError as error:
-        raise UserError(f"it was made outside a git repository or before the first commit: {error}") from None
-    try:
-        with TemporaryDirectory() as scratch:
-            return _patch({"GIT_INDEX_FILE": f"{scratch}/index"})
-    except (OSError, UserError) as error:
-        raise UserError(f"its changes since its commit could not be kept: {error}") from None
-
-
-def _patch(index: dict[str, str]) -> bytes:
-    """The changes as a patch. `index` names a file for a copy of git's index."""
-    shutil.copy(git("rev-parse", "--git-path", "index"), index["GIT_INDEX_FILE"])
-    git("update-index", "-q", "--really-refresh", default="", **index)
-    top, code, tracked = Path(git("rev-parse", "--show-toplevel")), _code(), (".", ":!dvc.lock", *SECRET)
-    names = ("diff-index", "--name-only", "-z", *DIFF)
-    changed = _lines(git(*names, "--diff-filter=d", "HEAD", "--", *tracked, **index))
-    new = _lines(
-        git("ls-files", "-oz", "--full-name", "--exclude-per-directory=.gitignore", "--", *code, *SECRET, *HIDDEN)
-    )
-    for entry in _lines(git("ls-files", "-sz", "--full-name", "--", *code)):
-        mode, _, stage, name = entry.replace("\t", " ", 1).split(" ", 3)
-        if mode == "160000":
-            raise UserError(f"{name} is a submodule, and only this repository's own files are kept")
-        if stage != "0":
-            raise UserError(f"{name} is being merged")
-    for name in changed + new:
-        if name.endswith("/"):
-            raise UserError(f"{name} is a git repository of its own, and only this repository's own files are kept")
-        if (top / name).is_symlink():
-            raise UserError(f"{name} is a symbolic link, and what it points to is not kept")
-    size = sum((top / name).lstat().st_size for name in changed + new)
-    if size > LARGEST_CHANGES:
-        raise UserError(f"the changed files are {size:,} bytes, and at most {LARGEST_CHANGES:,} are read")
-    # An empty file stands for each new file, so that `diff-index` reads the file itself.
-    empty = git("hash-object", "--stdin")
-    git("update-index", "-z", "--index-info", stdin="".join(f"100644 {empty}\t{name}\0" for name in new), **index)
-    patch = git("diff-index", *PATCH_FORMAT, *DIFF, "HEAD", "--", *tracked, *code, **index)
-    content = f"{patch}\n".encode(errors="surrogateescape") if patch else b""
-    if len(content) > LARGEST_PATCH:
-        raise UserError(f"they are {len(content):,} bytes, and at most {LARGEST_PATCH:,} are kept")
-    return content
-
-
-def _lines(output: str) -> list[str]:
-    """The entries of a command's output with `-z`."""
-    return output.split("\0")[:-1]
-
-
-def _code() -> list[str]:
-    """Pathspecs of what the stages run and depend on, without what other stages write or what is not a file here."""
-    import yaml
-
-    stages = yaml.load(LOCKFILE.read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"] if LOCKFILE.exists() else {}
-    deps, outs = (
-        {entry["path"] for stage in stages.values() for entry in stage.get(key, [])} for key in ("deps", "outs")
-    )
-    here = {path for path in deps - outs if not path.startswith(("/", "..")) and "://" not in path}
-    return [f":(literal){path}" for path in sorted(here | set(CODE))]
 
 
 def clone_at(commit: str, clone: Path) -> Path:

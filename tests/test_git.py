@@ -10,7 +10,8 @@ import pytest
 from conftest import REPOSITORY
 
 from pipeline.errors import UserError
-from pipeline.git import LARGEST_CHANGES, LARGEST_PATCH, changes, check_repository, clone_at, git, prefix
+from pipeline.git import check_repository, clone_at, git, prefix
+from pipeline.tracking.changes import LARGEST_CHANGES, LARGEST_PATCH, changes
 
 # Settings that people have, and some that nobody should: none may change what the pipeline does.
 HOSTILE = """
@@ -420,7 +421,9 @@ def test_checkout_of_another_owner_shows_the_words_of_git(monkeypatch: pytest.Mo
 def test_unreadable_file_is_the_reason(name: str):
     write(name, "changed").chmod(0)
     less = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
-    program = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from pipeline.git import changes; changes()"
+    program = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from pipeline.tracking.changes import changes; changes()"
+    )
     done = subprocess.run([*less, sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "UserError: its changes since its commit could not be kept: git diff-index failed: " in done.stderr
     assert name in done.stderr

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.git import PATCH, check_repository, clone_at, git
+from pipeline.git import check_repository, clone_at, git
 from pipeline.tracking import store
+from pipeline.tracking.changes import PATCH
 
 
 def find(beginning: str) -> tuple[Any, str, Any, Any]:

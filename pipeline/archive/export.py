@@ -19,9 +19,10 @@ from typing import Any
 from pipeline import files
 from pipeline.archive import check_out, children_of, download, find, tag
 from pipeline.errors import UserError
-from pipeline.git import PATCH, check_out_results, git
+from pipeline.git import check_out_results, git
 from pipeline.running.checkout import LOCKFILE
 from pipeline.running.processes import own_environment
+from pipeline.tracking.changes import PATCH
 
 EXPORTED = Path("exported")
 SUMS = "SHA256SUMS"

@@ -21,12 +21,13 @@ from typing import Any
 from pipeline import files
 from pipeline.environment import framework_of
 from pipeline.errors import UserError
-from pipeline.git import PATCH, changes, git
+from pipeline.git import git
 from pipeline.params import PARAMS, Params
 from pipeline.provenance import current_run, timestamp
 from pipeline.results import Judged, ParityReport, Timing
 from pipeline.running.checkout import LOCKFILE
 from pipeline.tracking import store
+from pipeline.tracking.changes import PATCH, changes
 
 IMAGE = Path("/opt/image.digest")  # in an image alone: a digest of all that is installed there
 REPRODUCIBLE = ("weights", "history", "metrics", "evaluation")  # as tags have the md5 of these files
