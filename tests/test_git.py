@@ -341,6 +341,11 @@ def large_patch() -> None:
     write("params.yaml", os.urandom(LARGEST_PATCH))
 
 
+def ignored_dependency() -> None:
+    write("data/mine/.gitignore", "*\n")
+    write("data/mine/table.csv")
+
+
 def conflict() -> None:
     for name in ("one", "two"):
         user("checkout", "-q", "-B", name, "HEAD" if name == "one" else "HEAD~")
@@ -359,6 +364,7 @@ def conflict() -> None:
         (submodule, "pipeline/mine is a submodule"),
         (large, f"the changed files are 68,719,476,736 bytes, and at most {LARGEST_CHANGES:,} are read"),
         (large_patch, f"bytes, and at most {LARGEST_PATCH:,} are kept"),
+        (ignored_dependency, "a stage depends on data/mine, which .gitignore names"),
         (conflict, "params.yaml is being merged"),
     ],
 )

@@ -75,12 +75,19 @@ def _lines(output: str) -> list[str]:
 
 
 def _code() -> list[str]:
-    """Pathspecs of what the stages run and depend on, without what other stages write or what is not a file here."""
+    """Pathspecs of what the stages run and depend on, without what other stages write or what is not a file here.
+
+    Raises UserError when a stage depends on a file that .gitignore names and no stage writes.
+    """
     import yaml
 
     stages = yaml.load(LOCKFILE.read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"] if LOCKFILE.exists() else {}
     deps, outs = (
-        {entry["path"] for stage in stages.values() for entry in stage.get(key, [])} for key in ("deps", "outs")
+        {Path(entry["path"]) for stage in stages.values() for entry in stage.get(key, [])} for key in ("deps", "outs")
     )
-    here = {path for path in deps - outs if not path.startswith(("/", "..")) and "://" not in path}
+    made = {dep for dep in deps for out in outs if dep.is_relative_to(out) or out.is_relative_to(dep)}
+    here = {str(dep) for dep in deps - made if dep.exists() and not dep.is_absolute() and ".." not in dep.parts}
+    for path in here:
+        if not git("ls-files", "-co", "--exclude-per-directory=.gitignore", "--", f":(literal){path}"):
+            raise UserError(f"a stage depends on {path}, which .gitignore names")
     return [f":(literal){path}" for path in sorted(here | set(CODE))]
