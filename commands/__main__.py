@@ -65,7 +65,7 @@ def seeds(n: int, share: int) -> None:
     loaded = load_params()
     seeds.enqueue(n)
     succeeded = sweep(share, seeds.stages())
-    if not seeds.collect():
+    if not seeds.collect(n):
         raise UserError("No seed has finished. .dvc/tmp/sweep/*.log say why.")
     print(statistics.table(statistics.read(loaded)))
     print(f"{files.SEEDS} holds them; `dvc repro` puts them on the report's page")

@@ -10,7 +10,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -137,14 +138,24 @@ def enter_interpreter(framework: str) -> None:
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use: its affinity, and a container's quota (cgroup v2)."""
-    cpus = len(os.sched_getaffinity(0))
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, period = quota.read_text(encoding="utf-8").split()
-        if limit != "max":
-            cpus = min(cpus, max(1, int(limit) // int(period)))
-    return cpus
+    """CPUs that this process may use: its affinity, and the quota of each cgroup that it is in (version 2 or 1)."""
+    return max(1, int(min([len(os.sched_getaffinity(0)), *_quotas()])))
+
+
+def _quotas() -> Iterator[float]:
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = Path("/sys/fs/cgroup", controllers)
+        # A container may see only its own group, at the root, while its path is the host's.
+        inner = mount / path.strip("/")
+        for folder in (folder for folder in (inner, *inner.parents) if folder.is_relative_to(mount)):
+            with suppress(OSError, ValueError):  # there is no quota: no file, "max" or -1
+                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+                words = " ".join((folder / name).read_text(encoding="utf-8") for name in names).split()
+                if int(words[0]) > 0:
+                    yield int(words[0]) / int(words[1])
 
 
 def available_memory() -> int:

@@ -31,7 +31,7 @@ def main() -> None:
         predictions={problem: files.read_predictions(problem) for problem in params.used_problems},
         statements=statements,
         bench=[samples.read(files.BENCH, files.BENCH_PROVENANCE)] if files.BENCH.exists() else [],
-        seeds=seeds.read(params) if files.SEEDS.exists() else None,
+        seeds=seeds.read_if_usable(params),
     )
     for stale in files.FIGURES.glob("*.svg"):
         stale.unlink()

@@ -382,11 +382,10 @@ def test_further_process_measures_the_sizes_with_headlines():
 
 
 def test_no_process_has_no_samples():
-    """As in a sweep whose experiments share a node: `benchmark.processes` is 0 there."""
     plan = [Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays"))]
     none = replace(CONFIG, processes=0)
     found, meanwhile = benchmark(plan, config=none, dtype="float32", environment=HOST)
-    assert (found, meanwhile["processes"], meanwhile["stopped"]) == ([], [], "there was no benchmark")
+    assert (found, meanwhile["processes"], meanwhile["stopped"]) == ([], [], "benchmark.processes is 0 in params.yaml")
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,31 @@ def test_a_missing_benchmark_is_a_sentence(tmp_path: Path, monkeypatch: pytest.M
         samples.read()
 
 
+def test_benchmark_that_a_sweep_left_out_is_said(finished: Clone):
+    for path in (files.BENCHMARK, files.BENCHMARK_PROVENANCE):
+        (finished.path / path).write_bytes(b"")
+    finished.run(sys.executable, "-m", "stages.report")
+    assert (
+        "There was no benchmark: it was left out (make sweep SHARE=… does" in (finished.path / files.REPORT).read_text()
+    )
+    done = finished.run(sys.executable, "-m", "stages.track")
+    assert "MLflow shows" in done.stdout
+
+
+def test_unusable_table_of_seeds_is_a_warning(finished: Clone):
+    table = finished.path / files.SEEDS
+    for content, reason in (
+        ("", r"is damaged \(.*\)"),
+        ("experiment,seed,implementation,problem,test_loss\n", r"has no result of params\.yaml's implementations"),
+        ("experiment,seed,implementation,problem,test_loss\nx,0,gone,two_layer,1\n", r"has no result of params"),
+    ):
+        table.write_text(content)
+        done = finished.run(sys.executable, "-m", "stages.report")
+        assert re.search(rf"^WARNING: the report leaves the seeds out: {files.SEEDS} {reason}", done.stderr), (
+            done.stderr
+        )
+
+
 @needs_browser
 def test_nothing_is_fetched_and_nothing_goes_wrong(opened: Any, page: str):
     messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]

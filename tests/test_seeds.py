@@ -79,6 +79,19 @@ def test_measure_that_is_no_number_fails_parity():
     assert not row.worst["gradient"] <= 1
 
 
+def test_seed_without_a_result_has_not_passed_and_changes_no_mean():
+    rows = [tuple(row.values()) for row in written({0.2: 0.0}, count=4) and files.read_rows(files.SEEDS)]
+    before = seeds.read(load_params()).rows()[0]
+    failed = ("", 4, 0.2, "numpy_arrays", "two_layer", "", "", "", "", "")
+    files.write_rows(files.SEEDS, HEADER, [*rows, failed])
+    table = seeds.read(load_params())
+    (row,) = table.rows()
+    assert (row.passed, row.seeds, row.loss) == (4, 5, before.loss)
+    assert table.passed() == (4, 5)
+    assert "No result, and so not passed: seed 4, whose experiment failed." in seeds.table(table)
+    assert seeds.losses(table, "train.learning_rate", "numpy_arrays")["0.2"] == [float(row[5]) for row in rows]
+
+
 def test_interval_of_a_mean_covers_it():
     generator = np.random.default_rng(8)
     intervals = [mean(list(generator.normal(3.0, 2.0, 24))) for _ in range(1000)]

@@ -78,14 +78,14 @@ def logged(clone: Clone, role: str = "pipeline") -> list[str]:
 
 @contextmanager
 def cluster(
-    *nodes: tuple[str, ...], environments: tuple[dict[str, str], ...] = ({}, {})
+    *nodes: tuple[str, ...], environments: tuple[dict[str, str], ...] = ({}, {}), port: int = 6389
 ) -> Iterator[tuple[dict[str, str], list[subprocess.Popen[str]]]]:
     """Ray nodes as processes of this machine, each with resources of its own; the first is the head. Gives what a
     sweep's environment needs to find it, and the processes."""
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     # A dead node is noticed after seconds.
     environment |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
-    port = 6389 + 10 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    port += 10 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     address, processes = f"127.0.0.1:{port}", []
 
     def head_answers() -> bool:
@@ -187,8 +187,8 @@ def test_full_disk_moves_the_experiment_to_another_node(clone: Clone, tmp_path: 
         environments = ({"TMPDIR": str(tmp_path), "RAY_TMPDIR": os.environ["TMPDIR"]}, {})  # Ray's own files elsewhere
         with cluster(WHOLE, ("--num-cpus", "0"), environments=environments) as (environment, _):
             output = sweep(clone, succeeds=False, env=environment)
-            assert re.search(r"FAILED on \S+: no node has room for it on its disk", output), output
-        queue(clone, "seed=1,2,3")
+            assert re.search(r"FAILED on \S+: no node has room for it on its disk\. It stays queued", output), output
+        queue(clone, "seed=2,3")  # the first has stayed queued
         with cluster(WHOLE, WHOLE, environments=environments) as (environment, _):
             output = sweep(clone, env=environment)
     moved = re.findall(r"^(\S+): the disk of \S+ is full; it goes to another node", output, re.MULTILINE)

@@ -209,7 +209,7 @@ def benchmark(
     return session.samples, {
         "cpus": available_cpus(),
         "processes": session.processes,
-        "stopped": session.stopped if config.processes else "there was no benchmark",
+        "stopped": session.stopped if config.processes else "benchmark.processes is 0 in params.yaml",
     }
 
 

@@ -170,6 +170,11 @@ class Benchmark(NamedTuple):
         """What the GPU did, in its worst process."""
         return merged([process.gpu for process in self.provenance.processes])
 
+    @property
+    def measured(self) -> list[BenchmarkProvenance]:
+        """Its provenance, if anything was measured."""
+        return [self.provenance] if self.cases else []
+
     def of(self, problem: str) -> list[Case]:
         return [case for case in self.cases if case.problem == problem]
 
@@ -232,7 +237,10 @@ def cases_of(samples: Iterable[Sample], disturbed: Mapping[int, str], *, on_gpu:
 
 
 def read(table: Path = files.BENCHMARK, provenance: Path = files.BENCHMARK_PROVENANCE) -> Benchmark:
-    """A benchmark from its two files. Raises UserError when one is missing or damaged."""
+    """A benchmark from its two files. Where both are empty it was left out. Raises UserError when one is missing or
+    damaged."""
+    if all(path.exists() and not path.stat().st_size for path in (table, provenance)):
+        return _left_out()
     rows, facts = files.read_samples(table), BenchmarkProvenance.read(provenance)
     try:
         return collect(map(Sample.from_row, rows), facts)
@@ -240,3 +248,14 @@ def read(table: Path = files.BENCHMARK, provenance: Path = files.BENCHMARK_PROVE
         remedy = "`dvc repro benchmark`" if table == files.BENCHMARK else "`make bench`"
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{table} is damaged ({reason}). Delete it, and run {remedy} if you need it.") from None
+
+
+def _left_out() -> Benchmark:
+    """No sample, on the machine of environment.json. A benchmark that was not measured has no time, host and commit."""
+    facts = {key: value for key, value in vars(files.read_environment()).items() if key != "driver"}
+    facts |= dict.fromkeys(("measured_at", "measured_on", "run_began", "commit"), "")
+    facts |= {"variables": {}, "cpus": 0, "processes": []}
+    reason = (
+        "it was left out (make sweep SHARE=… does, since nothing can be timed beside others; dvc repro measures it)"
+    )
+    return Benchmark([], BenchmarkProvenance(**facts, stopped=reason))

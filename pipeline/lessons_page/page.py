@@ -83,7 +83,7 @@ def write(
 ) -> str:
     """The page, as HTML."""
     latest = max(
-        measured.run_began for measured in [benchmark.provenance, *(result.timing for result in results.values())]
+        measured.run_began for measured in [*benchmark.measured, *(result.timing for result in results.values())]
     )
     lessons, docstrings = [], {}
     for name, problem in params.implementations.items():

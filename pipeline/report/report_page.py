@@ -21,7 +21,7 @@ from pipeline.report import figures
 from pipeline.report.figures import Predictions, Results
 from pipeline.report.findings import Ablation, Finding, ablations, break_even, loops
 from pipeline.report.page import breakdown, duration, render, row, when
-from pipeline.report.seeds import Seeds, better, interval
+from pipeline.report.seeds import Seeds, better, failures, interval
 from pipeline.results import ParityReport
 
 
@@ -50,7 +50,7 @@ def write(
     shown = {problem: predictions[problem] for problem in squared}
     band = noise if teacher else 0.0
     drawn = figures.draw(results, benchmark, sizes, seeds, predictions=shown, noise=band)
-    measured = [benchmark.provenance, *(result.timing for result in results.values())]
+    measured = [*benchmark.measured, *(result.timing for result in results.values())]
     latest = max(provenance.run_began for provenance in measured)
     page = render(
         "report/report.html",
@@ -118,7 +118,7 @@ def _over_seeds(seeds: Seeds) -> dict[str, Any]:
         "rows": [{**row._asdict(), "loss": interval(row.loss), "r2": interval(row.r2)} for row in seeds.rows()],
         "limits": seeds.limits,
         "parameters": seeds.parameters,
-        "better": better(seeds),
+        "better": [*failures(seeds), *better(seeds)],
     }
 
 

@@ -1,11 +1,14 @@
 """The statistics over many seeds: parity in each, means with their intervals, and whether one value of a swept
 parameter is better than another. It reads the table that `make seeds` wrote."""
 
+import sys
 from collections.abc import Mapping
+from math import nan
 from typing import Any, NamedTuple
 
 from pipeline import files
 from pipeline.benchmark.intervals import Estimate, mean
+from pipeline.errors import UserError
 from pipeline.params import Params
 from pipeline.text import columns
 
@@ -39,8 +42,8 @@ class Seeds(NamedTuple):
                 implementation=name,
                 passed=int((~group.failed).sum()),
                 seeds=len(group),
-                loss=mean(list(group.test_loss)),
-                r2=mean(list(group.test_r2)),
+                loss=_mean(group.test_loss),
+                r2=_mean(group.test_r2),
                 worst=group[list(self.limits)].max(skipna=False).to_dict(),
             )
             for (setting, name), group in self.table.groupby(["setting", "implementation"], sort=False)
@@ -53,12 +56,35 @@ class Seeds(NamedTuple):
 
 
 def read(params: Params) -> Seeds:
-    """The table that `make seeds` wrote, judged by the tolerances of `params`."""
+    """The table that `make seeds` wrote, judged by the tolerances of `params`.
+
+    Raises UserError when it is damaged, or holds no result of an implementation of `params`.
+    """
+    try:
+        seeds = _read(params)
+    except (KeyError, ValueError, OSError) as error:
+        raise UserError(f"{files.SEEDS} is damaged ({error}). make seeds N=… writes it again.") from None
+    if seeds.table.test_loss.notna().any():
+        return seeds
+    raise UserError(f"{files.SEEDS} has no result of params.yaml's implementations. make seeds N=… writes it again.")
+
+
+def read_if_usable(params: Params) -> Seeds | None:
+    """The table, if there is one. An unusable one is a warning."""
+    try:
+        return read(params) if files.SEEDS.exists() else None
+    except UserError as error:
+        print(f"WARNING: the report leaves the seeds out: {error}", file=sys.stderr)
+        return None
+
+
+def _read(params: Params) -> Seeds:
     import pandas as pd  # a third of a second
 
     table: Any = pd.read_csv(files.SEEDS, dtype=str, keep_default_na=False)
     names, order = list(table), {name: number for number, name in enumerate(params.implementations)}
     parameters = names[names.index("seed") + 1 : names.index("implementation")]
+    table = table.replace({measure: {"": "nan"} for measure in names[names.index("problem") + 1 :]})
     table = table.astype({"seed": int} | dict.fromkeys(names[names.index("problem") + 1 :], float))
     table = table.assign(order=table.implementation.map(order)).dropna(subset="order")
     table = table.sort_values([*parameters, "order", "seed"], key=lambda column: pd.to_numeric(column, errors="coerce"))
@@ -85,7 +111,8 @@ def losses(seeds: Seeds, parameter: str, name: str) -> dict[str, list[float]]:
     table = seeds.table[seeds.table.implementation == name]
     others = _settings(table, [other for other in seeds.parameters if other != parameter])
     table = table[others == others.mode()[0]]
-    return {str(value): list(group.test_loss) for value, group in table.groupby(parameter, sort=False)}
+    trained = table[table.test_loss.notna()]
+    return {str(value): list(group.test_loss) for value, group in trained.groupby(parameter, sort=False)}
 
 
 def table(seeds: Seeds) -> str:
@@ -97,7 +124,20 @@ def table(seeds: Seeds) -> str:
         passed = f"{row.passed} of {row.seeds}"
         rows.append((row.setting, row.implementation, passed, interval(row.loss), interval(row.r2), *worst))
     rows.append(("", "tolerance", "", "", "", *(f"  {limit:.1e}" for limit in seeds.limits.values())))
-    return "\n".join([columns(rows), *better(seeds)])
+    return "\n".join([columns(rows), *failures(seeds), *better(seeds)])
+
+
+def failures(seeds: Seeds) -> list[str]:
+    """A sentence on the seeds whose experiment failed, such as by a loss that diverged; none where all have results."""
+    failed = sorted(set(seeds.table[seeds.table.test_loss.isna()].seed))
+    numbers = ", ".join(map(str, failed))
+    return [f"No result, and so not passed: seed {numbers}, whose experiment failed."] if failed else []
+
+
+def _mean(values: Any) -> Estimate:
+    """Of the seeds that have results."""
+    values = list(values.dropna())
+    return mean(values) if values else Estimate(nan, nan, nan)
 
 
 def interval(estimate: Estimate) -> str:

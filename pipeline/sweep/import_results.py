@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.git import git
+from pipeline.git import cache_folder, git
 from pipeline.sweep import queue
 from pipeline.sweep.node import Outcome
 from pipeline.sweep.objects import path_of, with_files
@@ -22,19 +23,22 @@ def import_results(experiment: Experiment, outcome: Outcome, *, whole: bool = Tr
 
     `whole`: all of its stages were asked for. Otherwise results that the baseline already had need not be here.
     """
+    cache = cache_folder()
     for md5, content in outcome.objects:
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5.removesuffix(".dir"):
             raise DamagedError(f"{experiment.name}: the object {md5} was damaged on its way")
-        if not path_of(md5).exists():
-            files.write_bytes(path_of(md5), content)
-            path_of(md5).chmod(0o444)
+        path = path_of(md5, cache)
+        if not path.exists():
+            files.write_bytes(path, content)
+            with suppress(OSError):  # some file systems have no permissions
+                path.chmod(0o444)
     bundle, ref = Path(f".dvc/tmp/imported.{os.getpid()}.bundle"), f"refs/sweep/imported/{experiment.name}"
     bundle.write_bytes(outcome.bundle)
     try:
-        git("fetch", "--quiet", str(bundle), f"+{experiment.ref}:{ref}")
+        git("fetch", "--quiet", str(bundle.resolve()), f"+{experiment.ref}:{ref}")
         if outcome.pushed:
             _fetch(ref)
-        _check(experiment, ref, whole)
+        _check(experiment, ref, whole, cache)
         git("update-ref", experiment.ref, ref)
     finally:
         bundle.unlink()
@@ -43,19 +47,25 @@ def import_results(experiment: Experiment, outcome: Outcome, *, whole: bool = Tr
 
 def _fetch(ref: str) -> None:
     """Fetch its objects from the DVC remote to which the node pushed them."""
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo() as repo:
-        repo.fetch(revs=[git("rev-parse", ref)], workspace=False)
+    try:
+        with Repo() as repo:
+            repo.fetch(revs=[git("rev-parse", ref)], workspace=False)
+    except (DvcException, OSError) as error:
+        raise DamagedError(f"its results are in the DVC remote and cannot be fetched from there: {error}") from None
 
 
-def _check(experiment: Experiment, ref: str, whole: bool) -> None:
+def _check(experiment: Experiment, ref: str, whole: bool, cache: Path) -> None:
     implementations = queue.params(ref)["implementations"]
     items = implementations.keys() | set(implementations.values())
     for stage, path, md5 in _outputs(ref) - (set() if whole else _outputs(experiment.baseline)):
         if "@" in stage and stage.partition("@")[2] not in items:
             continue  # dvc.lock keeps stages of implementations that params.yaml no longer has
-        if Path(path) not in files.UNCACHED and not all(path_of(object_).exists() for object_ in with_files([md5])):
+        if Path(path) in files.UNCACHED:
+            continue
+        if not all(path_of(object_, cache).exists() for object_ in with_files([md5], cache)):
             raise DamagedError(f"{experiment.name}: {path} has not arrived")
 
 

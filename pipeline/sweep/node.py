@@ -5,12 +5,15 @@ only the environment of its image or clone, not this version of the code.
 """
 
 import errno
+import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from contextlib import ExitStack, contextmanager
@@ -18,18 +21,32 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline import files
 from pipeline.errors import UserError
 from pipeline.git import git, run_dvc, use_cache
 from pipeline.running.locks import open_lock, take
 from pipeline.running.processes import end_with_parent, environment_for_another_run
 from pipeline.sweep.objects import path_of, with_files
-from pipeline.sweep.queue import Experiment, stages
+from pipeline.sweep.queue import BUNDLED, Experiment, stages
+
+BENCHMARK = "benchmark"  # the stage that times steps
+WAITS = "waits until experiments of another sweep leave it the CPUs"
+
+
+class Commits(NamedTuple):
+    """The commits of all experiments as a git bundle, where the history of a shallow clone ends, and the folder of the
+    repository that is the checkout."""
+
+    bundle: bytes
+    shallow: str
+    prefix: str
 
 
 class Outcome(NamedTuple):
     """`bundle` holds the experiment's ref, `objects` md5 and content of DVC's objects. Both are empty where it failed.
 
-    `full` is whether it failed because this node's disk is full; `pushed`, whether the objects are in the DVC remote.
+    `error` is why it could not be run at all. `full` is whether this node's disk is full; `pushed`, whether the objects
+    are in the DVC remote, and `not_pushed` why they are not.
     """
 
     succeeded: bool
@@ -37,76 +54,132 @@ class Outcome(NamedTuple):
     node_id: str  # Ray's
     seconds: float
     log: str
+    error: str = ""
     full: bool = False
     bundle: bytes = b""
     objects: tuple[tuple[str, bytes], ...] = ()
     pushed: bool = False
+    not_pushed: str = ""
     environment: bytes = b""  # its environment.json, which is in neither
+
+
+def machine() -> str:
+    """The same for all nodes of a machine, in containers too."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
 
 
 def run(
     experiment: Experiment,
-    bundle: bytes,
+    commits: Commits,
     known: frozenset[str],
     progress: Any,
     *,
     cpus: int,
     gpu: bool,
     targets: tuple[str, ...],
+    neighbours: frozenset[str],
 ) -> Outcome:
-    """Run one experiment, whose commits are in `bundle`; `known` are the objects of the driver's DVC cache.
+    """Run one experiment; `known` are the objects of the driver's DVC cache.
 
     `cpus` is how many CPUs it gets, 0 for all; `targets` are the stages to run, none for all. `progress` is
-    a queue for the names of the experiment, its node and its stage.
+    a queue for the names of the experiment, its node and its stage. `neighbours` are the nodes that share a machine.
     """
     import ray
 
     start, node = datetime.now(), os.uname().nodename
     outcome = Outcome(False, node, ray.get_runtime_context().get_node_id(), 0.0, "")
+    shared = bool(cpus) or outcome.node_id in neighbours
+
+    def show(stage: str) -> None:
+        progress.put_nowait((experiment.name, node, stage))
+
     try:
-        with _clone(experiment, bundle) as clone, _cpus(cpus):
-            if cpus:
-                _leave_benchmark_out(clone)
+        with _clone(experiment, commits) as clone, _cpus(cpus, alone=not shared, waits=lambda: show(WAITS)):
             command = ["exp", "run", "--name", experiment.name, *targets]
-            log = _dvc(clone, command, cpus, gpu, lambda stage: progress.put_nowait((experiment.name, node, stage)))
+            if cpus and not targets:
+                command += ["--single-item", *_leave_benchmark_out(clone)]
+            log = _dvc(clone, command, shared, gpu, show)
             outcome = outcome._replace(log=log, full=os.strerror(errno.ENOSPC) in log)
             if git("for-each-ref", experiment.ref, folder=clone):
+                _check_tree(experiment, clone)
                 outcome = _packed(clone, experiment, known, outcome._replace(succeeded=True, full=False))
-    except (OSError, UserError) as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        outcome = outcome._replace(succeeded=False, full=True, log=f"{outcome.log}\nERROR: {error}\n")
+    except Exception as error:  # whatever git, DVC or the disk raises
+        words = str(error) if isinstance(error, UserError) else traceback.format_exc()
+        full = os.strerror(errno.ENOSPC) in str(error)
+        log = f"{outcome.log}\nERROR: {words}\n"
+        outcome = outcome._replace(succeeded=False, full=full, log=log, error=f"it could not be run: {error}")
     return outcome._replace(seconds=(datetime.now() - start).total_seconds())
+
+
+def _leave_benchmark_out(clone: Path) -> list[str]:
+    """The stages of dvc.yaml but the benchmark, which can measure nothing beside others, in their order there.
+
+    Its outputs are left empty. dvc.lock records them with another command, so that the next `dvc repro` measures.
+    """
+    from dvc.utils.serialize import load_yaml, modify_yaml
+
+    stages = load_yaml(str(clone / "dvc.yaml"))["stages"]
+    if benchmark := stages.pop(BENCHMARK, None):
+        empty = {"hash": "md5", "md5": hashlib.md5(usedforsecurity=False).hexdigest(), "size": 0}
+        paths = [next(iter(out)) if isinstance(out, dict) else out for out in benchmark["outs"]]
+        for path in (*(clone / path for path in paths), path_of(empty["md5"], _folder() / "cache")):
+            files.write_bytes(path, b"")
+        with modify_yaml(str(clone / "dvc.lock")) as lock:
+            lock.setdefault("schema", "2.0")
+            outs = [{"path": path} | empty for path in paths]
+            lock.setdefault("stages", {})[BENCHMARK] = {"cmd": "left out by make sweep SHARE", "outs": outs}
+    return list(stages)
+
+
+def _check_tree(experiment: Experiment, clone: Path) -> None:
+    """Raises UserError when the experiment that DVC recorded is not of the files that were queued."""
+    options = ("-r", "-z", "--name-only", "--relative")
+    changed = git("diff-tree", *options, experiment.revision, experiment.ref, folder=clone).split("\0")
+    # What a run writes: outputs may be in git, too, and DVC has git ignore those that are not.
+    written = {"dvc.lock", ".dvc/tmp/repro.dat", ".gitignore", *_outputs(experiment, clone)}
+    others = [path for path in changed if path and written.isdisjoint([path, Path(path).name, *_folders(path)])]
+    if others:
+        names = ", ".join(others)
+        raise UserError(f"DVC did not run what was queued: other content has {names}. Look at git's settings.")
+
+
+def _folders(path: str) -> list[str]:
+    return [folder.as_posix() for folder in Path(path).parents]
+
+
+def _outputs(experiment: Experiment, clone: Path) -> dict[str, str]:
+    """The md5 of each output by its path."""
+    recorded = stages(experiment.ref, clone).values()
+    return {out["path"]: out["md5"] for stage in recorded for out in stage.get("outs", [])}
 
 
 def _packed(clone: Path, experiment: Experiment, known: frozenset[str], outcome: Outcome) -> Outcome:
     git("bundle", "create", "--quiet", "result.bundle", experiment.ref, f"^{experiment.baseline}", folder=clone)
-    pushed, environment, objects = False, clone / "environment.json", ()
+    pushed, words, environment, objects = False, "", clone / "environment.json", ()
     config = ConfigParser()  # git refuses the headings of DVC's sections
-    config.read(clone / ".dvc/config")
+    config.read(clone / ".dvc/config", encoding="utf-8")
     if config.get("core", "remote", fallback=""):
-        done = run_dvc(clone, "push", "--quiet", capture_output=True)
-        if done.returncode:
-            raise UserError(f"dvc push failed: {done.stderr.strip()}")
-        pushed = True
-    else:
-        outputs = {out["md5"] for stage in stages(experiment.ref, clone).values() for out in stage.get("outs", [])}
+        done = run_dvc(clone, "push", capture_output=True)  # not --quiet, with which it keeps its reasons to itself
+        pushed, words = not done.returncode, " ".join(re.findall("^ERROR: (.*)", done.stderr, re.MULTILINE))
+    if not pushed:
         cache = _folder() / "cache"
-        paths = {md5: path_of(md5, cache) for md5 in with_files(outputs, cache) - known}
+        outputs = with_files(_outputs(experiment, clone).values(), cache)
+        paths = {md5: path_of(md5, cache) for md5 in outputs - known}
         # The driver checks whether one is missing.
         objects = tuple((md5, path.read_bytes()) for md5, path in paths.items() if path.exists())
     return outcome._replace(
         bundle=(clone / "result.bundle").read_bytes(),
         objects=objects,
         pushed=pushed,
+        not_pushed="" if pushed else words,
         environment=environment.read_bytes() if environment.exists() else b"",
     )
 
 
-def _dvc(clone: Path, command: list[str], cpus: int, gpu: bool, show: Callable[[str], Any]) -> str:
+def _dvc(clone: Path, command: list[str], shared: bool, gpu: bool, show: Callable[[str], Any]) -> str:
     """Run DVC, show which stage it is at and how the losses are, and return all that it printed."""
     environment = {key: value for key, value in environment_for_another_run().items() if key != "OMP_NUM_THREADS"}
-    environment |= {"PIPELINE_SWEEP": "shared" if cpus else "alone", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment |= {"PIPELINE_SWEEP": "shared" if shared else "alone", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment["PATH"] = f"{sys.prefix}/bin:{environment['PATH']}"
     if not gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves every GPU to a task that asked for none
@@ -131,15 +204,6 @@ def _dvc(clone: Path, command: list[str], cpus: int, gpu: bool, show: Callable[[
     return "".join(lines)
 
 
-def _leave_benchmark_out(clone: Path) -> None:
-    """Beside others nothing can be timed. As `-S benchmark.processes=0`, without its 0.7 s."""
-    from dvc.utils.serialize import modify_yaml
-
-    with modify_yaml(str(clone / "params.yaml")) as params:
-        if isinstance(params.get("benchmark"), dict):  # else a stage says what is wrong
-            params["benchmark"]["processes"] = 0
-
-
 def _folder() -> Path:
     """One for all experiments of a node, so that what they share, such as the data, is made once."""
     folder = Path(tempfile.gettempdir(), f"seven-ways-sweep-{os.getuid()}")
@@ -148,21 +212,29 @@ def _folder() -> Path:
 
 
 @contextmanager
-def _clone(experiment: Experiment, bundle: bytes) -> Iterator[Path]:
+def _clone(experiment: Experiment, commits: Commits) -> Iterator[Path]:
     """The experiment's working tree in a new folder. Folders whose process has ended are removed."""
     for folder in _folder().glob("run-*"):
         if not Path("/proc", folder.name.split("-")[1]).exists():
             shutil.rmtree(folder, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=_folder()))
     try:
-        (folder / "bundle").write_bytes(bundle)
-        clone = folder / "clone"
-        git("init", "--quiet", str(clone))
-        git("fetch", "--quiet", "../bundle", f"refs/sweep/{experiment.revision}", folder=clone)
-        git("checkout", "--quiet", experiment.revision, folder=clone)
-        git("reset", "--quiet", experiment.baseline, folder=clone)  # the files stay
+        (folder / "bundle").write_bytes(commits.bundle)
+        root = folder / "clone"
+        git("init", "--quiet", str(root))
+        if commits.shallow:
+            (root / ".git/shallow").write_text(commits.shallow, encoding="utf-8")
+        git("fetch", "--quiet", "../bundle", f"{BUNDLED}/{experiment.revision}", folder=root)
+        git("checkout", "--quiet", experiment.revision, folder=root)
+        git(
+            "reset", "--quiet", "--soft", experiment.baseline, folder=root
+        )  # files that were new to git stay in its index
+        clone = root / commits.prefix
+        git(
+            "rm", "--quiet", "--force", "--ignore-unmatch", ".dvc/tmp/repro.dat", folder=clone
+        )  # of the run that queued it
         for key, value in {"user.name": "sweep", "user.email": "sweep@localhost"}.items():
-            git("config", key, value, folder=clone)
+            git("config", key, value, folder=root)
         use_cache(clone, _folder() / "cache")
         yield clone
     finally:
@@ -170,14 +242,20 @@ def _clone(experiment: Experiment, bundle: bytes) -> Iterator[Path]:
 
 
 @contextmanager
-def _cpus(number: int) -> Iterator[None]:
-    """Keep to so many CPUs of this node that no other experiment has."""
+def _cpus(number: int, *, alone: bool, waits: Callable[[], Any]) -> Iterator[None]:
+    """Keep to so many CPUs of this node that no other experiment has; to all of its machine where it is 0 and `alone`.
+
+    `waits` is called before it waits for those that an experiment of another sweep has.
+    """
     everything, cpus = os.sched_getaffinity(0), set()
+    number = number or (len(everything) if alone else 0)
     with ExitStack() as held:
         if number:
             with ExitStack() as one_at_a_time:
                 _lock(one_at_a_time, "cpus")
                 for wait in (False, True):  # first those that are free, then wait for those of another sweep
+                    if wait and len(cpus) < min(number, len(everything)):
+                        waits()
                     for cpu in sorted(everything - cpus):
                         if len(cpus) < number and _lock(held, f"cpu.{cpu}", wait=wait):
                             cpus.add(cpu)

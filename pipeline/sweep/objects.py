@@ -4,18 +4,16 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-CACHE = Path(".dvc/cache")
 
-
-def path_of(md5: str, cache: Path = CACHE) -> Path:
+def path_of(md5: str, cache: Path) -> Path:
     return cache / "files/md5" / md5[:2] / md5[2:]
 
 
-def in_cache() -> frozenset[str]:
-    return frozenset(f"{path.parent.name}{path.name}" for path in CACHE.glob("files/md5/??/*"))
+def in_cache(cache: Path) -> frozenset[str]:
+    return frozenset(f"{path.parent.name}{path.name}" for path in cache.glob("files/md5/??/*"))
 
 
-def entries(md5: str, cache: Path = CACHE) -> dict[str, str]:
+def entries(md5: str, cache: Path) -> dict[str, str]:
     """The md5 of each file of a folder, by its path there; empty if the folder is not in the cache."""
     path = path_of(md5, cache)
     return (
@@ -25,7 +23,7 @@ def entries(md5: str, cache: Path = CACHE) -> dict[str, str]:
     )
 
 
-def with_files(md5s: Iterable[str], cache: Path = CACHE) -> set[str]:
+def with_files(md5s: Iterable[str], cache: Path) -> set[str]:
     """These objects, and of each folder that is in the cache also its files."""
     folders = (entries(md5, cache) for md5 in md5s if md5.endswith(".dir"))
     return {*md5s, *(md5 for folder in folders for md5 in folder.values())}

@@ -1,15 +1,18 @@
 """The finished experiments that MLflow does not show yet. A sweep logs them; what fails is tried by the next sweep."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from pipeline import files
+from pipeline.errors import UserError
 from pipeline.git import check_out_results, clone_at, git
 from pipeline.sweep import queue
 from pipeline.tracking.runs import log_failure
+from pipeline.tracking.store import connect
 
 LOGS = Path(".dvc/tmp/sweep")  # the output of each experiment, and its environment.json
 OUTBOX = Path("mlruns/outbox")  # a file for each ref: why the experiment failed, or nothing
@@ -21,19 +24,30 @@ def add(ref: str, failure: str = "") -> None:
 
 
 def log_all() -> bool:
-    """Log each experiment of the outbox. Stops with a warning at the first that fails. Returns whether none failed."""
+    """Log each experiment of the outbox. Returns whether none failed.
+
+    One that cannot be logged is named, and the next is tried. Without a store none is tried.
+    """
+    succeeded = True
     for path in sorted(OUTBOX.rglob("*"), key=lambda path: path.stat().st_mtime):
         if path.is_file() and not path.name.endswith(files.PART):
             try:
-                logged = _log(str(path.relative_to(OUTBOX)), path.read_text(encoding="utf-8"))
-            except Exception as error:  # whatever the store, DVC or the disk raises
-                message = f"was not logged: {error}. The next `make sweep` tries again."
-                print(f"WARNING: experiment {path.name} {message}", file=sys.stderr)
-                logged = False
-            if not logged:
-                return False
-            path.unlink()
-    return True
+                logged, reason = _log(str(path.relative_to(OUTBOX)), path.read_text(encoding="utf-8")), "see above"
+            except Exception as error:  # whatever DVC, git or the disk raises
+                logged, reason = False, str(error)
+            if logged:
+                path.unlink()
+                continue
+            remedy = f"The next `make sweep` tries again; rm {shlex.quote(str(path))} gives it up."
+            print(
+                f"WARNING: experiment {path.name} was not logged: {reason.removesuffix('.')}. {remedy}", file=sys.stderr
+            )
+            succeeded = False
+            try:
+                connect()
+            except UserError:
+                break
+    return succeeded
 
 
 def _log(ref: str, failure: str) -> bool:
