@@ -321,20 +321,6 @@ def test_benchmark_that_a_sweep_left_out_is_said(finished: Clone):
     assert "MLflow shows" in done.stdout
 
 
-def test_unusable_table_of_seeds_is_a_warning(finished: Clone):
-    table = finished.path / files.SEEDS
-    for content, reason in (
-        ("", r"is damaged \(.*\)"),
-        ("experiment,seed,implementation,problem,test_loss\n", r"has no result of params\.yaml's implementations"),
-        ("experiment,seed,implementation,problem,test_loss\nx,0,gone,two_layer,1\n", r"has no result of params"),
-    ):
-        table.write_text(content)
-        done = finished.run(sys.executable, "-m", "stages.report")
-        assert re.search(rf"^WARNING: the report leaves the seeds out: {files.SEEDS} {reason}", done.stderr), (
-            done.stderr
-        )
-
-
 @needs_browser
 def test_nothing_is_fetched_and_nothing_goes_wrong(opened: Any, page: str):
     messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]

@@ -92,6 +92,24 @@ def test_seed_without_a_result_has_not_passed_and_changes_no_mean():
     assert seeds.losses(table, "train.learning_rate", "numpy_arrays")["0.2"] == [float(row[5]) for row in rows]
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "is damaged ("),
+        ("experiment,seed\nx,0\n", "is damaged ("),
+        (f"{HEADER}\nx,a,0.2,numpy_arrays,two_layer,1,1,1,1,1\n", "is damaged ("),
+        (f"{HEADER}\n", "has no result of params.yaml's implementations"),
+        (f"{HEADER}\nx,0,0.2,gone,two_layer,1,1,1,1,1\n", "has no result of params.yaml's implementations"),
+    ],
+    ids=["empty", "columns", "number", "no rows", "another lesson"],
+)
+def test_unusable_table_is_a_warning(content: str, reason: str, capsys: pytest.CaptureFixture[str]):
+    files.write_bytes(files.SEEDS, content.encode())
+    assert seeds.read_if_usable(load_params()) is None
+    output = capsys.readouterr().err
+    assert output.startswith(f"WARNING: the report leaves the seeds out: {files.SEEDS} {reason}"), output
+
+
 def test_interval_of_a_mean_covers_it():
     generator = np.random.default_rng(8)
     intervals = [mean(list(generator.normal(3.0, 2.0, 24))) for _ in range(1000)]
