@@ -29,6 +29,7 @@ LONG = {
     "make test-docker",
     "make test-benchmark",
     "make test-faults",
+    "make test-environments",
     "make check",
     "make check-gpu",
     "make audit",
