@@ -33,11 +33,12 @@ from pipeline.benchmark.plan import BenchmarkConfig, Size, launch_floors, matmul
 from pipeline.benchmark.runner import Runner, draw
 from pipeline.benchmark.samples import Benchmark, Case, Sample, collect
 from pipeline.contract import Array, load_problem
-from pipeline.environment import Environment, available_cpus, cpu_name, enter_interpreter, versions_of
+from pipeline.environment import Environment, enter_interpreter, versions_of
 from pipeline.errors import UserError, shown_to_the_user
 from pipeline.provenance import provenance
 from pipeline.report.findings import CLAIMS, Run, capture_cost, crossover, times_as_fast_as_numpy
 from pipeline.results import BenchmarkProvenance
+from pipeline.running.machine import available_cpus, cpu_name
 from pipeline.text import columns
 
 NAMES = ["torch_tensors", "torch_autograd", "torch_function"]

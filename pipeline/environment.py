@@ -7,11 +7,9 @@ unchanged machine leaves everything downstream alone, and another machine runs i
 from __future__ import annotations
 
 import os
-import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import gpus
 from pipeline.errors import UserError
+from pipeline.running.machine import available_cpus, cpu_name
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -137,46 +136,6 @@ def enter_interpreter(framework: str) -> None:
     os.execve(python, [python, *sys.orig_argv[1:]], environment)
 
 
-def available_cpus() -> int:
-    """CPUs that this process may use: its affinity, and the quota of each cgroup that it is in (version 2 or 1)."""
-    return max(1, int(min([len(os.sched_getaffinity(0)), *_quotas()])))
-
-
-def _quotas() -> Iterator[float]:
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mount = Path("/sys/fs/cgroup", controllers)
-        # A container may see only its own group, at the root, while its path is the host's.
-        inner = mount / path.strip("/")
-        for folder in (folder for folder in (inner, *inner.parents) if folder.is_relative_to(mount)):
-            with suppress(OSError, ValueError):  # there is no quota: no file, "max" or -1
-                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
-                words = " ".join((folder / name).read_text(encoding="utf-8") for name in names).split()
-                if int(words[0]) > 0:
-                    yield int(words[0]) / int(words[1])
-
-
-def available_memory() -> int:
-    """Bytes of memory that this process may still take: what the machine has left, or a container's limit leaves."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    for limit, used, cached in (  # cgroups, version 2 and version 1
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        path = Path("/sys/fs/cgroup", limit)
-        if path.is_file() and (bound := path.read_text(encoding="utf-8").strip()) != "max":
-            statistics = dict(
-                line.split() for line in path.with_name("memory.stat").read_text(encoding="utf-8").splitlines()
-            )
-            taken = int(Path("/sys/fs/cgroup", used).read_text(encoding="utf-8")) - int(statistics[cached])
-            free = min(free, int(bound) - taken)
-    return free
-
-
 def versions_of(frameworks: set[str]) -> dict[str, str]:
     """Versions of what computes. A CPU build is marked +cpu, also TensorFlow's, whose version does not say it.
 
@@ -202,10 +161,3 @@ def _distributions(framework: str, package: str) -> list[Distribution]:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     path = [str(Path(python).parent.parent / "lib" / version / "site-packages")] if python else sys.path
     return list(distributions(name=package, path=path))
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -146,17 +146,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def dvc_md5(path: Path, within: Iterable[str] | None = None) -> str:
-    """As dvc.lock records it: for a folder, the md5 of the list of its files, or of those `within` it that count. Empty
-    if there is nothing."""
-    if not path.is_dir():
-        return md5(path) if path.exists() else ""
-    within = within or (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    names = sorted(within)
-    listing = json.dumps([{"md5": md5(path / name), "relpath": name} for name in names])
-    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 

@@ -54,6 +54,7 @@ NO_RESULT = {
     "pipeline/measures.py": "names; params.yaml has the tolerances",
     "pipeline/clock.py": "how a second is counted",
     "pipeline/running/checkout.py": "what a killed run left",
+    "pipeline/running/machine.py": "how many CPUs and how much memory there are; environment.json has the threads",
     "pipeline/running/locks.py": "when a process begins",
     "pipeline/running/processes.py": "when a process ends",
     "pipeline/environment.py": "what it finds out is environment.json",

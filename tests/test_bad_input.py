@@ -20,9 +20,9 @@ from conftest import REPOSITORY, Clone
 
 from pipeline import files
 from pipeline.array_files import read_arrays
-from pipeline.environment import available_memory
 from pipeline.errors import UserError
 from pipeline.params import load_params
+from pipeline.running.machine import available_memory
 from pipeline.training import resource_check
 from pipeline.training.data import DataSet
 

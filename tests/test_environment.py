@@ -14,6 +14,7 @@ from pipeline.environment import resolve
 from pipeline.errors import UserError
 from pipeline.gpus import Device, Gpus
 from pipeline.params import Params, load_params
+from pipeline.running.machine import available_cpus
 
 NONE = Gpus([], None, "no NVIDIA driver (NVML Shared Library Not Found)")
 TWO = Gpus([Device("GPU-a", "NVIDIA A"), Device("GPU-b", "NVIDIA B")], "580.1", "")
@@ -137,7 +138,7 @@ def test_a_framework_that_no_lesson_needs_may_be_missing(params: Params, tmp_pat
 
 
 def test_threads(params: Params):
-    assert resolve(params).threads == environment.available_cpus() <= (os.cpu_count() or 1)
+    assert resolve(params).threads == available_cpus() <= (os.cpu_count() or 1)
     assert resolve(params.model_copy(update={"threads": 7})).threads == 7
 
 

@@ -20,8 +20,9 @@ from pipeline.benchmark.candidates import Candidate
 from pipeline.benchmark.plan import BenchmarkConfig, Size, launch_floors
 from pipeline.benchmark.runner import Runner, draw
 from pipeline.contract import load_problem
-from pipeline.environment import Environment, available_cpus, framework_of
+from pipeline.environment import Environment, framework_of
 from pipeline.errors import UserError
+from pipeline.running.machine import available_cpus
 from pipeline.runtimes import batches_of, load_runtime, open_implementation
 
 ON_GPU = [name for name in LESSONS if framework_of(name) != "numpy" and find_spec(framework_of(name))]

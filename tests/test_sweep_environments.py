@@ -17,9 +17,9 @@ from conftest import Clone, outside_variables
 from running import NUMPY, end_started, output_until, start_command  # noqa: F401 (a fixture)
 from test_sweep import WEIGHTS, WHOLE, _fresh_nodes, cluster, experiments, logged, queue, sweep  # noqa: F401 (a fixture)
 
-from pipeline.environment import available_cpus
 from pipeline.errors import UserError
 from pipeline.running.locks import acquire, write_holder
+from pipeline.running.machine import available_cpus
 from pipeline.sweep import cluster as ray_cluster
 from pipeline.sweep import node, outbox
 from pipeline.sweep.queue import Experiment
@@ -91,7 +91,7 @@ def test_quota_of_an_outer_cgroup_counts():
     try:
         inner.mkdir(parents=True)
         (outer / "cpu.cfs_quota_us").write_text("150000")
-        script = "from pipeline.environment import available_cpus; print(available_cpus())"
+        script = "from pipeline.running.machine import available_cpus; print(available_cpus())"
         entered = f"echo $$ >{inner}/cgroup.procs && exec {sys.executable} -c '{script}'"
         done = subprocess.run(["bash", "-c", entered], capture_output=True, text=True, check=True)
     finally:

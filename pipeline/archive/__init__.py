@@ -1,8 +1,13 @@
-"""Runs that are reproduced, and runs that are exported. What both need is here: a run's code and its artifacts."""
+"""Runs that are reproduced, and runs that are exported. What both need is here: a run's code and artifacts, and
+DVC's checksums."""
 
+import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline import files
 from pipeline.errors import UserError
 from pipeline.git import check_repository, clone_at, git
 from pipeline.tracking import store
@@ -69,3 +74,14 @@ def download(client: Any, run_id: str, paths: list[str], folder: Path) -> None:
             if path not in artifacts:
                 raise UserError(f"its artifact {path} is gone from the store")
             client.download_artifacts(run_id, path, str(folder))
+
+
+def dvc_md5(path: Path, within: Iterable[str] | None = None) -> str:
+    """The md5 that dvc.lock records: for a folder that of the list of its files, or of those `within` it that count.
+    Empty if there is nothing."""
+    if not path.is_dir():
+        return files.md5(path) if path.exists() else ""
+    within = within or (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    names = sorted(within)
+    listing = json.dumps([{"md5": files.md5(path / name), "relpath": name} for name in names])
+    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"

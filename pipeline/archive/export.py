@@ -103,7 +103,7 @@ def verify(folder: Path) -> list[str]:
             path = folder / file["path"]
             # DVC does not keep these files, and the store only some of them.
             kept = path.exists() or Path(file["path"]) not in files.UNCACHED
-            if kept and files.dvc_md5(path) != file["md5"]:
+            if kept and dvc_md5(path) != file["md5"]:
                 wrong.append(f"{file['path']} is not what dvc.lock names in {stage}")
     return wrong
 

@@ -23,9 +23,10 @@ from pipeline.benchmark.plan import BenchmarkConfig, Size
 from pipeline.benchmark.process import LEAST_ROUNDS, Pace, Paces, Task
 from pipeline.benchmark.samples import Sample, cases_of, disturbance, format_size, network
 from pipeline.clock import now
-from pipeline.environment import Environment, available_cpus
+from pipeline.environment import Environment
 from pipeline.errors import UserError
 from pipeline.results import Conditions
+from pipeline.running.machine import available_cpus
 
 FEWEST = 2  # processes for a network without a headline, however long they take
 LEAST_PROCESSES = 4  # for a headline: with fewer, an interval that may stop the benchmark covers too little

@@ -35,8 +35,9 @@ from pipeline.benchmark.runner import Runner, draw
 from pipeline.benchmark.samples import Sample, format_size
 from pipeline.clock import disturbances, other_processes, timed
 from pipeline.contract import Chunk, Weights, load_implementation
-from pipeline.environment import Environment, available_cpus, check_imported
+from pipeline.environment import Environment, check_imported
 from pipeline.errors import out_of_memory
+from pipeline.running.machine import available_cpus
 from pipeline.running.processes import end_with_parent
 from pipeline.runtimes import load_runtime
 

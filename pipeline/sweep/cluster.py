@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline.environment import available_cpus
 from pipeline.errors import UserError
+from pipeline.running.machine import available_cpus
 from pipeline.running.processes import end_with_parent
 
 WHOLE = "node"  # each node offers one of it, and an experiment that times itself takes it

@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from pipeline import files
+from pipeline.archive import dvc_md5
 from pipeline.errors import UserError
 from pipeline.git import cache_folder, git, run_dvc
 from pipeline.measures import Measures
@@ -113,7 +114,7 @@ def _code() -> Callable[[str], str | None]:
     @functools.cache
     def md5(path: str) -> str | None:
         within = [name.removeprefix(f"{path}/") for name in names if name.startswith(f"{path}/")]
-        return files.dvc_md5(Path(path), within) if within or path in names else None
+        return dvc_md5(Path(path), within) if within or path in names else None
 
     return md5
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from pipeline.contract import load_problem
-from pipeline.environment import available_memory
 from pipeline.errors import UserError
 from pipeline.params import PARAMS, Params
+from pipeline.running.machine import available_memory
 
 DRAW = 1024  # examples that `generate` draws at a time; another number would give other data
 GIB = 2**30
