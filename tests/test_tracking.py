@@ -377,6 +377,7 @@ def test_a_password_is_sent_and_a_wrong_one_is_a_warning(send: Send, server: str
     with server_double(behind=server, passed=10_000, account="me:secret") as double:
         assert_one_warning(send(double.uri), double.uri, "401")
         account = {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "secret"}
+        account |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # nothing hangs here, and other tests may run
         assert send(double.uri, **account) == ""
         assert children(server).keys() == TWO.keys()
         asked = len(double.requests)
@@ -386,7 +387,7 @@ def test_a_password_is_sent_and_a_wrong_one_is_a_warning(send: Send, server: str
 
 def test_a_proxy_is_used_unless_no_proxy_names_the_server(send: Send, server: str):
     with server_double(behind=server, passed=10_000) as proxy:
-        variables = {"HTTP_PROXY": proxy.uri, "http_proxy": proxy.uri}
+        variables = {"HTTP_PROXY": proxy.uri, "http_proxy": proxy.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
         assert send("http://mlflow.invalid", **variables, NO_PROXY="", no_proxy="") == ""
         assert proxy.requests[0].startswith("GET http://mlflow.invalid/api/")
         asked = len(proxy.requests)
