@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pynvml
 import pytest
-from conftest import REPOSITORY
+from conftest import HOST, REPOSITORY
 
-from pipeline import environment, gpus
+from pipeline import environment, files, gpus
 from pipeline.environment import resolve
 from pipeline.errors import UserError
 from pipeline.gpus import Device, Gpus
@@ -179,3 +180,20 @@ def test_the_other_interpreter_takes_over(tmp_path: Path):
         check=True,
     )
     assert done.stdout == f"{tmp_path / 'torch'} ['an argument']\n"
+
+
+def test_variables_that_change_last_bits_are_recorded(params: Params, monkeypatch: pytest.MonkeyPatch):
+    recorded = {"OPENBLAS_CORETYPE": "Haswell", "TF_ENABLE_ONEDNN_OPTS": "0", "NPY_DISABLE_CPU_FEATURES": "AVX2"}
+    changes_nothing = ("OMP_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT", "TF_CPP_MIN_LOG_LEVEL", "TORCH_LOGS")
+    before = resolve(params).variables
+    for key, value in (recorded | dict.fromkeys(changes_nothing, "1")).items():
+        monkeypatch.setenv(key, value)
+    assert resolve(params).variables == before | recorded
+
+
+def test_environment_of_an_older_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    content = asdict(HOST)
+    del content["variables"]
+    files.write_json(files.ENVIRONMENT, content)
+    assert files.read_environment() == HOST
