@@ -206,7 +206,7 @@ def test_lock_file_of_another_user(of_another_user: Clone, mode: int, succeeds: 
     os.chown(lock, 0, 0)
     lock.chmod(mode)
     user = ["setpriv", "--reuid", "1234", "--regid", "1234", "--clear-groups"]
-    if subprocess.run([*user, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
+    if subprocess.run([*user, "sh", "-c", f"{DVC} --version"], capture_output=True, check=False).returncode:
         pytest.skip("other users cannot run this Python")
     variables = {"HOME": str(of_another_user.path.parent), "DVC_SITE_CACHE_DIR": str(of_another_user.path / ".site")}
     done = of_another_user.run(*user, str(DVC), "repro", "-f", "-s", "compare", env=variables, succeeds=succeeds)

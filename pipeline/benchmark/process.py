@@ -36,7 +36,7 @@ from pipeline.benchmark.samples import Sample, format_size
 from pipeline.clock import disturbances, other_processes, timed
 from pipeline.contract import Chunk, Weights, load_implementation
 from pipeline.environment import Environment, check_imported
-from pipeline.errors import out_of_memory
+from pipeline.errors import UserError, out_of_memory
 from pipeline.running.machine import available_cpus
 from pipeline.running.processes import end_with_parent
 from pipeline.runtimes import load_runtime
@@ -282,6 +282,8 @@ def _fork(task: Task, answers: TextIO) -> int:
         end_with_parent(signal.SIGKILL)
         print(json.dumps(answer(task), default=str), file=answers, flush=True)
         status = 0
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
     except Exception as error:
         print(out_of_memory(error) or traceback.format_exc(), file=sys.stderr, flush=True)
     finally:
