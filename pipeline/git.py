@@ -3,30 +3,18 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.running.processes import environment_for_another_run, without_foreign_variables
+from pipeline.running.processes import run_dvc, without_foreign_variables
 
 # What a user may have set in ~/.gitconfig or here, and what would change a clone, a bundle or a patch.
-SETTINGS = {
-    "apply.ignoreWhitespace": "no",
-    "apply.whitespace": "nowarn",
-    "core.attributesFile": os.devnull,
-    "core.autocrlf": "false",
-    "core.excludesFile": os.devnull,
-    "core.fsmonitor": "false",
-    "core.hooksPath": os.devnull,
-    "core.safecrlf": "false",
-    "core.splitIndex": "false",
-    "fetch.fsckObjects": "false",
-    "fetch.recurseSubmodules": "false",
-    "maintenance.auto": "false",  # it would go on in the background, in a folder that is removed
-    "submodule.recurse": "false",
-    "transfer.fsckObjects": "false",
-}
+SETTINGS = dict.fromkeys(("core.attributesFile", "core.excludesFile", "core.hooksPath"), os.devnull)
+SETTINGS |= dict.fromkeys(("core.autocrlf", "core.fsmonitor", "core.safecrlf", "core.splitIndex"), "false")
+SETTINGS |= dict.fromkeys(("fetch.fsckObjects", "transfer.fsckObjects"), "false")
+SETTINGS |= dict.fromkeys(("fetch.recurseSubmodules", "submodule.recurse"), "false")
+SETTINGS |= {"apply.ignoreWhitespace": "no", "apply.whitespace": "nowarn"}
+SETTINGS |= {"maintenance.auto": "false"}  # it would go on in the background, in a folder that is removed
 # Of git's variables these stay: the user's settings, which SETTINGS overrule, and where git looks for a repository.
 INHERITED = ("GIT_CONFIG_", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH", "GIT_TRACE")
 VARIABLES = {
@@ -49,15 +37,10 @@ def git(
     inherited = without_foreign_variables(os.environ).items()
     environment = {key: value for key, value in inherited if not key.startswith("GIT_") or key.startswith(INHERITED)}
     settings = [argument for key, value in SETTINGS.items() for argument in ("-c", f"{key}={value}")]
+    command, content = ["git", *settings, *arguments], stdin.encode(errors="surrogateescape")
+    environment |= VARIABLES | variables
     try:
-        done = subprocess.run(
-            ["git", *settings, *arguments],
-            cwd=folder,
-            input=stdin.encode(errors="surrogateescape"),
-            env=environment | VARIABLES | variables,
-            capture_output=True,
-            check=True,
-        )
+        done = subprocess.run(command, cwd=folder, input=content, env=environment, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         if default is not None:
             return default
@@ -77,14 +60,6 @@ def check_repository() -> None:
         raise UserError(f"This folder is no git repository, which DVC works in. {remedy}") from None
 
 
-def prefix() -> str:
-    """This folder's path in its repository, such as `folder/of/it/`. Empty at the top of the repository.
-
-    `git cat-file blob REVISION:./params.yaml` needs no prefix, because `./` is this folder.
-    """
-    return git("rev-parse", "--show-prefix")
-
-
 def clone_at(commit: str, clone: Path) -> Path:
     """Make a clone of this repository at a commit. Returns this folder's place in it.
 
@@ -97,7 +72,7 @@ def clone_at(commit: str, clone: Path) -> Path:
     if shallow.exists():
         shutil.copy(shallow, clone / ".git/shallow")
     git("checkout", "--quiet", "--detach", commit, folder=clone)
-    return clone / prefix()
+    return clone / git("rev-parse", "--show-prefix")
 
 
 def cache_folder() -> Path:
@@ -118,20 +93,3 @@ def check_out_results(clone: Path) -> None:
 def use_cache(clone: Path, cache: Path) -> None:
     """What `dvc cache dir --local` does, without its start."""
     git("config", "--file", ".dvc/config.local", "cache.dir", str(cache.resolve()), folder=clone)
-
-
-def run_dvc(folder: Path | str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run DVC in another checkout, which needs no lock."""
-    return _run(folder, ["-P", "-m", "dvc", *arguments], options)
-
-
-def run_stage(folder: Path | str, stage: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a stage in another checkout without DVC."""
-    return _run(folder, ["-m", f"stages.{stage}", *arguments], options)
-
-
-def _run(folder: Path | str, arguments: list[str], options: Any) -> subprocess.CompletedProcess[str]:
-    command, environment = [sys.executable, *arguments], environment_for_another_run()
-    return subprocess.run(
-        command, cwd=folder, env=environment, encoding="utf-8", errors="replace", check=False, **options
-    )

@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 from pipeline.errors import UserError
-from pipeline.git import check_repository, clone_at, git, prefix
+from pipeline.git import check_repository, clone_at, git
 from pipeline.tracking.changes import LARGEST_CHANGES, LARGEST_PATCH, changes
 
 # Settings that people have, and some that nobody should: none may change what the pipeline does.
@@ -275,7 +275,6 @@ def test_folder_of_a_larger_repository(tmp_path: Path, monkeypatch: pytest.Monke
     commit_ = commit(larger)
     edit()
     write(str(larger / "other.txt"), "another project's\n")
-    assert prefix() == "some/where/"
     clone, patch = again(commit_, changes(), tmp_path), changes()
     assert b"another project's" not in patch
     assert clone == tmp_path / "clone/some/where"
@@ -308,7 +307,6 @@ def test_checkout_of_another_kind(kind: str, commit_: str, tmp_path: Path, monke
     if kind != "commit of no branch":
         edit()
     assert len(tree(again(commit_, changes(), tmp_path))) == len(tree(Path()))
-    assert prefix() == ""
 
 
 def link() -> None:

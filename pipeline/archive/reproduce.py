@@ -19,9 +19,9 @@ from pipeline.archive import check_out, children_of, download, find, tag
 from pipeline.array_files import read_arrays
 from pipeline.environment import resolve
 from pipeline.errors import UserError
-from pipeline.git import run_dvc, run_stage
 from pipeline.params import Params, load_params
 from pipeline.parity.evaluation import relative_difference
+from pipeline.running.processes import run_dvc, run_stage
 from pipeline.text import columns
 from pipeline.tracking import store
 

@@ -3,8 +3,11 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # as linux/prctl.h has it
 # What DVC, a user of MLflow, or this project sets for one run, and another run must not inherit.
@@ -62,3 +65,20 @@ def own_environment() -> dict[str, str]:
 def environment_for_another_run() -> dict[str, str]:
     """The same, without the variables of this process's own run."""
     return {key: value for key, value in own_environment().items() if not key.startswith(OF_ONE_RUN)}
+
+
+def run_dvc(folder: Path | str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run DVC in another checkout, which needs no lock."""
+    return _run(folder, ["-P", "-m", "dvc", *arguments], options)
+
+
+def run_stage(folder: Path | str, stage: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a stage in another checkout without DVC."""
+    return _run(folder, ["-m", f"stages.{stage}", *arguments], options)
+
+
+def _run(folder: Path | str, arguments: list[str], options: Any) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, *arguments], environment_for_another_run()
+    return subprocess.run(
+        command, cwd=folder, env=environment, encoding="utf-8", errors="replace", check=False, **options
+    )
