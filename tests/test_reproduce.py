@@ -202,6 +202,7 @@ def test_variable_that_changes_last_bits_is_named(make_clone: Callable[..., Clon
     clone = make_clone(NUMPY)
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     clone.write_params(clone.params() | {"problems": params["problems"], "train": params["train"]})
+    clone.set("problems.two_layer.train.steps", 50)
     clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": server, "OPENBLAS_CORETYPE": "Nehalem"})
     output = reproduced(clone, server, newest(server, "implementation"), 0)
     assert "within tolerance: these differ: OPENBLAS_CORETYPE was Nehalem, is not set" in output
