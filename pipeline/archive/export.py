@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.archive import check_out, children_of, download, find, tag
+from pipeline.archive import check_out, children_of, download, dvc_md5, find, tag
 from pipeline.errors import UserError
 from pipeline.git import check_out_results, git
 from pipeline.running.checkout import LOCKFILE
