@@ -1,6 +1,7 @@
 """The figures of README and docs come from committed samples: each is computed again, and compared digit by digit."""
 
 import csv
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -169,3 +170,15 @@ def test_every_committed_result_is_used():
 if __name__ == "__main__":  # what to write into docs/performance.md
     for line in process_rows():
         print(line)
+
+
+def test_every_test_that_reliability_names_is_there():
+    text = (REPOSITORY / "docs/reliability.md").read_text()
+    named = [
+        (file, name)
+        for file, names in re.findall(r"(test_\w+\.py): (test_\w+(?:, test_\w+)*)", text)
+        for name in names.split(", ")
+    ]
+    assert len(named) > 80
+    tests = {file: (REPOSITORY / "tests" / file).read_text() for file, _ in named}
+    assert [f"{file}: {name}" for file, name in named if f"def {name}(" not in tests[file]] == []
