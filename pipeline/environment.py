@@ -22,9 +22,13 @@ from pipeline.running.machine import available_cpus, cpu_name
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-# Variables that choose kernels or their order, and with them the last bits of a result; and those that do not.
-CHANGE_BITS = r"ATEN_|BLIS_|CUBLAS_|CUDNN_|DNNL_|GLIBC_T|MKL_|NPY_|NVIDIA_TF32|OMP_|ONEDNN_|OPENBLAS_|TF_|TORCH_|XLA_"
-CHANGE_NONE = r"OPENBLAS_THREAD_TIMEOUT|OPENBLAS_VERBOSE|TF_CPP_|TORCH_(PYTHON|LOGS|HOME)|.*_NUM_THREADS$"
+# Variables that choose kernels or their order, and with them the last bits of a result; and those that do not. TF_
+# alone is Terraform's too, whose variables may hold passwords.
+CHANGE_BITS = (
+    r"ATEN_|BLIS_|CUBLAS_|CUDNN_|DNNL_|GLIBC_T|MKL_|NPY_|NVIDIA_TF32|OMP_|ONEDNN_|OPENBLAS_|"
+    r"TF_(CUDNN|DETERMINISTIC|DISABLE|ENABLE|GPU|USE|XLA)_|TORCH_|XLA_"
+)
+CHANGE_NONE = r"OPENBLAS_THREAD_TIMEOUT|OPENBLAS_VERBOSE|TORCH_(PYTHON|LOGS|HOME)|.*_NUM_THREADS$"
 OURS = ("numpy", "torch", "tensorflow")  # the frameworks that `make setup` installs; NumPy draws the data and judges
 
 

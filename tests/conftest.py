@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.results import BenchmarkProvenance
     from pipeline.training.data import DataSet
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as background jobs ignore it, so would all that tests start
 REPOSITORY = Path(__file__).parent.parent
 DVC = Path(sys.executable).parent / "dvc"  # as the project's environments have it: one run at a time
 SIZES = SimpleNamespace(inputs=7, hidden=5, outputs=3, min_length=1, max_length=6)
@@ -169,7 +171,7 @@ def dataset(
 def outside_variables() -> dict[str, str]:
     """This process's environment without what a stage, a tracking server or Make around it would have put there."""
     variables = environment_for_another_run()
-    return {key: value for key, value in variables.items() if not key.startswith(("MAKE", "MFLAGS", "ARGS"))}
+    return {key: value for key, value in variables.items() if not key.startswith(("MAKE", "MFLAGS", "ARGS", "PYTHON"))}
 
 
 @dataclass

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def test_run_after_a_killed_first_run_succeeds(make_clone: Callable[..., Clone])
     (clone.path / ".venv").symlink_to(sys.prefix)
     process = start(clone, "make", "repro")
     wait_until(lambda: "stages.reference" in str(processes_in(clone)))
+    time.sleep(1)  # Python itself has started
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert "Traceback" not in output

@@ -211,7 +211,7 @@ def test_commit_and_patch_make_the_state_again(
     state = tree(Path())
     write("secret.txt")  # which no stage depends on
     write("data/made/table.csv")  # which a stage writes
-    write("results/table.csv")  # which .gitignore names
+    write("results/table.csv")  # which git ignores
     write("pipeline/.env", "PASSWORD=1\n")
     write("pipeline/.idea/workspace.xml")
     clone = tree(again(commit_, changes(), tmp_path))
@@ -362,7 +362,7 @@ def conflict() -> None:
         (submodule, "pipeline/mine is a submodule"),
         (large, f"the changed files are 68,719,476,736 bytes, and at most {LARGEST_CHANGES:,} are read"),
         (large_patch, f"bytes, and at most {LARGEST_PATCH:,} are kept"),
-        (ignored_dependency, "a stage depends on data/mine, which .gitignore names"),
+        (ignored_dependency, "a stage depends on data/mine, which git ignores"),
         (conflict, "params.yaml is being merged"),
     ],
 )

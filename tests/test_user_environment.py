@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DVC, REPOSITORY, Clone, mounted
+from conftest import DVC, REPOSITORY, Clone, mounted, outside_variables
 from running import ALIKE, NUMPY
 
 pytestmark = pytest.mark.environments
@@ -112,11 +112,15 @@ def test_whole_run_under_foreign_variables_and_a_latin_1_locale(
     ],
 )
 def test_terminal_without_a_character_shows_a_question_mark(clone: Clone, variables: dict[str, str]):
-    done = clone.run(sys.executable, "-m", "stages.compare", env=variables)
-    assert " ? " in done.stdout
+    def output(stage: str) -> bytes:
+        command = [sys.executable, "-m", f"stages.{stage}"]
+        environment = outside_variables() | variables
+        return subprocess.run(command, cwd=clone.path, env=environment, capture_output=True, check=True).stdout
+
+    assert b" ? " in output("compare")
     clone.set("benchmark.rounds", 3)
     for stage in ("environment", "benchmark"):
-        clone.run(sys.executable, "-m", f"stages.{stage}", env=variables)
+        output(stage)
 
 
 def test_benchmark_that_was_left_out_is_a_line(clone: Clone):

@@ -11,19 +11,19 @@ from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.errors import NO_PACKAGES, shown_to_the_user
+# Block signals until `run` can restore the outputs, which DVC has already removed.
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+from pipeline.errors import NO_PACKAGES, shown_to_the_user  # noqa: E402
 
 if find_spec("pydantic") is None:
     sys.exit(NO_PACKAGES)
 
-from pipeline.files import PART, remove_parts, scratch, write_bytes
-from pipeline.running.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK
-from pipeline.running.locks import HELD, acquire, holder, open_lock, take, write_holder
-from pipeline.running.processes import end_with_parent
-
-# Block signals until `run` can restore the outputs, which DVC has already removed.
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
-signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+from pipeline.files import PART, remove_parts, scratch, write_bytes  # noqa: E402
+from pipeline.running.checkout import LAST_GOOD, LOCKFILE, RUN_LOCK, STAGE_LOCK  # noqa: E402
+from pipeline.running.locks import HELD, acquire, holder, open_lock, take, write_holder  # noqa: E402
+from pipeline.running.processes import end_with_parent  # noqa: E402
 
 
 def run(main: Callable[..., None], *, alone: bool = True, after_failure: str = "") -> None:

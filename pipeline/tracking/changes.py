@@ -21,7 +21,7 @@ def changes() -> bytes:
     """What differs from the last commit, as a patch that applies at the top of the repository.
 
     It has the changed files that git tracks, except dvc.lock, and the new files that a stage runs or depends on. It has
-    no .env and nothing that .gitignore names. Nothing is written into the repository.
+    no .env and nothing that .gitignore or .git/info/exclude names. Nothing is written into the repository.
     Raises UserError with the reason when the changes cannot be kept.
     """
     try:
@@ -42,9 +42,7 @@ def _patch(index: dict[str, str]) -> bytes:
     top, code, tracked = Path(git("rev-parse", "--show-toplevel")), _code(), (".", ":!dvc.lock", *SECRET)
     names = ("diff-index", "--name-only", "-z", *DIFF)
     changed = _lines(git(*names, "--diff-filter=d", "HEAD", "--", *tracked, **index))
-    new = _lines(
-        git("ls-files", "-oz", "--full-name", "--exclude-per-directory=.gitignore", "--", *code, *SECRET, *HIDDEN)
-    )
+    new = _lines(git("ls-files", "-oz", "--full-name", "--exclude-standard", "--", *code, *SECRET, *HIDDEN))
     for entry in _lines(git("ls-files", "-sz", "--full-name", "--", *code)):
         mode, _, stage, name = entry.replace("\t", " ", 1).split(" ", 3)
         if mode == "160000":
@@ -77,7 +75,7 @@ def _lines(output: str) -> list[str]:
 def _code() -> list[str]:
     """Pathspecs of what the stages run and depend on, without what other stages write or what is not a file here.
 
-    Raises UserError when a stage depends on a file that .gitignore names and no stage writes.
+    Raises UserError when a stage depends on a file that git ignores and no stage writes.
     """
     import yaml
 
@@ -88,6 +86,6 @@ def _code() -> list[str]:
     made = {dep for dep in deps for out in outs if dep.is_relative_to(out) or out.is_relative_to(dep)}
     here = {str(dep) for dep in deps - made if dep.exists() and not dep.is_absolute() and ".." not in dep.parts}
     for path in here:
-        if not git("ls-files", "-co", "--exclude-per-directory=.gitignore", "--", f":(literal){path}"):
-            raise UserError(f"a stage depends on {path}, which .gitignore names")
+        if not git("ls-files", "-co", "--exclude-standard", "--", f":(literal){path}"):
+            raise UserError(f"a stage depends on {path}, which git ignores")
     return [f":(literal){path}" for path in sorted(here | set(CODE))]
