@@ -194,6 +194,17 @@ def test_what_git_ignores_is_not_sent(project: Clone):
     assert not [path for path in artifacts if path.name == "secret.key" or b"a password" in path.read_bytes()]
 
 
+def test_links_into_dvcs_cache_are_sent_as_files(project: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """As `dvc config cache.type symlink` makes them."""
+    for path in [path for folder in ("models", "results") for path in (project.path / folder).rglob("*.*")]:
+        if path.is_file():
+            path.rename(tmp_path / f"{path.parent.name}-{path.name}")
+            path.symlink_to(tmp_path / f"{path.parent.name}-{path.name}")
+    log_results(load_params())
+    assert capsys.readouterr().err == ""
+    assert not [path for path in (project.path / "mlruns").rglob("*") if path.is_symlink()]
+
+
 # When, and nothing twice.
 
 

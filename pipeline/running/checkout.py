@@ -10,6 +10,7 @@ DVC, and .dvc/tmp/stage.lock by a stage (pipeline/running/stage.py), which can b
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
         os.environ[HELD] = "held"
         # DVC starts a stage by $SHELL -c. bash becomes the stage. dash would stay its parent and end at Ctrl-C, and DVC
         # would not wait until the stage has restored its outputs.
-        os.environ["SHELL"] = "/bin/bash"
+        os.environ["SHELL"] = shutil.which("bash") or "/bin/sh"
     # The stages' `python` is this one, also where the environment was not activated.
     environment = own_environment() | {"PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', os.defpath)}"}
     os.execve(sys.executable, [sys.executable, "-P", "-m", "dvc", *arguments], environment)

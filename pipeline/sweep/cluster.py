@@ -41,9 +41,8 @@ def cluster(cpus: int) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None and "RAY_AUTH_MODE" not in os.environ:  # else Ray does so, with a notice and a file in HOME
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
-    logging.getLogger("ray").setLevel(
-        logging.CRITICAL
-    )  # its notices, such as on the size of /dev/shm, help no user here
+    # Ray's notices, such as on the size of /dev/shm, help no user here.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         _make_folder_short(stack)
         import ray
@@ -110,11 +109,8 @@ def _connection(address: str) -> socket.socket:
 
 
 def _words(error: OSError) -> str:
-    return (
-        f"it did not answer within {ANSWERS_WITHIN} s"
-        if isinstance(error, TimeoutError)
-        else error.strerror or str(error)
-    )
+    late = isinstance(error, TimeoutError)
+    return f"it did not answer within {ANSWERS_WITHIN} s" if late else error.strerror or str(error)
 
 
 def _is_node_of(address: str) -> bool:
@@ -124,11 +120,8 @@ def _is_node_of(address: str) -> bool:
     ids = find_node_ids()
     if not ids:
         return False
-    nodes = (
-        import_module("ray._raylet")
-        .GcsClient(address=canonicalize_bootstrap_address(address))
-        .get_all_node_info(timeout=ANSWERS_WITHIN)
-    )
+    head = import_module("ray._raylet").GcsClient(address=canonicalize_bootstrap_address(address))
+    nodes = head.get_all_node_info(timeout=ANSWERS_WITHIN)
     return any(node.node_id.hex() in ids and node.state == node.ALIVE for node in nodes.values())
 
 
@@ -174,20 +167,10 @@ def progress_queue(ray: Any) -> Any:
 
 def _join(address: str, stack: ExitStack) -> None:
     """Make this machine a node of the cluster that runs nothing, until `stack` is left."""
-    command = [
-        Path(sys.prefix, "bin/ray"),
-        "start",
-        "--address",
-        address,
-        "--num-cpus",
-        "0",
-        "--num-gpus",
-        "0",
-        "--block",
-    ]
+    options = ["--address", address, "--num-cpus", "0", "--num-gpus", "0", "--block"]
     process = stack.enter_context(
         subprocess.Popen(
-            command,
+            [Path(sys.prefix, "bin/ray"), "start", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",

@@ -226,13 +226,9 @@ def _clone(experiment: Experiment, commits: Commits) -> Iterator[Path]:
             (root / ".git/shallow").write_text(commits.shallow, encoding="utf-8")
         git("fetch", "--quiet", "../bundle", f"{BUNDLED}/{experiment.revision}", folder=root)
         git("checkout", "--quiet", experiment.revision, folder=root)
-        git(
-            "reset", "--quiet", "--soft", experiment.baseline, folder=root
-        )  # files that were new to git stay in its index
-        clone = root / commits.prefix
-        git(
-            "rm", "--quiet", "--force", "--ignore-unmatch", ".dvc/tmp/repro.dat", folder=clone
-        )  # of the run that queued it
+        git("reset", "--quiet", "--soft", experiment.baseline, folder=root)  # new files stay in git's index
+        clone, of_the_queue = root / commits.prefix, ".dvc/tmp/repro.dat"
+        git("rm", "--quiet", "--force", "--ignore-unmatch", of_the_queue, folder=clone)
         for key, value in {"user.name": "sweep", "user.email": "sweep@localhost"}.items():
             git("config", key, value, folder=root)
         use_cache(clone, _folder() / "cache")

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
 from datetime import datetime
@@ -175,10 +176,11 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
         client.log_artifacts(run_id, str(files.result_file(name, "")))
         client.log_artifact(run_id, str(files.outputs_file(name)))
         package = _write_package(problem, Path(code))
+        weights = shutil.copy(files.weights_file(name), code)  # not a link into DVC's cache, which MLflow would refuse
         model = mlflow.pyfunc.log_model(
             name=name,
             python_model="pipeline/tracking/served_model.py",
-            artifacts={"weights": str(files.weights_file(name))},
+            artifacts={"weights": weights},
             model_config={"problem": f"{package}.problems.{problem}"},
             code_paths=[f"{code}/{package}"],
             input_example=example,
