@@ -22,6 +22,7 @@ STORE = ("mlflow.db*", "mlruns")
 @pytest.fixture(scope="module")
 def finished(make_clone: Callable[..., Clone]) -> Clone:
     """Its params.yaml is edited and not committed. Read it, and change nothing there."""
+    subprocess.run([REPOSITORY / "requirements/setup.sh", "export"], check=True)
     clone = make_clone(NUMPY)
     clone.run("dvc", "repro")
     return clone
