@@ -1,6 +1,7 @@
 """A run is reproduced and exported wherever people keep a checkout, and whatever their git is set to."""
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
