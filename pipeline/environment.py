@@ -100,11 +100,11 @@ def resolve(params: Params, *, on_fallback: Callable[[str, bool], None] = lambda
 def check_imported(environment: Environment) -> None:
     """Raises UserError when a framework that this process has imported is not the one that environment.json names."""
     for name in environment.versions.keys() & sys.modules.keys():
-        module, version = vars(sys.modules[name]), environment.versions[name]
-        imported = str(module.get("__version__", version))
+        module, version = sys.modules[name], environment.versions[name]
+        imported = str(getattr(module, "__version__", version))
         if imported.partition("+")[0] != version.partition("+")[0]:
             raise UserError(
-                f"environment.json names {name} {version}, but {imported} was imported, from {module.get('__file__')}. "
+                f"environment.json names {name} {version}, but {imported} was imported, from {module.__file__}. "
                 "Unset PYTHONPATH, or activate the environment that you want, and run `dvc repro`."
             )
 
