@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pipeline
+from pipeline.clock import now
 from pipeline.errors import UserError
 from pipeline.running.machine import available_cpus
 from pipeline.running.processes import end_with_parent
@@ -24,6 +26,8 @@ from pipeline.running.processes import end_with_parent
 WHOLE = "node"  # each node offers one of it, and an experiment that times itself takes it
 STARTS = 3  # of Ray, at most
 ANSWERS_WITHIN = 5  # seconds, the head of a cluster
+# Seconds, for the head of the compose cluster: its name is known once its container runs, and Ray starts after that.
+STARTS_WITHIN = {"head:6379": 60}
 # gRPC speaks HTTP/2: a client's first bytes, and the type of the frame with which every server answers them.
 PREFACE, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 4
 LONGEST_FOLDER = 38  # bytes: a socket's path has at most 107, and Ray's own part of it up to 69
@@ -87,6 +91,15 @@ def cluster_address() -> str | None:
 
 
 def _check_cluster(address: str) -> None:
+    began = now()
+    while (waited := now() - began) < STARTS_WITHIN.get(address, ANSWERS_WITHIN):
+        try:
+            _connection(address).close()
+            break
+        except OSError:
+            if waited < 1:
+                print(f"Waiting for the head of the Ray cluster at {address}", flush=True)
+            Event().wait(1)
     answer = b""
     try:
         with _connection(address) as connection:
