@@ -25,7 +25,7 @@ from pipeline.running.processes import end_with_parent
 
 WHOLE = "node"  # each node offers one of it, and an experiment that times itself takes it
 STARTS = 3  # of Ray, at most
-ANSWERS_WITHIN = 5  # seconds, the head of a cluster
+ANSWERS_WITHIN = 4  # seconds, the head of a cluster
 # Seconds, for the head of the compose cluster: its name is known once its container runs, and Ray starts after that.
 STARTS_WITHIN = {"head:6379": 60}
 # gRPC speaks HTTP/2: a client's first bytes, and the type of the frame with which every server answers them.
