@@ -45,9 +45,8 @@ class Environment:
     deterministic: bool
     python: str
     versions: dict[str, str]  # of what computes, by framework
-    variables: dict[str, str] = field(
-        default_factory=dict
-    )  # of the process, which may change the last bits of a result
+    # Environment variables that may change the last bits of a result. Runs in a store from before have none.
+    variables: dict[str, str] = field(default_factory=dict)
 
 
 def framework_of(name: str) -> str:

@@ -16,8 +16,7 @@ from pipeline.tracking.changes import PATCH
 
 def find(beginning: str) -> tuple[Any, str, Any, Any]:
     """As `store.find`. Raises UserError also for a run that nothing can be made from again, and says why."""
-    with store.failures():
-        client, experiment, run, parent = store.find(beginning)
+    client, experiment, run, parent = store.find(beginning)
     role, run_id = run.data.tags.get("role"), run.info.run_id
     if role == "reproduction":
         raise UserError(f"{run_id} is a reproduction. Take the run that it reproduces: {tag(run, 'reproduces')}")
@@ -27,15 +26,9 @@ def find(beginning: str) -> tuple[Any, str, Any, Any]:
         raise UserError(f"{run_id} shows a training that was under way. Take the run of its results.")
     if role not in ("pipeline", "implementation"):
         raise UserError(f"{run_id} was not logged by `dvc repro` here. Take a run that was.")
-    if parent.info.status != "FINISHED" or not children_of(client, parent):
+    if parent.info.status != "FINISHED" or not store.children(client, parent):
         raise UserError(f"{parent.info.run_id} was not sent completely. `make track` sends the current results again.")
     return client, experiment, run, parent
-
-
-def children_of(client: Any, parent: Any) -> list[Any]:
-    """The finished runs below a parent. Raises UserError when the store cannot be read."""
-    with store.failures():
-        return store.children(client, parent)
 
 
 def tag(run: Any, name: str) -> str:
@@ -68,12 +61,11 @@ def check_out(client: Any, parent: Any, folder: Path) -> Path:
 def download(client: Any, run_id: str, paths: list[str], folder: Path) -> None:
     """Artifacts of a run. Raises UserError when the store does not have them."""
     folder.mkdir(parents=True, exist_ok=True)
-    with store.failures():
-        artifacts = {artifact.path for artifact in client.list_artifacts(run_id)}
-        for path in paths:
-            if path not in artifacts:
-                raise UserError(f"its artifact {path} is gone from the store")
-            client.download_artifacts(run_id, path, str(folder))
+    artifacts = {artifact.path for artifact in client.list_artifacts(run_id)}
+    for path in paths:
+        if path not in artifacts:
+            raise UserError(f"its artifact {path} is gone from the store")
+        client.download_artifacts(run_id, path, str(folder))
 
 
 def dvc_md5(path: Path, within: Iterable[str] | None = None) -> str:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.archive import check_out, children_of, download, dvc_md5, find, tag
+from pipeline.archive import check_out, download, dvc_md5, find, tag
 from pipeline.errors import UserError
 from pipeline.git import check_out_results, git
 from pipeline.running.checkout import LOCKFILE
 from pipeline.running.processes import own_environment
+from pipeline.tracking import store
 from pipeline.tracking.changes import PATCH
 
 EXPORTED = Path("exported")
@@ -58,7 +59,7 @@ def _write(client: Any, parent: Any, folder: Path, crate: Path) -> None:
         raise UserError("this clone is shallow, so it lacks the history. Fetch the history: git fetch --unshallow")
     download(client, parent.info.run_id, [str(LOCKFILE), str(files.ENVIRONMENT)], clone)
     check_out_results(clone)
-    for child in children_of(client, parent):
+    for child in store.children(client, parent):
         weights = files.weights_file(tag(child, "implementation"))
         if files.md5(clone / weights) != tag(child, "md5.weights"):
             raise UserError(f"the run's dvc.lock names another {weights} than the run")

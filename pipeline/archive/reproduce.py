@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
-from pipeline.archive import check_out, children_of, download, find, tag
+from pipeline.archive import check_out, download, find, tag
 from pipeline.array_files import read_arrays
 from pipeline.environment import resolve
 from pipeline.errors import UserError
@@ -73,7 +73,7 @@ def _run_again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
     with chdir(clone):  # params.yaml names the lessons of the clone
         params = load_params()
     other_machine = _other_machine(params, files.read_json(then / files.ENVIRONMENT), clone)
-    children = [run] if "implementation" in run.data.tags else children_of(client, parent)
+    children = [run] if "implementation" in run.data.tags else store.children(client, parent)
     names = [tag(child, "implementation") for child in children]
     problems = {tag(child, "problem") for child in children}
     stages = [*(f"train@{name}" for name in names), *(f"reference@{problem}" for problem in sorted(problems))]

@@ -124,9 +124,8 @@ def restore_lockfile() -> None:
         return
     source = "the last stage that was started"
     if good is None:
-        shown = subprocess.run(
-            ["git", "show", f"HEAD:./{LOCKFILE}"], capture_output=True, encoding="utf-8", errors="replace", check=False
-        )
+        committed = ["git", "cat-file", "blob", f"HEAD:./{LOCKFILE}"]
+        shown = subprocess.run(committed, capture_output=True, encoding="utf-8", errors="replace", check=False)
         good, source = (None if shown.returncode else shown.stdout), "the last commit"
     LOCKFILE.replace(DAMAGED)
     if good is not None:
