@@ -259,7 +259,8 @@ def test_sweep_joins_a_cluster_of_two_nodes_on_one_machine(clone: Clone):
         )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
-    place = r"^2 experiments on the cluster at 127\.0\.0\.1:6489, 2 nodes with 2 CPUs: one at a time on a node$"
+    address = re.escape(environment["RAY_ADDRESS"])
+    place = rf"^2 experiments on the cluster at {address}, 2 nodes with 2 CPUs: one at a time on a node$"
     assert re.search(place, output, re.MULTILINE), output
     assert "2 nodes are on one machine: timings are marked as shared" in output
     warnings = re.findall(r"WARNING: (\S+): dvc push failed \((.+)\)\. The results came through Ray instead", output)
