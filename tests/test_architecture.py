@@ -22,6 +22,7 @@ LAYERS = (
     "foundation",
     "lessons",
     "runtimes",
+    "quantities",
     "graphs",
     "training",
     "parity",

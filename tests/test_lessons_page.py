@@ -18,7 +18,6 @@ from selenium.webdriver.common.keys import Keys
 from pipeline import files
 from pipeline.benchmark import samples
 from pipeline.contract import implementation_file, load_problem
-from pipeline.graphs.equations import equations
 from pipeline.graphs.graph import Graph, Node, read_graphs, read_structure
 from pipeline.lessons_page.equation_map import equations_by_line
 from pipeline.lessons_page.exercises import EXERCISES
@@ -26,6 +25,7 @@ from pipeline.lessons_page.mathml import mathml
 from pipeline.lessons_page.page import write
 from pipeline.lessons_page.source_view import changes, functions_used, listing
 from pipeline.params import load_params
+from pipeline.quantities.equations import equations
 from pipeline.report.figures import Result
 from pipeline.report.findings import findings
 from pipeline.results import ParityReport, Timing

@@ -1,16 +1,16 @@
 """The float64 reference against finite differences, and the random data that a problem draws."""
 
 from collections.abc import Callable
-from itertools import groupby
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import SIZES
 
 from pipeline.contract import Array, load_problem
-from pipeline.graphs.equations import Equation, equation_in, equations
 from pipeline.problems import PROBLEMS
+from pipeline.quantities.equations import equation_in
+from pipeline.quantities.paper import Paper
 
 
 def example(problem: str, count: int = 6) -> tuple[dict[str, Array], list[Array]]:
@@ -61,47 +61,32 @@ def test_at_exactly_0_the_gradient_is_that_of_the_side_where_relu_is_off(problem
         assert on != 0
 
 
-def compute(lines: list[Equation], known: dict[str, Any]) -> dict[str, Any]:
-    """What the equations give, computed as they stand: those that hold for the same times in one loop."""
-    names = known | {"relu": lambda a: np.maximum(a, 0), "mean": np.mean, "zeros": lambda *shape: np.zeros(shape)}
-    names |= {"log": np.log, "softmax": lambda a: np.exp(a) / np.exp(a).sum(-1, keepdims=True)}  # of .ci/extend
-    names |= {each.name: {} for each in lines if "[" in each.left}
-    for times, group in groupby(lines, key=lambda each: each.times):
-        together = list(group)
-        length = names.get("length", 0)
-        steps = {"": [None], "for t = 1 … length": range(1, length + 1), "for t = length … 1": range(length, 0, -1)}
-        for t in steps[times]:
-            for each in together:
-                # Names in one place, so that a generator in an equation finds them.
-                names["t"] = t
-                exec(f"{each.left} = {each.right}", names)  # noqa: S102
-                assert np.shape(eval(each.left, names)) == eval(f"({each.shape},)" if each.shape else "()", names), each  # noqa: S307
-    return names
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_equations_compute_what_loss_and_gradients_does(problem: str):
+    module = load_problem(problem)
+    weights, (x, *lengths, y) = example(problem)
+    paper = Paper(problem, weights, {"x": x, **({"lengths": lengths[0]} if lengths else {}), "y": y}, 0.1)
+    loss, gradients = module.loss_and_gradients(weights, x, *lengths, y)
+    assert paper.values["loss", None] == pytest.approx(loss, rel=1e-12)
+    for key, gradient in gradients.items():
+        np.testing.assert_allclose(paper.values[f"grad_{key}", None], gradient, rtol=1e-10, atol=1e-14)
+        np.testing.assert_array_equal(paper.values[key, None], weights[key] - 0.1 * paper.values[f"grad_{key}", None])
+    assert {line.name for line in paper.equations if line.part == "update"} == set(weights)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_the_equations_are_what_loss_and_gradients_computes(problem: str):
-    module = load_problem(problem)
-    weights, (x, *lengths, y) = example(problem)
-    lines = equations(module.__doc__ or "")
-    sizes = {"N": len(x), "inputs": SIZES.inputs, "hidden": SIZES.hidden, "outputs": SIZES.outputs}
-    known = sizes | {"learning_rate": 0.1}
-    if lengths:  # of each example, x[t] and y are rows
-        found = [
-            compute(
-                lines, known | weights | {"x": dict(enumerate(rows[:, None], 1)), "y": row[None], "length": int(length)}
-            )
-            for rows, length, row in zip(x, *lengths, y, strict=True)
-        ]
-    else:
-        found = [compute(lines, known | weights | {"x": x, "y": y})]
-    loss, gradients = module.loss_and_gradients(weights, x, *lengths, y)
-    assert np.mean([each["loss"] for each in found]) == pytest.approx(loss, rel=1e-12)
-    for key, gradient in gradients.items():
-        np.testing.assert_allclose(sum(each[f"grad_{key}"] for each in found), gradient, rtol=1e-10, atol=1e-14)
-        for each in found:
-            np.testing.assert_array_equal(each[key], weights[key] - 0.1 * each[f"grad_{key}"])
-    assert {each.name for each in lines if each.part == "update"} == set(weights)
+def test_equations_have_the_shapes_that_they_state(problem: str):
+    """Sizes are different primes here, so that no two of them are mistaken for each other."""
+    module, sizes = load_problem(problem), SimpleNamespace(inputs=3, hidden=11, outputs=2, min_length=7, max_length=7)
+    weights, generator = module.draw_weights(sizes, np.random.default_rng(0)), np.random.default_rng(1)
+    batch = module.draw_inputs(sizes, 5, generator)
+    batch["y"] = module.draw_targets(sizes, batch, None, 0.1, generator)
+    paper = Paper(problem, weights, batch, 0.1)
+    names = {"N": 5, "inputs": sizes.inputs, "hidden": sizes.hidden, "outputs": sizes.outputs}
+    for equation, key, time in paper.order:
+        of_batch = equation.shape.replace("1, ", "N, ") if "lengths" in batch else equation.shape
+        shape = tuple(names[size] for size in of_batch.split(", ") if size)
+        assert paper.values[key].shape == shape == paper.evaluate(equation.right, equation, time).shape, equation
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

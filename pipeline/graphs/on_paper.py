@@ -6,8 +6,8 @@ Sizes, indices and the learning rate are not shown.
 
 import re
 
-from pipeline.graphs.equations import Equation, equations
 from pipeline.graphs.graph import Graph, GraphBuilder
+from pipeline.quantities.equations import Equation, equations
 
 
 def graph_of_equations(docstring: str, title: str) -> Graph:

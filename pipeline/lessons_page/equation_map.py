@@ -10,8 +10,8 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from pipeline.graphs.equations import Equation
 from pipeline.lessons_page.source_view import functions_used, lines_of, name_of
+from pipeline.quantities.equations import Equation
 
 CALLS = {"backward": "backward", "step": "update"}  # loss.backward(), optimizer.step(): all equations of a part
 LINES = {  # by lesson: the left sides of the equations that a line computes besides

@@ -3,7 +3,7 @@
 import ast
 import re
 
-from pipeline.graphs.equations import Equation
+from pipeline.quantities.equations import Equation
 
 CLOSING = '<mo stretchy="false">)</mo>'
 

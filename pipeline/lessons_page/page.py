@@ -17,7 +17,6 @@ from pipeline.benchmark.samples import Benchmark
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.contract import implementation_file, load_problem
 from pipeline.environment import framework_of
-from pipeline.graphs.equations import Equation, equation_in, equations
 from pipeline.graphs.graph import Graph
 from pipeline.lessons_page import drawing
 from pipeline.lessons_page.equation_map import equations_by_line
@@ -25,6 +24,7 @@ from pipeline.lessons_page.exercises import EXERCISES, Exercise
 from pipeline.lessons_page.mathml import mathml
 from pipeline.lessons_page.source_view import Run, changes, functions_used, idea, listing
 from pipeline.params import Params
+from pipeline.quantities.equations import Equation, equation_in, equations
 from pipeline.report.figures import BREAKDOWN_COLOURS, Result, Results
 from pipeline.report.findings import Finding
 from pipeline.report.page import Row, breakdown, duration, render, row, ticks
