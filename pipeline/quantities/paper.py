@@ -35,12 +35,14 @@ class Paper:
     """
 
     def __init__(self, problem: str, weights: Weights, batch: Batch, learning_rate: float) -> None:
+        self.problem, self.batch = problem, batch
         self.equations = equations(load_problem(problem).__doc__ or "")
         self.weights = {key: np.asarray(array, np.float64) for key, array in weights.items()}
         self.lengths = batch.get("lengths")
         x, *_, y = (np.asarray(array, np.float64) for array in batch.values())
         self.given: dict[str, Any] = {"x": x, "y": y, **self.weights, "learning_rate": learning_rate}
-        names: dict[str, Any] = FUNCTIONS | self.given | self._sizes()
+        self.sizes = self._sizes()
+        names: dict[str, Any] = FUNCTIONS | self.given | self.sizes
         self._examples = [names.copy()]
         if self.lengths is not None:
             self._examples = [

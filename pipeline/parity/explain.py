@@ -1,0 +1,109 @@
+"""Which line of a lesson is the first that computes something else than the equations of its problem.
+
+    python -m pipeline.parity.explain NAME PROBLEM DEVICE [json]
+
+takes two steps of the lesson on a small batch in float64. It is a process of its own, in the interpreter that has the
+lesson's framework. The exit status is 0 where everything agrees, and 1 otherwise.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.contract import implementation_file
+from pipeline.environment import enter_interpreter, framework_of, resolve
+from pipeline.errors import shown_to_the_user
+from pipeline.params import load_params
+from pipeline.parity.first_wrong import Finder
+from pipeline.quantities.example import LEARNING_RATE, example_to_compare
+from pipeline.quantities.match import Match, Matcher
+from pipeline.quantities.observe import observe
+from pipeline.quantities.paper import Paper
+from pipeline.runtimes import Runtime, load_runtime
+from pipeline.text import columns
+
+
+@dataclass(frozen=True)
+class Row:
+    """An equation, at all of its time steps. `error` is relative, None where the lesson does not show the quantity."""
+
+    equation: str
+    lines: list[int]
+    shape: list[int]
+    error: float | None
+    marks: str  # ✓, ✗, or · where the lesson does not show it; one for each time step
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """`sentence` says what is wrong first, on which of `lines`; or what an unfinished lesson computes next."""
+
+    is_right: bool
+    sentence: str
+    quantity: str = ""
+    lines: list[int] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+
+def explain(problem: str, source: str, file: Path, runtime: Runtime) -> Explanation:
+    """Compare what the lines of a lesson compute with what the equations give.
+
+    `source` is the text of the lesson, and `file` the name that it has in tracebacks.
+    """
+    weights, batch = example_to_compare(problem)
+    paper = Paper(problem, weights, batch, LEARNING_RATE)
+    observation = observe(source, file, runtime, paper)
+    matches = list(Matcher(paper, observation).matches())
+    rows = [_row(list(group)) for _, group in groupby(sorted(matches, key=_number), key=_number)]
+    wrong = next(Finder(paper, observation, matches).wrong(), None)
+    if wrong is None:
+        return Explanation(True, "every quantity is what the equations give.", rows=rows)
+    return Explanation(False, wrong.sentence, wrong.quantity, wrong.lines, rows)
+
+
+def _number(match: Match) -> int:
+    return match.equation.number
+
+
+def _row(matches: Sequence[Match]) -> Row:
+    matches = sorted(matches, key=lambda match: match.time or 0)
+    equation = matches[0].equation
+    wrong_first = sorted(matches, key=lambda match: not match.is_wrong)
+    return Row(
+        f"{equation.left} = {equation.right}",
+        list(dict.fromkeys(match.line for match in wrong_first if match.line)),
+        list(matches[0].expected.shape),
+        max((match.error for match in matches if match.value is not None), default=None),
+        "".join("✗" if match.is_wrong else "✓" if match.is_right else "·" for match in matches),
+    )
+
+
+def table(name: str, explanation: Explanation) -> str:
+    """A line for each equation, and the sentence."""
+    rows = [("equation", "line", "shape", "relative error", "")]
+    for row in explanation.rows:
+        shape = " × ".join(map(str, row.shape)) or "a number"
+        error = "" if row.error is None else f"{row.error:.1e}" if np.isfinite(row.error) else "other shape"
+        rows.append((row.equation, ", ".join(map(str, row.lines)), shape, error, row.marks))
+    return f"{columns(rows)}\n\n{name}: {explanation.sentence}"
+
+
+def main(name: str, problem: str, device: str, form: str = "") -> None:
+    """Print the explanation, in the form `json` as an object, and end with the exit status."""
+    enter_interpreter(framework_of(name))
+    params = load_params().model_copy(update={"implementations": {name: problem}, "device": device})
+    file = implementation_file(problem, name)
+    runtime = load_runtime(name)(resolve(params))
+    explanation = explain(problem, file.read_text(encoding="utf-8"), file, runtime)
+    print(json.dumps(asdict(explanation)) if form == "json" else table(name, explanation))
+    sys.exit(not explanation.is_right)
+
+
+if __name__ == "__main__":
+    with shown_to_the_user():
+        main(*sys.argv[1:])
