@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test test-pipeline test-docker test-faults test-environments test-benchmark check check-gpu sweep seeds reproduce export verify-export track ui bench bench-gpu cpu gpu test-gpu-image audit check-platforms lock
+.PHONY: help setup repro test test-pipeline test-docker test-faults test-environments test-benchmark check check-gpu sweep seeds explain reproduce export verify-export track ui bench bench-gpu cpu gpu test-gpu-image audit check-platforms lock
 .DEFAULT_GOAL := help
 
 # The value of a variable as one argument, whatever is in it; none if it is empty.
@@ -56,6 +56,9 @@ check: setup  ## ruff, pyright and hadolint
 	ruff format --check
 	pyright
 	hadolint docker/Dockerfile
+
+explain: setup  ## the first wrong line of a lesson, or the next one: make explain NAME=torch_autograd [DEVICE=cuda] [PROBLEM=…]
+	@python -m commands explain $(call quoted,NAME) $(if $(PROBLEM),--problem $(call quoted,PROBLEM)) $(if $(DEVICE),--device $(call quoted,DEVICE))
 
 reproduce: setup  ## a run again, from its id in MLflow, with a verdict: make reproduce RUN=…
 	@python -m commands reproduce $(call quoted,RUN)

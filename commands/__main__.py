@@ -122,6 +122,24 @@ def verify(folders: tuple[Path, ...]) -> None:
 
 
 @commands.command()
+@click.argument("name")
+@click.option("--problem", help="The problem of a new lesson, which params.yaml does not name yet.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, or cuda.")
+def explain(name: str, problem: str | None, device: str) -> None:
+    """Name the first line of a lesson that is wrong.
+
+    Every quantity of a step is compared with the equations: make explain NAME=torch_autograd DEVICE=cuda. In a lesson
+    that is not finished, it names the next quantity. With PROBLEM, a lesson that is missing is written as a skeleton.
+    The exit status is 0 where every quantity agrees, and 1 otherwise.
+    """
+    from pipeline.parity.lesson_file import find_or_write
+
+    problem = find_or_write(name, problem)
+    # In a process of its own, which has the framework, and which a container may start with another Python.
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.parity.explain", name, problem, device])
+
+
+@commands.command()
 def track() -> None:
     """Send the MLflow store what it lacks of the current results.
 

@@ -103,9 +103,18 @@ class Evaluation(Result):
     outputs_md5: str  # of the outputs.safetensors that was judged, as dvc.lock has it
 
 
+class FirstWrong(Result):
+    """What is wrong first with a lesson that fails the parity check (pipeline/parity/explain.py)."""
+
+    sentence: str
+    quantity: str  # empty where no quantity of a step differs
+    line: int | None  # of the lesson's file
+
+
 class Judged(Evaluation):
     problem: str
     failed: list[str]  # the measures that are over their tolerance
+    first_wrong: FirstWrong | None = None  # of one that failed
 
 
 class ParityReport(Result):

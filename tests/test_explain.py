@@ -1,20 +1,21 @@
 """Which line of a lesson is wrong: every lesson as it is, mutants of each, typical mistakes, and unfinished lessons."""
 
-import json
+import csv
 import random
-import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import mutations
 import pytest
-from conftest import LESSONS, REPOSITORY
-from mutations import Mutant, changes_a_result, explained, is_named, mutants, runtime_of, source_of
+import yaml
+from conftest import LESSONS, REPOSITORY, Clone
+from mutations import changes_a_result, explained, is_named, mutants, runtime_of, source_of
 
 from pipeline.contract import implementation_file
 from pipeline.parity.explain import Explanation, explain
 
-SAMPLE = 12  # mutants of each lesson; tests/mutations.py tries all
+SAMPLE = 10  # mutants of each lesson; tests/mutations.py tries all
 pytestmark = pytest.mark.filterwarnings("ignore")  # a mutant may divide by 0, or broadcast
 
 
@@ -36,3 +37,81 @@ def test_every_quantity_of_a_lesson_agrees_to_1e_12_in_float64(name: str):
         assert row.error <= 1e-12, row
         assert set(row.marks.removeprefix("·")) == {"✓"}, row  # no gradient leads back to h[0], which is 0
         assert row.lines, row
+
+
+MISTAKES = yaml.safe_load((REPOSITORY / "tests/mistakes.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_named_with_its_line_and_its_cause(mistake: dict[str, Any]):
+    explanation = explanation_of(mistake["lesson"], mistake["old"], mistake["new"])
+    assert not explanation.is_right
+    for part in mistake["says"]:
+        assert part in explanation.sentence
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_sampled_mutants_are_noticed_and_their_lines_named(name: str):
+    """All that are noticed in docs/results/mutations.csv must be, and a named one must be named."""
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    recorded = {(row["lesson"], row["line"], row["after"]): row for row in recorded_mutants()}
+    sample = random.Random(seed).sample(mutants(name), SAMPLE)
+    for mutant in filter(changes_a_result, sample):
+        row = recorded[name, str(mutant.line), mutant.after]
+        explanation = explained(mutant)
+        assert not explanation.is_right, (seed, mutant)
+        assert is_named(mutant, explanation) >= int(row["named"]), (seed, mutant, explanation.sentence)
+
+
+def recorded_mutants() -> list[dict[str, str]]:
+    with (REPOSITORY / mutations.RESULTS).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_recorded_mutants_are_those_of_the_lessons_and_95_percent_are_named():
+    rows = recorded_mutants()
+    assert {row["lesson"] for row in rows} == set(LESSONS)
+    possible = {(mutant.lesson, str(mutant.line), mutant.after) for name in LESSONS for mutant in mutants(name)}
+    assert {(row["lesson"], row["line"], row["after"]) for row in rows} <= possible
+    assert len(rows) >= 150
+    assert all(row["noticed"] == "1" for row in rows)
+    assert sum(row["named"] == "1" for row in rows) >= 0.95 * len(rows)
+
+
+def test_unfinished_lesson_is_walked_through_equation_by_equation(make_clone: Callable[..., Clone]):
+    """As README says: each run names the next quantity, until the lesson is right."""
+    clone = make_clone("numpy_arrays")
+    explain_mine = [sys.executable, "-m", "commands", "explain", "numpy_mine"]
+    printed = clone.run(*explain_mine, "--problem", "two_layer", succeeds=False).stdout
+    assert "numpy_mine.py is new" in printed
+    file = clone.path / "pipeline/lessons/two_layer/numpy_mine.py"
+    right = source_of("numpy_arrays").splitlines()
+    body = {"__init__": right[16:19], "place": right[21:22], "step": [], "predict": right[43:44]}
+    head = "import numpy as np\n" + file.read_text().split("class ", maxsplit=1)[0].split('"""')[2]
+
+    def write(methods: dict[str, list[str]]) -> None:
+        skeleton = file.read_text().partition("class ")[2]
+        for method, lines in methods.items():
+            start = skeleton.index(f"def {method}(")
+            dots = skeleton.index("        ...", start)
+            end = skeleton.index("\n", dots)
+            skeleton = skeleton[:dots] + "\n".join(lines) + skeleton[end:]
+        file.write_text(f"{head}class {skeleton}")
+
+    def said(succeeds: bool = False) -> str:
+        return clone.run(*explain_mine, succeeds=succeeds).stdout.splitlines()[-1].removeprefix("numpy_mine: ")
+
+    assert said().startswith("next: __init__")
+    write({"__init__": body["__init__"]})
+    assert said().startswith("next: place")
+    write({"place": body["place"], "predict": body["predict"]})
+    steps = [line for line in right[24:41] if " = " in line or " -= " in line]
+    names = ["h", "h_relu", "y_pred", "loss", "grad_y_pred", "grad_w2", "grad_h_relu", "grad_h", "grad_w1", "w1", "w2"]
+    assert len(steps) == len(names)
+    for name, line in zip(names, steps, strict=True):
+        assert said().startswith(f"next: {name} = "), name
+        write({"step": [line, "        ..."]})
+    assert said() == "next: return the loss."
+    write({"step": ["        return loss"]})
+    assert said(succeeds=True) == "every quantity is what the equations give."

@@ -59,8 +59,9 @@ def explain(problem: str, source: str, file: Path, runtime: Runtime) -> Explanat
     paper = Paper(problem, weights, batch, LEARNING_RATE)
     observation = observe(source, file, runtime, paper)
     matches = list(Matcher(paper, observation).matches())
-    rows = [_row(list(group)) for _, group in groupby(sorted(matches, key=_number), key=_number)]
-    wrong = next(Finder(paper, observation, matches).wrong(), None)
+    finder = Finder(paper, observation, matches)
+    rows = [_row(list(group)) for _, group in groupby(sorted(finder.matches, key=_number), key=_number)]
+    wrong = next(finder.wrong(), None)
     if wrong is None:
         return Explanation(True, "every quantity is what the equations give.", rows=rows)
     return Explanation(False, wrong.sentence, wrong.quantity, wrong.lines, rows)

@@ -27,8 +27,14 @@ class Finder:
     """Compares an observation with the equations. `matches` are those of the first step."""
 
     def __init__(self, paper: Paper, observation: Observation, matches: Sequence[Match]) -> None:
-        self.paper, self.observation, self.matches = paper, observation, matches
+        self.paper, self.observation = paper, observation
         self.unfinished = unfinished_methods(observation.source)
+        # Where the step ends early, a weight is not wrong because no line has updated it yet.
+        early = bool(self.unfinished or observation.failure)
+        self.matches = [
+            replace(match, value=None) if early and match.equation.part == "update" and not match.line else match
+            for match in matches
+        ]
 
     def wrong(self) -> Iterator[Wrong]:
         """Everything that is wrong, the first thing first: nothing for a lesson that is right."""
@@ -72,9 +78,8 @@ class Finder:
         """Those that differ, unless the results of the step are right: then a name only stands for something else."""
         if self._results_are_right(paper, number):
             return
-        stopped = self.unfinished or self.observation.failure
         for match in matches:
-            if not match.is_wrong or (stopped and match.equation.part == "update" and not match.line):
+            if not match.is_wrong:
                 continue
             missing = self._missing_operand(match, matches)
             if missing:
@@ -171,7 +176,7 @@ class Finder:
         name = getattr(failure.error, "name", None) or ""
         if isinstance(failure.error, UnboundLocalError):
             name = error.split("'")[1]
-        missing = [match.equation for match in self.matches if match.value is None or not match.line]
+        missing = [match.equation for match in self.matches if match.value is None]
         equation = next((equation for equation in missing if equation.name == name or not name), None)
         if isinstance(failure.error, AttributeError) and name in {*self.paper.weights, "learning_rate"}:
             text += f" `__init__` has to keep it as self.{name}."
@@ -235,7 +240,7 @@ class Finder:
 
     def _next_quantity(self) -> Iterator[Wrong]:
         for match in self.matches:
-            if match.value is None or (match.equation.part == "update" and not match.line):
+            if match.value is None:
                 equation = match.equation
                 shape = f", shape ({equation.shape})" if equation.shape else ", a number"
                 text = (

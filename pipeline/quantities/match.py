@@ -77,10 +77,6 @@ class Matcher:
     def __init__(self, paper: Paper, observation: Observation, number: int = 1) -> None:
         self.paper, self.observation, self.number = paper, observation, number
         self.events = [event for event in observation.events if (event.call, event.number) == ("step", number)]
-        self.first: dict[int, Event] = {}  # by identity: where an object was computed
-        for event in observation.events:
-            if event.kind != "argument":
-                self.first.setdefault(id(event.object), event)
         self.named: dict[str, list[Event]] = defaultdict(list)
         self.gradients: dict[int, list[Event]] = defaultdict(list)  # by identity of what they are the gradient of
         for event in self.events:
@@ -117,13 +113,20 @@ class Matcher:
 
     def line_of(self, event: Event) -> int:
         """The line that computed a value, which may have got its name elsewhere."""
-        if event.kind not in ("assigned", "argument", "gradient"):
-            return event.line
-        if id(event.object) in self.first:
-            return self.first[id(event.object)].line
-        # A framework hands on the value of a line, or one of its rows, as an object of its own.
-        before = self.events[: self.events.index(event)]
-        return next((other.line for other in before if _holds(other.value, event.value)), event.line)
+        before = self.events[: self.events.index(event)] if event in self.events else []
+        same = [other for other in before if other.object is event.object]
+        lines = [other.line for other in same if other.kind in ("operation", "returned")]
+        if event.kind == "gradient":  # a backward function of the lesson may have computed it, or handed it on
+            return (lines or [event.line])[-1]
+        if event.kind == "assigned":  # the result of a function of the lesson, or else of this line
+            return lines[0] if event.line in lines else event.line
+        if event.kind == "argument":
+            known = [other.line for other in same if other.kind != "argument"]
+            # A framework hands on the value of a line, or one of its rows, as an object of its own.
+            return next(
+                iter([*known, *(other.line for other in before if _holds(other.value, event.value))]), event.line
+            )
+        return event.line
 
     def _update(self, equation: Equation, key: Key, expected: Array) -> Match:
         value = (self.observation.weights[self.number : self.number + 1] or [{}])[0].get(key[0])

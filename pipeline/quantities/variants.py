@@ -100,8 +100,7 @@ def _variants(equation: Equation, paper: Paper) -> Iterator[tuple[str, str, dict
         yield "the learning rate is squared", equation.right.replace("learning_rate", "learning_rate ** 2"), {}
         yield f"{gradient} was computed, but not subtracted", f"{gradient}", {}
         return
-    yield "it is computed with weights that are updated already", equation.right, after
-    for key in paper.weights:
+    for key in equation.operands & after.keys():
         yield f"it is computed with {key} after its update", equation.right, {key: after[key]}
     if equation.name == "loss":
         updated = Paper(paper.problem, after, paper.batch, paper.given["learning_rate"])
@@ -124,8 +123,8 @@ def _replacements(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
             condition = ast.unparse(mask)
             yield f"the mask is missing: it is wrong where `{condition}` does not hold", left
         case ast.BinOp(left=left, op=ast.Mult() as op, right=right):
-            yield f"the factor {ast.unparse(left)} is missing", right
-            yield f"the factor {ast.unparse(right)} is missing", left
+            yield f"the factor {ast.unparse(left)} is missing: {gives}", right
+            yield f"the factor {ast.unparse(right)} is missing: {gives}", left
             yield f"the factor {ast.unparse(left)} is there twice", ast.BinOp(ast.BinOp(left, op, left), op, right)
         case ast.BinOp(left=left, op=ast.Div(), right=right):
             yield f"it is not divided by {ast.unparse(right)}", left

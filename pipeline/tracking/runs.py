@@ -82,7 +82,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
 
     from pipeline.benchmark import samples
     from pipeline.graphs.graph import read_structure
-    from pipeline.parity.report import table
+    from pipeline.parity.report import sentences, table
     from pipeline.report.findings import findings
 
     report = ParityReport.read(files.PARITY_REPORT)
@@ -104,7 +104,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
         "role": "pipeline",
         "parity": _parity([name for name, row in rows.items() if row.failed]),
         "reproducible": reproducible,
-        "mlflow.note.content": "\n".join(["```", table(report), "```", *verdicts]),
+        "mlflow.note.content": "\n".join(["```", table(report), "```", *sentences(report), *verdicts]),
         "mlflow.source.name": "dvc repro",
         "mlflow.source.git.commit": tags["git.commit"],
     }
@@ -113,7 +113,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     numbers = _flat(files.read_json(files.SUMMARY)) | {"wall_seconds": (end - begin) / 1000}
     metrics = [Metric(key, float(value), end, 0) for key, value in numbers.items()]
     client.log_batch(run_id, metrics=metrics, params=_params(params))
-    flat = [_flat(row.model_dump(exclude={"failed", "outputs_md5"})) for row in rows.values()]
+    flat = [_flat(row.model_dump(exclude={"failed", "first_wrong", "outputs_md5"})) for row in rows.values()]
     columns = {key: [row[key] for row in flat] for key in flat[0]}
     client.log_table(run_id, {"implementation": list(rows)} | columns, "parity_table.json")
     artifacts = [PARAMS, LOCKFILE, files.ENVIRONMENT, files.PARITY_REPORT, files.BENCHMARK, files.BENCHMARK_PROVENANCE]
@@ -157,6 +157,7 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
         "mlflow.source.git.commit": timing.commit.split()[0],
         "role": "implementation",
         "parity": parity,
+        **_first_wrong(row),
         "device": timing.device,
         "device_name": timing.device_name,
         "timing.restored": str(_restored(timing)).lower(),
@@ -236,6 +237,7 @@ def _description(timing: Timing, row: Judged, parity: str, multiple: object) -> 
         "Device": f"{timing.device_name}, {timing.threads} threads",
         "Held-out loss": f"{row.initial_test_loss:.4g} → {row.test_loss:.4g}, R² {row.test_r2:.3f}",
         "Parity": parity,
+        "First wrong": row.first_wrong.sentence.replace("|", "\\|") if row.first_wrong else "",
         "A step": f"{1e6 * timing.step_seconds_median:,.0f} µs{in_benchmark}",
         "Measured": f"{timing.measured_at[:19]} UTC on {timing.measured_on}" + ", restored" * _restored(timing),
         "Replayed": timing.replays,
@@ -305,6 +307,15 @@ def _state_tags(params: Params) -> dict[str, str]:
 
 def _parity(failed: list[str]) -> str:
     return f"failed: {', '.join(failed)}" if failed else "passed"
+
+
+def _first_wrong(row: Judged) -> dict[str, str]:
+    """Tags of a run that failed the parity check."""
+    wrong = row.first_wrong
+    if wrong is None:
+        return {}
+    line = {} if wrong.line is None else {"parity.line": str(wrong.line)}
+    return {"parity.first_wrong": wrong.quantity or "none", "parity.explanation": wrong.sentence} | line
 
 
 def _params(params: Params) -> list[Any]:

@@ -1,0 +1,64 @@
+"""The file of a lesson that is to be explained, by its name: one that exists, or a skeleton for a new one."""
+
+import re
+from pathlib import Path
+
+from pipeline import files
+from pipeline.contract import implementation_file
+from pipeline.errors import UserError
+from pipeline.problems import PROBLEMS
+from pipeline.quantities.example import example_to_compare
+
+SKELETON = '''"""TODO: what is computed, how this file does it, and what the framework's idea means."""
+
+from pipeline.contract import Array, Batch, Weights
+
+
+class Implementation:
+    def __init__(self, weights: Weights, *, learning_rate: float, device: str) -> None:
+        ...  # keep {kept} and self.learning_rate; the runtime reads the weights
+
+    def place(self, batch: Batch):
+        ...  # what `step` takes, on the device: {batch}
+
+    def step(self, {arguments}):
+        ...  # forward, backward, update; returns the loss before the update
+
+    def predict(self, {inputs}) -> Array:
+        ...  # the predictions of the forward pass, as a NumPy array
+'''
+
+
+def find_or_write(name: str, problem: str | None) -> str:
+    """The problem of the lesson with this name. With `problem`, a file that is missing is written.
+
+    Raises UserError when there is no such lesson, or the name is none.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*_[a-z0-9_]+", name):
+        raise UserError(f"NAME is {name}. A lesson is named <framework>_<mechanism>, such as numpy_mine.")
+    if problem is not None and problem not in PROBLEMS:
+        raise UserError(f"PROBLEM is {problem}. The problems are {', '.join(PROBLEMS)}.")
+    found = sorted(path.parent.name for path in Path("pipeline/lessons").glob(f"*/{name}.py"))
+    if problem is None and len(found) == 1:
+        return found[0]
+    if problem is None:
+        more = f"in {' and '.join(found)}: add PROBLEM=" if found else "missing. To write a new one, add PROBLEM="
+        raise UserError(f"The lesson {name} is {more} (one of {', '.join(PROBLEMS)}).")
+    if found and problem not in found:
+        raise UserError(f"The lesson {name} is one of {' and '.join(found)}. Leave PROBLEM out, or take another name.")
+    file = implementation_file(problem, name)
+    if not file.exists():
+        files.write_bytes(file, _skeleton(problem).encode())
+        print(f"{file} is new: write what stands for each `...`, and run this again.\n", flush=True)
+    return problem
+
+
+def _skeleton(problem: str) -> str:
+    weights, batch = example_to_compare(problem)
+    *inputs, _ = batch
+    return SKELETON.format(
+        kept=", ".join(f"self.{key}" for key in weights),
+        batch=", ".join(batch),
+        arguments=", ".join(batch),
+        inputs=", ".join(f"{key}: Array" for key in inputs),
+    )
