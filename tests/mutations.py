@@ -287,25 +287,14 @@ def main(*names: str) -> None:
             if changes_a_result(mutant):
                 explanation = explained(mutant)
                 named = not explanation.is_right and is_named(mutant, explanation)
-                rows.append(
-                    (
-                        mutant.lesson,
-                        mutant.line,
-                        mutant.kind,
-                        mutant.before,
-                        mutant.after,
-                        int(not explanation.is_right),
-                        int(named),
-                        explanation.sentence,
-                    )
-                )
+                noticed, said = not explanation.is_right, "" if named else explanation.sentence
+                rows.append((mutant.lesson, mutant.line, mutant.kind, mutant.after, int(noticed), int(named), said))
         counted = [row for row in rows if row[0] == name]
-        noticed, named = sum(row[5] for row in counted), sum(row[6] for row in counted)
+        noticed, named = sum(row[4] for row in counted), sum(row[5] for row in counted)
         print(f"{name}: {len(counted)} mutants change a result, {noticed} noticed, {named} named", flush=True)
     with RESULTS.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [("lesson", "line", "kind", "before", "after", "noticed", "named", "sentence"), *rows]
-        )
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("lesson", "line", "kind", "after", "noticed", "named", "said"), *rows])
 
 
 if __name__ == "__main__":

@@ -233,19 +233,26 @@ def test_without_git(make_clone: Callable[..., Clone]):
 @pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred")
 def test_lost_relu_mask_is_shown_everywhere_and_ends_the_pipeline(changed: Clone):
     changed.edit(f"pipeline/lessons/two_layer/{NUMPY}.py", "grad_h_relu * (h > 0)", "grad_h_relu")
+    line = "grad_h is the first quantity that differs: line 35, `grad_h = grad_h_relu`, should compute"
     for _ in range(2):  # once more, and it says so again
         done = changed.run("dvc", "repro", succeeds=False)
         assert f"These implementations fail the parity check: {NUMPY} by gradient" in done.stderr
+        assert f"{NUMPY}: {line}" in done.stderr
         assert "failed to reproduce 'gate'" in done.stderr
     assert not json.loads((changed.path / "results/parity.json").read_text())["passed"]
-    assert f"✗ Parity failed:</strong> {NUMPY} fails" in (changed.path / "report.html").read_text()
+    page = (changed.path / "report.html").read_text()
+    assert f"✗ Parity failed:</strong> {NUMPY} fails" in page
+    assert "grad_h is the first quantity that differs: line 35, <code>grad_h = grad_h_relu</code>" in page
     mlflow.set_tracking_uri(f"sqlite:///{changed.path}/mlflow.db")
     (run,) = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=f"tags.implementation = '{NUMPY}' and tags.parity LIKE 'failed%'",
         output_format="list",
     )
-    assert run.data.tags["parity"].startswith("failed: gradient")
+    tags = run.data.tags
+    assert tags["parity"].startswith("failed: gradient")
+    assert (tags["parity.first_wrong"], tags["parity.line"]) == ("grad_h", "35")
+    assert line in tags["mlflow.note.content"]
     changed.run("git", "checkout", "-q", ".")
     changed.run("dvc", "repro")
 

@@ -103,6 +103,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
         "state": state,
         "role": "pipeline",
         "parity": _parity([name for name, row in rows.items() if row.failed]),
+        **({"parity.explanation": " ".join(sentences(report))} if sentences(report) else {}),
         "reproducible": reproducible,
         "mlflow.note.content": "\n".join(["```", table(report), "```", *sentences(report), *verdicts]),
         "mlflow.source.name": "dvc repro",
