@@ -86,6 +86,7 @@ class Matcher:
                 self.gradients[id(event.of.object)].append(event)
             elif event.kind == "gradient":
                 self.named[event.name].append(event)
+        self.of_weights = {id(paper.values[key]) for line, key, _ in paper.order if line.shape[:2] not in ("", "1,")}
         self.objects: dict[Key, list[Event]] = {}  # the events whose value a quantity is
         lengths = paper.lengths
         self.orders = [] if lengths is None else [np.arange(len(lengths)), np.argsort(-lengths, kind="stable")]
@@ -263,6 +264,7 @@ class Matcher:
         """The value with a row for each example, NaN where one is not running; the value itself if it does not fit."""
         if (
             self.paper.lengths is None
+            or id(expected) in self.of_weights
             or expected.ndim != 2
             or value.ndim != 2
             or len(expected) != len(self.paper.lengths)
