@@ -54,8 +54,10 @@ def framework_of(name: str) -> str:
     return name.split("_", 1)[0]
 
 
-def resolve(params: Params, *, on_fallback: Callable[[str, bool], None] = lambda *_: None) -> Environment:
-    """The environment that `params` ask for on this machine.
+def resolve(
+    params: Params, *, asked: str = "params.yaml: device", on_fallback: Callable[[str, bool], None] = lambda *_: None
+) -> Environment:
+    """The environment that `params` ask for on this machine. `asked` names the setting of the device in messages.
 
     `on_fallback(reason, doubtful)` is called when `device: auto` takes the CPU; doubtful, where there may be a GPU.
 
@@ -73,8 +75,8 @@ def resolve(params: Params, *, on_fallback: Callable[[str, bool], None] = lambda
         elif params.device != "auto":
             names = ", ".join(f"cuda:{number} {gpu.name}" for number, gpu in enumerate(cuda.devices))
             raise UserError(
-                f"params.yaml: device is {params.device}; found: {why_not or names}. "
-                "Set device to auto or cpu, or run `docker compose run --rm gpu` on a machine with an NVIDIA GPU."
+                f"{asked} is {params.device}; found: {why_not or names}. "
+                "Set it to auto or cpu, or run `docker compose run --rm gpu` on a machine with an NVIDIA GPU."
             )
         else:
             on_fallback(why_not, cuda.doubtful)

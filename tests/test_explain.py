@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,11 @@ from conftest import LESSONS, REPOSITORY, Clone
 from mutations import changes_a_result, explained, is_named, mutants, runtime_of, source_of
 
 from pipeline.contract import implementation_file
-from pipeline.parity.explain import Explanation, explain
+from pipeline.parity import report
+from pipeline.parity.explain import Explanation, explain, table
+from pipeline.results import FirstWrong
 
+WRONG_LINE = (REPOSITORY / "docs/wrong-line.md").read_text(encoding="utf-8")
 SAMPLE = 10  # mutants of each lesson; tests/mutations.py tries all
 pytestmark = pytest.mark.filterwarnings("ignore")  # a mutant may divide by 0, or broadcast
 
@@ -115,3 +119,65 @@ def test_unfinished_lesson_is_walked_through_equation_by_equation(make_clone: Ca
     assert said() == "next: return the loss."
     write({"step": ["        return loss"]})
     assert said(succeeds=True) == "every quantity is what the equations give."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["numpy_nothing"], "ERROR: The lesson numpy_nothing is missing. To write a new one, add PROBLEM="),
+        (["nothing"], "ERROR: NAME is nothing. A lesson is named <framework>_<mechanism>, such as numpy_mine."),
+        (["numpy_mine", "--problem", "three"], "ERROR: PROBLEM is three. The problems are recurrent, two_layer."),
+        (["numpy_arrays", "--problem", "recurrent"], "Leave PROBLEM out, or take another name."),
+        (["jax_mine", "--problem", "recurrent"], "ERROR: NAME is jax_mine, but there is no pipeline/runtimes/jax.py."),
+        (["torch_tensors", "--device", "cuda:99"], "ERROR: DEVICE is cuda:99; found: "),
+    ],
+)
+def test_what_cannot_be_explained_is_one_sentence(arguments: list[str], words: str, make_clone: Callable[..., Clone]):
+    clone = make_clone("numpy_arrays")
+    done = clone.run(sys.executable, "-m", "commands", "explain", *arguments, succeeds=False)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not clone.run("git", "status", "--porcelain", "--", "pipeline").stdout, "it has left a file"
+
+
+def test_failed_explanation_leaves_the_parity_report_complete(make_clone: Callable[..., Clone], monkeypatch: Any):
+    clone = make_clone("numpy_arrays")
+    clone.run("dvc", "repro", "-q", "environment")
+    monkeypatch.chdir(clone.path)
+    monkeypatch.setattr(report, "TIMEOUT", 0.01)
+    wrong = report.first_wrong("numpy_arrays", "two_layer")
+    assert wrong == FirstWrong(
+        sentence="The line is not known: `make explain NAME=numpy_arrays` says why.", quantity="", line=None
+    )
+    monkeypatch.setattr(report, "TIMEOUT", 60)
+    assert report.first_wrong("numpy_arrays", "two_layer").sentence == report.RIGHT
+
+
+def test_documented_example_is_what_is_printed():
+    explanation = explanation_of("numpy_arrays", "grad_h = grad_h_relu * (h > 0)", "grad_h = grad_h_relu")
+
+    def comparable(text: str) -> list[str]:
+        """Without the errors of what is right, which are rounding."""
+        return [re.sub(r"\S+ +✓$", "✓", line) for line in text.splitlines()]
+
+    documented = re.findall(r"```text\n(equation.*?)```", WRONG_LINE, re.DOTALL)[0]
+    assert comparable(documented) == comparable(table("numpy_arrays", explanation))
+    assert f"numpy_mine: {explanation.sentence}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_documented_counts_are_those_of_the_mutants():
+    rows, lines = recorded_mutants(), WRONG_LINE.splitlines()
+    for column in ("lesson", "kind"):
+        for value in {row[column] for row in rows}:
+            own = [row for row in rows if row[column] == value]
+            noticed, named = (sum(row[outcome] == "1" for row in own) for outcome in ("noticed", "named"))
+            assert f"| {value} | {len(own)} | {noticed} | {named} |" in lines
+    named = sum(row["named"] == "1" for row in rows)
+    assert f"| all | {len(rows)} | {len(rows)} | {named} ({100 * named / len(rows):.1f} %) |" in lines
+    readme = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    assert f"Of {len(rows)} mutants of the seven lessons, it noticed all, and named the line of {named}." in readme
+    for row in rows:
+        if row["named"] == "0":
+            assert any(line.startswith(f"| {row['lesson']} | {row['line']} | `{row['after']}` |") for line in lines), (
+                row
+            )

@@ -19,9 +19,10 @@ from pipeline.benchmark.benchmark import benchmark
 from pipeline.benchmark.candidates import Candidate
 from pipeline.benchmark.plan import BenchmarkConfig, Size, launch_floors
 from pipeline.benchmark.runner import Runner, draw
-from pipeline.contract import load_problem
+from pipeline.contract import implementation_file, load_problem
 from pipeline.environment import Environment, framework_of
 from pipeline.errors import UserError
+from pipeline.parity.explain import explain
 from pipeline.running.machine import available_cpus
 from pipeline.runtimes import batches_of, load_runtime, open_implementation
 
@@ -274,6 +275,16 @@ def test_benchmark_measures_replays_beside_their_baselines():
     names = [Candidate(name, kind) for name in ("torch_autograd", "torch_loop") for kind in ("eager", "capture")]
     assert {*names} <= {sample.candidate for sample in taken}
     assert all(process.gpu is None or "throttled_by" in process.gpu for process in meanwhile["processes"])
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_every_quantity_agrees_with_the_equations_in_float64(name: str):
+    """As `make explain NAME=… DEVICE=cuda` compares them."""
+    problem = LESSONS[name]
+    file = implementation_file(problem, name)
+    explanation = explain(problem, file.read_text(encoding="utf-8"), file, load_runtime(name)(GPU))
+    assert explanation.is_right, explanation.sentence
+    assert max(row.error or 0 for row in explanation.rows) <= 1e-11
 
 
 @pytest.mark.parametrize("name", ON_GPU)

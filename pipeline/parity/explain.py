@@ -18,7 +18,6 @@ import numpy as np
 from pipeline.contract import implementation_file
 from pipeline.environment import enter_interpreter, framework_of, resolve
 from pipeline.errors import shown_to_the_user
-from pipeline.params import load_params
 from pipeline.parity.first_wrong import Finder
 from pipeline.quantities.example import LEARNING_RATE, example_to_compare
 from pipeline.quantities.match import Match, Matcher
@@ -96,10 +95,12 @@ def table(name: str, explanation: Explanation) -> str:
 
 def main(name: str, problem: str, device: str, form: str = "") -> None:
     """Print the explanation, in the form `json` as an object, and end with the exit status."""
+    from pipeline.params import load_params
+
     enter_interpreter(framework_of(name))
     params = load_params().model_copy(update={"implementations": {name: problem}, "device": device})
     file = implementation_file(problem, name)
-    runtime = load_runtime(name)(resolve(params))
+    runtime = load_runtime(name)(resolve(params, asked="DEVICE"))
     explanation = explain(problem, file.read_text(encoding="utf-8"), file, runtime)
     print(json.dumps(asdict(explanation)) if form == "json" else table(name, explanation))
     sys.exit(not explanation.is_right)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.contract import implementation_file
+from pipeline.environment import framework_of
 from pipeline.errors import UserError
 from pipeline.problems import PROBLEMS
 from pipeline.quantities.example import example_to_compare
@@ -36,6 +37,10 @@ def find_or_write(name: str, problem: str | None) -> str:
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*_[a-z0-9_]+", name):
         raise UserError(f"NAME is {name}. A lesson is named <framework>_<mechanism>, such as numpy_mine.")
+    runtime = Path("pipeline/runtimes", f"{framework_of(name)}.py")
+    if not runtime.exists():
+        frameworks = sorted(path.stem for path in runtime.parent.glob("[!_]*.py") if path.stem != "xla")
+        raise UserError(f"NAME is {name}, but there is no {runtime}. A name begins with {', '.join(frameworks)}.")
     if problem is not None and problem not in PROBLEMS:
         raise UserError(f"PROBLEM is {problem}. The problems are {', '.join(PROBLEMS)}.")
     found = sorted(path.parent.name for path in Path("pipeline/lessons").glob(f"*/{name}.py"))
