@@ -13,6 +13,7 @@
     parity/NAME.json                    held-out loss and R², and the differences that parity is judged by
     results/curves/PROBLEM.csv          the loss curves of all implementations: step, train_loss, implementation
     results/predictions/PROBLEM.csv     target, prediction: a sample of the test set, by the first implementation
+    results/fits/NAME.csv               target, before, after: a sample of the test set, and what is predicted of it
     results/parity.json                 the parity report
     results/benchmark.csv               every sample of the benchmark
     results/benchmark.json              where and when they were taken
@@ -99,6 +100,10 @@ def curves_file(problem: str) -> Path:
 
 def predictions_file(problem: str) -> Path:
     return Path("results", "predictions", f"{problem}.csv")
+
+
+def fit_file(name: str) -> Path:
+    return Path("results", "fits", f"{name}.csv")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -190,6 +195,11 @@ def read_predictions(problem: str) -> tuple[list[float], list[float]]:
     """Targets and their predictions. Raises UserError when the file is missing or damaged."""
     targets, predictions = _read_numbers(predictions_file(problem), ("target", "prediction"), "evaluate")
     return targets, predictions
+
+
+def read_fit(name: str) -> list[list[float]]:
+    """Targets, and their predictions before and after training. Raises UserError as above."""
+    return _read_numbers(fit_file(name), ("target", "before", "after"), "evaluate")
 
 
 def _read_numbers(path: Path, columns: tuple[str, ...], stage: str) -> list[list[float]]:

@@ -21,6 +21,7 @@ ALIKE = (
     "results/*/[ghme]*.*",
     "results/curves/*",
     "results/predictions/*",
+    "results/fits/*",
     "parity/*",
 )
 NUMPY = "numpy_arrays"

@@ -21,7 +21,7 @@ OUTPUTS = {
     "generate@two_layer": ["data/two_layer"],
     "reference@two_layer": ["reference/two_layer.safetensors"],
     f"train@{NUMPY}": [f"models/{NUMPY}", f"results/{NUMPY}"],
-    "evaluate": ["parity", "results/curves", "results/predictions"],
+    "evaluate": ["parity", "results/curves", "results/predictions", "results/fits"],
     "compare": ["results/parity.json"],
     "graphs": ["graphs"],
     "benchmark": ["results/benchmark.csv", "results/benchmark.json"],

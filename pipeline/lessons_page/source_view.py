@@ -6,21 +6,23 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+T = TypeVar("T")
 CONTEXT = 2  # unchanged lines that are shown before and after a change
 
 
 class Line(NamedTuple):
-    """A line of a file, or of a difference: there `sign` is + or − where it was added or taken out."""
+    """A line of a file, or of a difference of two: there `sign` is + or − where it was added or taken out."""
 
-    number: int  # in its file
+    number: int  # in the file, or in the new one; 0 where a line was taken out
     html: str
     sign: str = ""
+    old: int = 0  # in the old file; 0 where a line was added
 
 
 class Run(NamedTuple):
@@ -36,20 +38,22 @@ def idea(source: str) -> str:
 
 
 def listing(source: str, shown: Sequence[range]) -> list[Run]:
-    """The whole file. The lines in `shown` are open, and the others are folded under a title."""
+    """The whole file. The lines in `shown`, and empty lines between them, are open. Others are folded under a title."""
     tree = ast.parse(source)
     names = {node.lineno: "imports" for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
     names |= {tree.body[0].lineno: "docstring"} if ast.get_docstring(tree) else {}
     names |= {node.lineno: node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     html = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True)).splitlines()
     lines = [Line(number, text) for number, text in enumerate(html, 1)]
+    opened = {number for span in shown for number in span}
+    for line in lines:  # an empty line is open where the line before it is
+        if not line.html.strip() and line.number - 1 in opened:
+            opened.add(line.number)
     runs = []
-    for opened, group in groupby(lines, lambda line: any(line.number in span for span in shown)):
+    for is_open, group in groupby(lines, lambda line: line.number in opened):
         run = list(group)
         inside = dict.fromkeys(names[line.number] for line in run if line.number in names)
-        title = "" if opened else f"{run[0].number}–{run[-1].number}: {', '.join(inside)}"
-        if opened or any(line.html.strip() for line in run):
-            runs.append(Run(title, run))
+        runs.append(Run("" if is_open else f"{run[0].number}–{run[-1].number}: {', '.join(inside)}", run))
     return runs
 
 
@@ -98,6 +102,15 @@ def changes(old: str, new: str) -> list[Run]:
     return runs
 
 
+def nearest(source: str, others: dict[T, str]) -> T | None:
+    """The key of the file that differs from this one in the fewest lines; of several the last. None without files."""
+    return min(reversed(others), key=lambda key: _changed_lines(others[key], source), default=None)
+
+
+def _changed_lines(old: str, new: str) -> int:
+    return sum(bool(line.sign) for line in _difference(_code(old), _code(new)))
+
+
 def _code(source: str) -> list[tuple[int, str]]:
     """The numbered lines after the docstring and the empty line below it."""
     tree = ast.parse(source)
@@ -108,20 +121,19 @@ def _code(source: str) -> list[tuple[int, str]]:
 
 def _difference(old: list[tuple[int, str]], new: list[tuple[int, str]]) -> Iterator[Line]:
     numbers = {"-": iter([number for number, _ in old]), "+": iter([number for number, _ in new])}
-    lines: list[tuple[str, int, str]] = []
+    lines: list[tuple[str, int, int, str]] = []
     for text in difflib.ndiff([line for _, line in old], [line for _, line in new]):
-        if text[0] == " ":
-            next(numbers["-"])
         if text[0] != "?":
-            lines.append((text[0], next(numbers["-" if text[0] == "-" else "+"]), text[2:]))
-    none = ("", 0, "")
-    for before, (kind, number, text), after in zip([none, *lines], lines, [*lines[1:], none], strict=False):
+            in_old = next(numbers["-"]) if text[0] in " -" else 0
+            lines.append((text[0], in_old, next(numbers["+"]) if text[0] in " +" else 0, text[2:]))
+    none = ("", 0, 0, "")
+    for before, (kind, in_old, number, text), after in zip([none, *lines], lines, [*lines[1:], none], strict=False):
         if kind == "-":
-            yield Line(number, _marked(text, after[2] if after[0] == "+" else "", 0), "−")
+            yield Line(number, _marked(text, after[3] if after[0] == "+" else "", 0), "−", in_old)
         elif kind == "+":
-            yield Line(number, _marked(before[2] if before[0] == "-" else "", text, 1), "+")
+            yield Line(number, _marked(before[3] if before[0] == "-" else "", text, 1), "+", in_old)
         else:
-            yield Line(number, escape(text))
+            yield Line(number, escape(text), "", in_old)
 
 
 def _marked(old: str, new: str, side: int) -> str:

@@ -14,11 +14,13 @@ from pipeline.training.data import DataSet
 # How far predictions of the same weights may be apart. TF32's rounding makes up to 1e-2 (tests/tf32.py).
 SAME_WEIGHTS = 5e-2
 POINTS = 1000  # predictions of a problem's test set that are kept to be shown, at most
+FIT_POINTS = 200  # the same of each implementation
 
 
 def main(*names: str) -> None:
-    """Judge these implementations. Without names judge all, and write what is shown of a problem: the loss curves of
-    its implementations, and predictions of the first one."""
+    """Judge these implementations. Without names judge all, and write what is shown: of a problem the loss curves of its
+    implementations and predictions of the first one, and of each implementation predictions before and after training.
+    """
     params = load_params()
     for problem in params.used_problems:
         judged = [name for name in params.names_of(problem) if not names or name in names]
@@ -29,16 +31,21 @@ def main(*names: str) -> None:
             evaluation, outputs = _judged(problem, name, data)
             evaluation.write(files.parity_file(name))
             curve += [(*point, name) for point in zip(outputs["step"], outputs["train_loss"], strict=True)]
-            points = points or chosen_points(data.test["y"], outputs["predictions"])
+            predictions = outputs["predictions"]
+            points = points or chosen_points(data.test["y"], predictions)
+            if not names:
+                fit = chosen_points(data.test["y"], outputs["initial_predictions"], predictions, most=FIT_POINTS)
+                files.write_rows(files.fit_file(name), "target,before,after", fit)
         if not names:
             files.write_rows(files.curves_file(problem), "step,train_loss,implementation", curve)
             files.write_rows(files.predictions_file(problem), "target,prediction", points)
 
 
-def chosen_points(y: Array, predictions: Array) -> list[tuple[float, float]]:
-    """At most POINTS targets with their predictions, at even distances in the flattened arrays (N, outputs)."""
-    chosen = np.linspace(0, y.size - 1, min(POINTS, y.size), dtype=int)
-    return list(zip(y.reshape(-1)[chosen], predictions.reshape(-1)[chosen], strict=True))
+def chosen_points(*arrays: Array, most: int = POINTS) -> list[tuple[float, ...]]:
+    """At most so many elements, each with those of the other arrays (N, outputs), at even distances in all of them."""
+    size = arrays[0].size
+    chosen = np.linspace(0, size - 1, min(most, size), dtype=int)
+    return list(zip(*(array.reshape(-1)[chosen] for array in arrays), strict=True))
 
 
 def _judged(problem: str, name: str, data: DataSet) -> tuple[Evaluation, dict[str, Array]]:
