@@ -39,7 +39,8 @@ def main() -> None:
         files.write_bytes(files.FIGURES / f"{name}.svg", figure.encode())
     files.write_bytes(files.REPORT, report.encode())
     graphs = {name: read_graphs(name) for name in results}
-    lessons = lessons_page.write(params, parity, results, benchmark, statements=statements, graphs=graphs)
+    fits = {name: files.read_fit(name) for name in results}
+    lessons = lessons_page.write(params, parity, results, benchmark, fits=fits, statements=statements, graphs=graphs)
     files.write_bytes(files.LESSONS, lessons.encode())
     summary(parity, {name: result.timing for name, result in results.items()}, statements).write(files.SUMMARY)
     print(f"{files.REPORT} shows the results, {files.LESSONS} the lessons")

@@ -18,7 +18,9 @@ class Node:
 
     id: str
     label: str  # the framework's name, with the numbers among the operands: Mul(learning_rate, ·)
-    name: str = ""  # the local variable or the weight in the lesson's code
+    plain: str = ""  # what the operation does, as code calls it: multiply(learning_rate, ·)
+    name: str = ""  # the local variable or the weight in the lesson's code, or the quantity that has this value
+    time: int | None = None  # the round of a loop of the lesson, from 1, in which the operation ran
     detail: str = ""  # the framework's full name
     group: Literal["", "forward", "backward", "update", "data"] = ""
     kind: Literal["operation", "weight", "data", "loop"] = "operation"

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contract import Array, Implementation, Weights, load_problem
+from pipeline.contract import Array, Batch, Implementation, Weights, load_problem
 from pipeline.environment import framework_of
 from pipeline.graphs.graph import Graph, Structure
 from pipeline.graphs.on_paper import graph_of_equations
+from pipeline.quantities.paper import Paper
 from pipeline.runtimes import Loop
 
 N, PRIMES = 7, (23, 19, 17, 13, 11, 29, 31)
@@ -50,9 +51,9 @@ def _recorded(module: str, problem: str, create: Callable[[Weights, float], Loop
     record = import_module(module).record
     loop, batches = _small(problem, create, dtype, LONGEST, N)
     graphs: list[Graph] = []
-    for longest, placed in batches:
+    for longest, batch, placed in batches:
         lengths = {"T": longest} if longest else {}
-        graph = record(loop.implementation, placed, Names(loop.names, _sizes(problem) | lengths))
+        graph = record(loop.implementation, placed, Names(problem, batch, loop.names, _sizes(problem) | lengths))
         if graph is None:
             return []
         graphs.append(graph)
@@ -60,10 +61,10 @@ def _recorded(module: str, problem: str, create: Callable[[Weights, float], Loop
             return graphs
     short, long = graphs
     if _without_shapes(short) == _without_shapes(long):
-        long.title = f"One graph for up to {LONGEST[0]} and up to {LONGEST[1]} time steps: {long.title}"
+        long.title += f", the same for batches of up to {LONGEST[0]} and of up to {LONGEST[1]} time steps"
         return [long]
     for graph, longest in zip(graphs, LONGEST, strict=True):
-        graph.title = f"Up to {longest} time steps: {graph.title}"
+        graph.title += f" on a batch of up to {longest} time steps"
     return graphs
 
 
@@ -82,14 +83,15 @@ def record_structure(name: str, problem: str, create: Callable[[Weights, float],
 
 def _counted(module: str, problem: str, create: Callable[[Weights, float], Loop], dtype: str) -> Structure:
     loop, batches = _small(problem, create, dtype, LENGTHS, EXAMPLES)
-    lengths = {longest for longest, _ in batches} - {0}
-    return import_module(module).count(loop.implementation, [placed for _, placed in batches], len(lengths))
+    lengths = {longest for longest, *_ in batches} - {0}
+    return import_module(module).count(loop.implementation, [placed for *_, placed in batches], len(lengths))
 
 
 def _small(
     problem: str, create: Callable[[Weights, float], Loop], dtype: str, longest: Sequence[int], examples: int
-) -> tuple[Loop, list[tuple[int, tuple[Any, ...]]]]:
-    """A loop on small weights, and placed batches, each with the length of its longest example, 0 without lengths."""
+) -> tuple[Loop, list[tuple[int, Batch, tuple[Any, ...]]]]:
+    """A loop on small weights, and batches as they are and placed, each after the length of its longest example, which
+    is 0 without lengths."""
     generator, sizes = np.random.default_rng(0), _sizes(problem)
     weights = load_problem(problem).draw_weights(SimpleNamespace(**sizes), generator)
     loop = create({key: array.astype(dtype) for key, array in weights.items()}, LEARNING_RATE)
@@ -97,7 +99,7 @@ def _small(
     for length in longest:
         batch = _batch(problem, sizes, dtype, length, generator, examples=examples)
         loop.place({key: array[None] for key, array in batch.items()})
-        batches.append((int(batch["lengths"].max()) if "lengths" in batch else 0, loop.placed[0]))
+        batches.append((int(batch["lengths"].max()) if "lengths" in batch else 0, batch, loop.placed[0]))
     return loop, batches
 
 
@@ -124,10 +126,10 @@ def _batch(
 
 
 class Names:
-    """The names of the weights, and the names that the maths has for sizes and numbers."""
+    """The names of the weights, and the names that the maths has for sizes, numbers and values."""
 
-    def __init__(self, weights: Iterable[str], sizes: Mapping[str, int]) -> None:
-        self.weights = tuple(weights)
+    def __init__(self, problem: str, batch: Batch, weights: Iterable[str], sizes: Mapping[str, int]) -> None:
+        self.problem, self.batch, self.weights = problem, batch, tuple(weights)
         sizes = {"N": N} | {name: size for name, size in sizes.items() if not name.endswith("_length")}
         self.sizes = {size: name for name, size in sizes.items() if size > 2}  # a 2 may be many things
         self.numbers = {LEARNING_RATE: "learning_rate"}
@@ -141,6 +143,45 @@ class Names:
         names = (name for number, name in self.numbers.items() if np.isclose(abs(value), number, rtol=1e-6, atol=0))
         name = next(names, f"{abs(value):g}")
         return f"-{name}" if value < 0 else name
+
+
+    def quantities(self, weights: Weights) -> "Quantities":
+        """Those of a step on the batch, from weights before the step."""
+        return Quantities(Paper(self.problem, weights, self.batch, LEARNING_RATE))
+
+
+class Quantities:
+    """The quantities of a step, each to be recognised by its value.
+
+    A framework may keep the examples in another order, all time steps in one array, or padding. So two arrays are the
+    same here when they have the same rows in some order, apart from rows of zeros.
+    """
+
+    def __init__(self, paper: Paper) -> None:
+        self.rows: dict[str, list[Array]] = {}
+        times: dict[str, list[Array]] = {}
+        updated = {line.name for line in paper.equations if line.part == "update"}
+        for (name, index), value in paper.values.items():
+            if name not in updated and value.ndim == 2:
+                self.rows.setdefault(name, []).append(_rows(value))
+                times.setdefault(name, []).extend([value] if isinstance(index, int) and index else [])
+        for name, values in times.items():
+            self.rows[name] += [_rows(np.concatenate(values))] if values else []
+
+    def name(self, value: Array) -> str:
+        """The name of the quantity that has this value, to the precision of float32; "" for no quantity, and for 0."""
+        rows = _rows(value.astype(np.float64)) if value.ndim > 1 else np.zeros(0)
+        for name, known in self.rows.items():
+            if rows.size and any(rows.shape == each.shape and np.allclose(rows, each, 1e-3, 1e-5) for each in known):
+                return name
+        return ""
+
+
+def _rows(value: Array) -> Array:
+    """The rows of an array without those of NaN and of zeros, ordered by their sums."""
+    rows = value.reshape(-1, value.shape[-1])
+    rows = rows[~np.isnan(rows).any(1) & rows.any(1)]
+    return rows[np.argsort(rows.sum(1))]
 
 
 def weights_of(implementation: Implementation, names: Names, kind: type) -> dict[str, Any]:

@@ -9,6 +9,10 @@ weights' updates need, and leaves out what changes no value of the maths:
 
 A While is a loop: its body shows one round, and an edge marked `again` is a value for the next round. Data in the body
 come from outside or from the round before. The loop's condition is not shown.
+
+A node is named after the variable that holds its result. Without one it is named after the quantity of the problem's
+equations that has this value, for which the step is traced once more, with every value as a result, and executed. What
+is computed inside a loop is no result of the graph, so there only the variables' names are known.
 """
 
 import re
@@ -32,18 +36,32 @@ CPU = "/device:CPU:0"  # on which steps are counted, also where TensorFlow sees 
 # What computes nothing: what is given, and what hands a value on as it is. First TensorFlow's operations, then XLA's.
 NOT_COUNTED = {"Placeholder", "Const", "NoOp", "Identity", "ReadVariableOp", "Reshape"}
 NOT_COUNTED |= {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+PLAIN = {  # what the code calls these operations, where it is not the name in lower case
+    "MatMul": "matmul",
+    "BatchMatMulV2": "matmul",
+    "AddV2": "add",
+    "AddN": "add",
+    "Sub": "subtract",
+    "Mul": "multiply",
+    "RealDiv": "divide",
+    "AssignSub": "subtract in place",
+    "ReluGrad": "gradient of relu",
+    "While": "tf.while_loop",
+    "StatelessWhile": "tf.while_loop",
+}
 TRANSPOSED = (("transpose_a", "adj_x"), ("transpose_b", "adj_y"))
 
 
 def record(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph:
     step: Any = implementation.step
+    step = getattr(step, "python_function", step)
     with recorded_locals(implementation) as variables:
-        concrete = tf.function(getattr(step, "python_function", step)).get_concrete_function(*placed)
+        concrete = tf.function(step).get_concrete_function(*placed)
     # What the lesson's variables are called, by the names of their tensors. The first name of a tensor counts.
     tensors = [(value.name, name) for name, value in variables if tf.is_tensor(value) and tf.is_symbolic_tensor(value)]
-    called = dict(reversed(tensors))
-    builder, arguments = GraphBuilder(), {}
     weights = weights_of(implementation, names, tf.Variable)
+    called = _quantities(step, placed, names, weights) | dict(reversed(tensors))
+    builder, arguments = GraphBuilder(), {}
     handles = {concrete.graph.capture(weight.handle).name: name for name, weight in weights.items()}
     for tensor in concrete.graph.inputs:
         name, shape = called.get(tensor.name, tensor.op.name), ()
@@ -61,6 +79,22 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
             weight = reader.value(operation.inputs[0])
             builder.updates.add(reader.operation(operation, builder.nodes[weight.key].name if weight else ""))
     return builder.finish("The graph that a step is traced into")
+
+
+def _quantities(step: Any, placed: tuple[Any, ...], names: Names, weights: dict[str, Any]) -> dict[str, str]:
+    """The names of the quantities that the tensors of a step's graph hold, by the tensors' names. It takes a step."""
+    traced: list[Any] = []
+
+    def with_all_values(*arguments: Any) -> list[Any]:
+        step(*arguments)
+        operations = tf.compat.v1.get_default_graph().get_operations()
+        traced[:] = [value for operation in operations for value in operation.outputs if value.dtype.is_floating]
+        return list(traced)
+
+    quantities = names.quantities({name: weights[name].numpy() for name in names.weights})
+    results = tf.function(with_all_values)(*placed)
+    called = {tensor.name: quantities.name(result.numpy()) for tensor, result in zip(traced, results, strict=True)}
+    return {tensor: name for tensor, name in called.items() if name}
 
 
 def count(implementation: Implementation, batches: list[tuple[Any, ...]], lengths: int) -> Structure:
@@ -172,10 +206,12 @@ class Reader:
                 values.append(value)
             elif number is not None:
                 operands.append(self.names.number(number))
-        label = operation.type.removesuffix("VariableOp")
-        if set(operands) - {"·"}:
-            label = f"{label}({', '.join(operands)})"
-        key = self.builder.add(label, name=name, detail=operation.name, within=self.loop)
+        kind = operation.type.removesuffix("VariableOp")
+        inputs = f"({', '.join(operands)})" if set(operands) - {"·"} else ""
+        plain = PLAIN.get(kind) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
+        key = self.builder.add(
+            kind + inputs, plain=plain + inputs, name=name, detail=operation.name, within=self.loop
+        )
         for value in values:
             self.builder.connect(value.key, key, self.names.shape(value.shape))
         if {"learning_rate", "-learning_rate"} & set(operands):

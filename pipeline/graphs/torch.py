@@ -4,41 +4,106 @@ It is read from the loss's `grad_fn` and the `next_functions` of each function, 
 graph holds what `backward` walks: the function that each operation left, and the weights, at which it ends
 (AccumulateGrad). It does not hold what needs no gradient, such as x and y. An edge has the shape of the gradient that
 goes along it, which is the shape of the value. Edges point from the weights to the loss; `backward` goes against them.
+
+A function is named after the variable that holds its result. Without one it is named after the quantity of the
+problem's equations that has this value: in `(x @ w1).relu() @ w2` no variable holds h. In a loop only the variables
+count: there a partial result may have the value of another quantity, as z + 0 has in the first round.
 """
 
-from collections.abc import Iterable
+import inspect
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from types import CodeType
 from typing import Any
 
 import torch
 from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
 
 from pipeline.contract import Implementation
 from pipeline.graphs.graph import Graph, GraphBuilder, Structure
 from pipeline.graphs.record import Names, recorded_locals, weights_of
 
+PLAIN = {"mm": "matmul", "split_with_sizes": "split", "accumulate_grad": ""}  # what the code calls these operations
+Instruction = tuple[CodeType, int]
+
+
+class Watch(TorchFunctionMode):
+    """Notes each operation of a lesson's file: the value of its result, by which instruction it ran, and in which round
+    of a loop, which is how often that instruction had run."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = file
+        self.values: dict[Node, torch.Tensor] = {}
+        self.made: dict[Node, tuple[Instruction, int]] = {}
+        self.runs: Counter[Instruction] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        result = func(*args, **(kwargs or {}))
+        instruction = self._instruction()
+        self.runs[instruction] += 1
+        for tensor in _tensors(args):  # what an autograd.Function of the lesson returned is seen only here
+            if tensor.grad_fn is not None:
+                self.values.setdefault(tensor.grad_fn, tensor.detach())
+        for tensor in _tensors(result):
+            if tensor.grad_fn is not None and tensor.grad_fn not in self.made:
+                self.values[tensor.grad_fn] = tensor.detach()
+                self.made[tensor.grad_fn] = instruction, self.runs[instruction]
+        return result
+
+    def time(self, node: Node) -> int | None:
+        """The round of a loop in which a function was made; None outside of loops."""
+        instruction, run = self.made.get(node, (None, 0))
+        return run if instruction and self.runs[instruction] > 1 else None
+
+    def _instruction(self) -> Instruction:
+        frame = sys._getframe(2)
+        while frame.f_code.co_filename != self.file and frame.f_back:
+            frame = frame.f_back
+        return frame.f_code, frame.f_lasti
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+
 
 def record(implementation: Implementation, placed: tuple[Any, ...], names: Names) -> Graph | None:
     """The graph, or None where autograd recorded nothing."""
     weights = weights_of(implementation, names, torch.Tensor)
-    # Anomaly detection notes the line of code that made each function.
-    with torch.autograd.set_detect_anomaly(True, check_nan=False), recorded_locals(implementation) as variables:
+    quantities = names.quantities({name: weights[name].numpy(force=True).copy() for name in names.weights})
+    watch = Watch(inspect.getfile(type(implementation)))
+    with watch, recorded_locals(implementation) as variables:
         loss = implementation.step(*placed)
     if not isinstance(loss, torch.Tensor) or loss.grad_fn is None:
         return None
     builder, keys = GraphBuilder(), {}
-    called: dict[Any, str] = {}  # by function, and by the origin of a function
+    called: dict[Any, str] = {}  # by function, and by the instruction that made it: a loop's rounds share that
     for name, value in variables:
         if isinstance(value, torch.Tensor) and value.grad_fn is not None:
             called.setdefault(value.grad_fn, name)
-            called.setdefault(_origin(value.grad_fn), name)
+            called.setdefault(watch.made.get(value.grad_fn, (None, 0))[0], name)
+    called.pop(None, None)
+
+    def name_of(node: Node) -> str:
+        if name := called.get(node) or called.get(watch.made.get(node, (None, 0))[0]):
+            return name
+        value = None if watch.time(node) else watch.values.get(node)
+        return "" if value is None else quantities.name(value.numpy(force=True))
 
     def key_of(node: Node) -> str:
         if node not in keys:
-            weight = getattr(node, "variable", None)
+            weight, full = getattr(node, "variable", None), node.name()
+            label = full.rpartition("::")[2]
             if weight is not None:
                 name = next((name for name, value in weights.items() if value is weight), "")
-                label = node.name().rpartition("::")[2]
-                keys[node] = builder.add(label, name=name, detail=node.name(), kind="weight", group="data")
+                keys[node] = builder.add(label, plain=_plain(label), name=name, detail=full, kind="weight", group="data")
             else:
                 sources = [
                     (key_of(before), names.shape(before._input_metadata[output].shape))
@@ -46,14 +111,20 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
                     if before is not None
                 ]
                 own = getattr(node, "_forward_cls", None)  # an autograd.Function written in Python
-                name = called.get(node) or called.get(_origin(node), "")
-                keys[node] = builder.add(own.__name__ if own else node.name(), name=name, detail=node.name())
+                label, plain = (own.__name__, own.__name__) if own else (label, _plain(label))
+                keys[node] = builder.add(label, plain=plain, name=name_of(node), detail=full, time=watch.time(node))
                 for source, shape in sources:
                     builder.connect(source, keys[node], shape)
         return keys[node]
 
     builder.loss = key_of(loss.grad_fn)
-    return builder.finish("What autograd records in one step; backward() goes against the arrows")
+    return builder.finish("What autograd records in one step")
+
+
+def _plain(name: str) -> str:
+    """SplitWithSizesBackward0 as what the code calls it: split."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", re.sub(r"Backward\d*$", "", name)).lower()
+    return PLAIN.get(words, words)
 
 
 def count(implementation: Implementation, batches: list[tuple[Any, ...]], lengths: int) -> Structure:
@@ -87,10 +158,3 @@ def _reached(functions: Iterable[Node | None]) -> set[Node]:
             reached.add(node)
             ahead += [before for before, _ in node.next_functions]
     return reached
-
-
-def _origin(node: Node) -> tuple[str, ...]:
-    """The line of code that made a function, its kind and those of its inputs: a Python loop's rounds share them."""
-    kinds = (before.name() for before, _ in node.next_functions if before is not None)
-    metadata: Any = node.metadata
-    return "".join(metadata.get("traceback_", ())), node.name(), *kinds

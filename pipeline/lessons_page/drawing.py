@@ -18,8 +18,10 @@ STYLE = """
 .graph .name { font-size: 18px; font-weight: 600; }
 .graph .label { font-size: 16px; }
 .graph .name + .label, .graph .loop > .label { font-size: 14px; }
-.graph .name + .label, .graph .shape { fill: var(--soft); }
+.graph .framework, .graph .shape { fill: var(--soft); }
 .graph .shape { font-size: 13px; }
+.graph .framework, .graph .time { font-size: 12px; }
+.graph .time { fill: var(--group); font-weight: 600; }
 .graph .band rect { fill: var(--card); }
 .graph .band text { font: 600 15px system-ui, sans-serif; letter-spacing: .06em; }
 .graph .node rect { fill: var(--page); stroke: var(--group, var(--soft)); stroke-width: 1.6; }
@@ -66,21 +68,20 @@ def _parts(picture: Picture) -> list[str]:
 
 def _node(node: Node, box: Box) -> str:
     classes = " ".join(dict.fromkeys(("node", node.group, node.kind)))
-    name, label = texts_of(node)
     parts = [
-        f'<g class="{classes}" data-name="{escape(name)}"><title>{escape(node.detail)}</title>',
+        f'<g class="{classes}" data-name="{escape(node.name)}"><title>{escape(node.detail)}</title>',
         _rectangle(box, box.height / 2 if node.group == "data" else 5),
     ]
     if node.kind == "loop":
-        parts.append(_text("label", f"a loop: {label}", box.middle, box.y + LABEL + 8))
+        parts.append(_text("label", f"a loop: {node.label}", box.middle, box.y + LABEL + 8))
         parts.append(_text("shape", LEGEND, box.middle, box.low - 8))
     else:
         if node.group in GROUPS:
             parts.append(_rectangle(box._replace(width=6), 3, ' class="stripe"'))
-        if name:
-            parts.append(_text("name", name, box.middle, box.y + (22 if label else 21)))
-        if label:
-            parts.append(_text("label", label, box.middle, box.y + (41 if name else 20)))
+        y = box.y + 5
+        for kind, size, text in texts_of(node):
+            y += size + 4
+            parts.append(_text(kind, text, box.middle, y - 3))
     return "".join((*parts, "</g>"))
 
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from pipeline.graphs.graph import Graph, Node
 
 GROUPS = ("forward", "backward", "update")
-NAME, ALONE, LABEL, SHAPE = 18, 16, 14, 13  # font sizes; ALONE is a label without a name above it
+NAME, ALONE, LABEL, SHAPE, SMALL = 18, 16, 14, 13, 12  # font sizes; ALONE is a label without a name above it
 WIDE = 0.62  # of a character, in font sizes: the widest of the usual monospaced fonts
 MARGIN, BAND = 14, 30  # around everything, and for a band's name at its left
 BESIDE, BELOW = 16, 13  # between neighbours in a row, and between rows
-LEGEND = "dashed: to the next round"
+LEGEND = "dashed: to the next time step"
 INCH = 72  # in dot's points, which are pixels here
 
 Point = tuple[float, float]
@@ -135,18 +135,33 @@ def arrange(graph: Graph, loop: str | None = None) -> Picture:
     )
 
 
-def texts_of(node: Node) -> tuple[str, str]:
-    """The large text in a node, and the small one."""
-    plain = node.group == "data" and node.name and node.label in ("Placeholder", "Variable", node.name)
-    return node.name, "" if plain else node.label
+class Text(NamedTuple):
+    """A line of text in a node, with its class and its font size."""
+
+    kind: str
+    size: int
+    text: str
+
+
+def texts_of(node: Node) -> list[Text]:
+    """The lines in a node: its name, what it does, what its framework calls that, and in a loop the round."""
+    framework = node.label if node.kind == "weight" or not node.plain else node.label.partition("(")[0]
+    hidden = node.group == "data" and node.name and node.label in ("Placeholder", "Variable", node.name)
+    same = node.plain.partition("(")[0] == framework.lower() or node.plain == framework
+    small = "" if hidden or same else framework
+    lines = [Text("name", NAME, node.name), Text("label", LABEL if node.name else ALONE, node.plain)]
+    if node.plain or node.kind == "weight":
+        lines.append(Text("framework", SMALL, small))
+    else:
+        lines[1] = lines[1]._replace(text=small)
+    return [*(line for line in lines if line.text), *([Text("time", SMALL, f"t = {node.time}")] if node.time else [])]
 
 
 def _size(node: Node, inside: Picture | None) -> tuple[float, float]:
     if inside:
         return max(inside.width, WIDE * LABEL * max(len(LEGEND), len(node.label) + 10)), inside.height
-    name, label = texts_of(node)
-    width = max(WIDE * NAME * len(name), WIDE * (LABEL if name else ALONE) * len(label))
-    return width + 26, 50 if name and label else 30
+    lines = texts_of(node)
+    return max(WIDE * line.size * len(line.text) for line in lines) + 26, sum(line.size + 4 for line in lines) + 10
 
 
 def _keep_apart(plan: Any, bands: Mapping[str, str], joined: Iterable[tuple[str, str]]) -> None:

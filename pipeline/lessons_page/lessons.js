@@ -41,23 +41,37 @@ const linked = () => mark(document.getElementById(location.hash.slice(1))?.close
 addEventListener("hashchange", linked);
 linked();
 
-// The lesson that is being read.
+// The section that is being read. While the page scrolls to a section by itself, that one counts, so that a key which is
+// pressed meanwhile goes on from there.
 const links = all("nav a[href^='#']");
 const stops = links.map((link) => document.querySelector(link.hash));
 let current = 0;
-function follow() {
-  current = Math.max(0, stops.findLastIndex((stop) => stop.getBoundingClientRect().top < innerHeight / 3));
-  links.forEach((link, index) => (index === current ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
-  links[current].closest("nav").scrollLeft = links[current].offsetLeft - 40;
+let scrolling = 0; // the timer that ends the scrolling to a section
+function show(index) {
+  current = index;
+  links.forEach((link, other) => (other === index ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
+  links[index].closest("nav").scrollLeft = links[index].offsetLeft - 40;
 }
-addEventListener("scroll", follow, { passive: true });
+function follow() {
+  if (!scrolling) show(Math.max(0, stops.findLastIndex((stop) => stop.getBoundingClientRect().top < innerHeight / 3)));
+}
+function scrollsFor(milliseconds) {
+  clearTimeout(scrolling);
+  scrolling = setTimeout(() => {
+    scrolling = 0;
+    follow();
+  }, milliseconds);
+}
+addEventListener("scroll", () => (scrolling ? scrollsFor(150) : follow()), { passive: true });
 follow();
 
 document.addEventListener("keydown", (event) => {
   const way = { j: 1, n: 1, ArrowRight: 1, k: -1, p: -1, ArrowLeft: -1 }[event.key];
   const typing = event.target.closest("input, textarea, select, [contenteditable]");
-  const scrolling = event.key.startsWith("Arrow") && event.target.closest(".scroll");
-  if (!way || typing || scrolling || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+  const sideways = event.key.startsWith("Arrow") && event.target.closest(".scroll");
+  if (!way || event.defaultPrevented || typing || sideways || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
   event.preventDefault();
-  links[Math.min(links.length - 1, Math.max(0, current + way))].click();
+  show(Math.min(links.length - 1, Math.max(0, current + way)));
+  scrollsFor(1000); // or less, once scroll events say how it goes
+  links[current].click();
 });

@@ -6,49 +6,68 @@ imported.
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from math import prod
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
-from pipeline.benchmark.samples import Benchmark
+from markupsafe import Markup
+
+from pipeline.benchmark.candidates import Candidate
+from pipeline.benchmark.intervals import SLOWER, verdict
+from pipeline.benchmark.samples import Benchmark, Case
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.contract import implementation_file, load_problem
 from pipeline.environment import framework_of
 from pipeline.graphs.graph import Graph
-from pipeline.lessons_page import drawing
+from pipeline.lessons_page import drawing, plots
 from pipeline.lessons_page.equation_map import equations_by_line
 from pipeline.lessons_page.exercises import EXERCISES, Exercise
 from pipeline.lessons_page.mathml import mathml
-from pipeline.lessons_page.source_view import Run, changes, functions_used, idea, listing
+from pipeline.lessons_page.notes import NOTES, OF_ONE_EXAMPLE, gradient_twice
+from pipeline.lessons_page.source_view import Run, changes, functions_used, idea, listing, nearest
 from pipeline.params import Params
+from pipeline.problems import mean_squared_error, noise_deviation
 from pipeline.quantities.equations import Equation, equation_in, equations
 from pipeline.report.figures import BREAKDOWN_COLOURS, Result, Results
 from pipeline.report.findings import Finding
-from pipeline.report.page import Row, breakdown, duration, render, row, ticks
+from pipeline.report.page import Row, duration, render, row, ticks
 from pipeline.results import ParityReport
 
 FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "tensorflow": "TensorFlow"}
+LEAST_SHARE = 0.02  # of a training's time: what took less is one entry of the legend
+SIZES = {  # what params.yaml calls the sizes of a problem, and what the page calls them
+    "batch_size": "N, examples in a batch",
+    "steps": "steps of the training",
+    "train_examples": "examples to train on",
+    "test_examples": "held-out examples",
+    "min_length": "shortest example, in time steps",
+    "max_length": "longest example, in time steps",
+}
+Fit = Sequence[Sequence[float]]  # targets, and their predictions before and after training
 
 
 @dataclass(frozen=True)
 class DrawnGraph:
     title: str
     recorded: bool
-    nodes: int
+    counts: str  # of its nodes, in words
     svg: str
     width: int  # in pixels
 
 
 @dataclass(frozen=True)
 class Share:
-    """A line of a training's time breakdown, with its share of the whole."""
+    """A line of a training's time breakdown, or all lines that are too small to be seen."""
 
     line: str
-    words: str
-    share: float
+    seconds: str
+    percent: int
     colour: str
 
 
@@ -58,16 +77,22 @@ class Lesson:
     problem: str
     framework: str
     file: str
+    download: str  # the file as a data: address
     idea: str  # HTML
     equations: list[Equation]
     listing: list[Run]
     computes: dict[int, list[int]]  # the numbers of equations, by line
-    before: tuple[str, str] | None  # problem and name of the lesson before
+    before: str | None  # the lesson that it is compared with
     changes: list[Run]
+    notes: dict[str, str]  # HTML, by title
     graphs: list[DrawnGraph]
+    static: bool  # one graph for all steps, which holds the gradient and the update
     row: Row
     wall: str
-    breakdown: list[Share]
+    shares: list[Share]
+    curve: str  # SVG
+    fit: str  # SVG
+    remaining: str  # where the remaining error comes from
     findings: list[Finding]
     exercise: Exercise | None
 
@@ -78,6 +103,7 @@ def write(
     results: Results,
     benchmark: Benchmark,
     *,
+    fits: Mapping[str, Fit],
     statements: Sequence[Finding],
     graphs: Mapping[str, Sequence[Graph]],
 ) -> str:
@@ -85,43 +111,63 @@ def write(
     latest = max(
         measured.run_began for measured in [*benchmark.measured, *(result.timing for result in results.values())]
     )
-    lessons, docstrings = [], {}
+    lessons: list[Lesson] = []
+    docstrings, sources = {}, {}
     for name, problem in params.implementations.items():
         docstrings[problem] = load_problem(problem).__doc__ or ""
-        file, before = implementation_file(problem, name), _before(name, params.implementations)
+        file = implementation_file(problem, name)
         source, of_problem = file.read_text(encoding="utf-8"), equations(docstrings[problem])
         case = benchmark.at(problem, params.problems[problem].sizes)
+        related = {other: text for other, text in sources.items() if _related(name, other, params.implementations)}
+        before, sources[name] = nearest(source, related), source
         lessons.append(
             Lesson(
                 name,
                 problem,
                 framework=FRAMEWORKS.get(framework_of(name), framework_of(name)),
                 file=file.as_posix(),
+                download=f"data:text/x-python;charset=utf-8,{quote(source)}",
                 idea=prose(idea(source)),
                 equations=of_problem,
                 listing=listing(source, [*functions_used(source), *functions_used(source, "__init__")]),
                 computes=equations_by_line(name, source, of_problem),
                 before=before,
-                changes=changes(implementation_file(*before).read_text(encoding="utf-8"), source) if before else [],
+                changes=changes(related[before], source) if before else [],
+                notes={title: prose(text) for title, text in NOTES.get(name, {}).items()},
                 graphs=[draw(graph) for graph in graphs[name]],
+                static=any(node.group == "update" for graph in graphs[name] if graph.recorded for node in graph.nodes),
                 row=row(name, results[name], parity, case, latest),
                 wall=duration(results[name].timing.wall_seconds),
-                breakdown=_shares(results[name]),
-                findings=_answered(name, statements),
+                shares=shares(results[name]),
+                curve=plots.curve(results[name].steps, results[name].losses, f"The training loss of {name}"),
+                fit=_fit(name, params, fits[name]),
+                remaining=_remaining(params, results[name], parity.implementations[name].test_loss),
+                findings=_answered(name, statements, benchmark.doubt),
                 exercise=EXERCISES.get(name),
             )
         )
     return render(
         "lessons_page/lessons.html",
+        params=params,
         lessons=lessons,
         problems={problem: prose(docstring) for problem, docstring in docstrings.items()},
+        sizes=_sizes(params),
+        squared=[problem for problem in docstrings if _is_squared(problem)],
+        noise=noise_deviation(params.data.noise, teacher=params.data.target == "teacher"),
+        of_one_example=Markup(prose(OF_ONE_EXAMPLE)),
+        gradient=_gradient(lessons, sources),
+        dtype=parity.dtype,
         tolerances=dict(parity.tolerances),
+        curves={problem: _apart(parity, problem) for problem in docstrings},
         doubt=benchmark.doubt,
         benchmarked=bool(benchmark.cases),
+        surprises=list(_surprises(params, lessons, results, benchmark)),
         pair=_pair(lessons, graphs),
+        first_static=next((lesson.name for lesson in lessons if lesson.static), ""),
         spans=_spans,
+        linked=linked,
         mathml=mathml,
-        drawing_style=drawing.STYLE,
+        style=drawing.STYLE + plots.STYLE,
     )
 
 
@@ -135,7 +181,7 @@ def prose(docstring: str) -> str:
             table = f'<table class="maths">{rows}</table>'
             html.append(f'<div class="scroll" tabindex="0" role="group" aria-label="Equations">{table}</div>')
         elif all(line.startswith("    ") for line in lines):
-            html.append(f"<pre>{escape(dedent(block))}</pre>")
+            html.append(f"<pre>{_together(dedent(block.strip(chr(10))))}</pre>")
         else:
             html.append(f"<p>{ticks(' '.join(lines))}</p>")
     return "\n".join(html)
@@ -149,45 +195,186 @@ def draw(graph: Graph) -> DrawnGraph:
         reason = f"Graphviz cannot be loaded ({error}). {remedy}"
         print(f"WARNING: no picture of a graph: {reason}", file=sys.stderr)
         picture = f"<p>No picture: {escape(reason)}</p>", 0
-    return DrawnGraph(graph.title, graph.recorded, len(graph.nodes), *picture)
+    return DrawnGraph(graph.title, graph.recorded, _counts(graph), *picture)
 
 
-def _before(name: str, implementations: Mapping[str, str]) -> tuple[str, str] | None:
-    """Problem and name of the last lesson before this one with the same problem, or else with the same framework."""
-    names = list(implementations)
-    earlier = names[: names.index(name)]
-    same_problem = [other for other in earlier if implementations[other] == implementations[name]]
-    same_framework = [other for other in earlier if framework_of(other) == framework_of(name)]
-    last = same_problem[-1:] or same_framework[-1:]
-    return (implementations[last[0]], last[0]) if last else None
-
-
-def _shares(result: Result) -> list[Share]:
-    words, timing = breakdown(result.timing), result.timing
+def shares(result: Result) -> list[Share]:
+    """Where the time of a training went, in whole per cents that add up to 100."""
+    total, seconds = result.timing.wall_seconds, result.timing.breakdown_seconds
+    shown = [line for line in TIME_BREAKDOWN if seconds[line] / total >= LEAST_SHARE]
+    rest = total - sum(seconds[line] for line in shown)
+    parts = [(line.replace("_", " "), seconds[line], BREAKDOWN_COLOURS[line]) for line in shown]
+    parts += [("everything else", rest, "var(--line)")] if rest > 0 else []
+    percents = [int(100 * value / total) for _, value, _ in parts]
+    by_remainder = sorted(range(len(parts)), key=lambda index: percents[index] - 100 * parts[index][1] / total)
+    for index in by_remainder[: 100 - sum(percents)]:
+        percents[index] += 1
     return [
-        Share(
-            line.replace("_", " "),
-            words[line],
-            timing.breakdown_seconds[line] / timing.wall_seconds,
-            BREAKDOWN_COLOURS[line],
-        )
-        for line in TIME_BREAKDOWN
+        Share(line, duration(value), percent, colour)
+        for (line, value, colour), percent in zip(parts, percents, strict=True)
     ]
 
 
-def _answered(name: str, statements: Sequence[Finding]) -> list[Finding]:
-    """The claims that are about this lesson, or else those in which another is compared with it."""
+def linked(text: str) -> Markup:
+    """Text as HTML, in which the first "cannot tell" is a link to what that means and what would settle it."""
+    link = Markup('<a href="#word-cannot-tell">cannot tell</a>')
+    return Markup(ticks(text).replace("cannot tell", link, 1))
+
+
+def _together(block: str) -> str:
+    """Lines of text in which what stands between two or more spaces is not broken."""
+    parts = re.split(r"(\n| {2,})", block)
+    return "".join(part if part.isspace() else f"<span>{escape(part)}</span>" for part in parts if part)
+
+
+def _counts(graph: Graph) -> str:
+    """How many nodes a graph has, and of what kinds. The nodes in the body of a loop count once."""
+    kinds = {
+        "operation": sum(node.kind in ("operation", "loop") for node in graph.nodes),
+        "weight": sum(node.kind == "weight" and not node.within for node in graph.nodes),
+        "input": sum(node.kind == "data" and not node.within for node in graph.nodes),
+    }
+    words = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in kinds.items() if count]
+    return " and ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else "".join(words)
+
+
+def _related(name: str, other: str, implementations: Mapping[str, str]) -> bool:
+    """Whether two lessons have the problem or the framework in common."""
+    return implementations[name] == implementations[other] or framework_of(name) == framework_of(other)
+
+
+def _is_squared(problem: str) -> bool:
+    return load_problem(problem).loss is mean_squared_error
+
+
+def _sizes(params: Params) -> list[tuple[str, list[str]]]:
+    """The rows of the table of sizes: a word, and a number for each problem."""
+    columns = []
+    for problem in params.used_problems:
+        section = params.problems[problem]
+        data = dict(vars(section.data))
+        weights = sum(prod(shape) for shape in load_problem(problem).weight_shapes(section.data).values())
+        columns.append(dict(vars(section.train)) | data | {"weights in all": weights})
+    keys = dict.fromkeys(key for column in columns for key in column)
+    return [
+        (SIZES.get(key, key.replace("_", " ")), [f"{column[key]:,}" if key in column else "" for column in columns])
+        for key in keys
+    ]
+
+
+def _fit(name: str, params: Params, fit: Fit) -> str:
+    """Predictions over targets, where predictions are what the targets are."""
+    if not _is_squared(params.implementations[name]):
+        return ""
+    targets, before, after = fit
+    noise = params.data.noise if params.data.target == "teacher" else 0.0
+    return plots.scatter(targets, before, after, noise, f"Predictions of {name} over targets, before and after training")
+
+
+def _remaining(params: Params, result: Result, test_loss: float) -> str:
+    """A sentence on where the held-out loss comes from: the noise, too few examples, too few steps."""
+    if not _is_squared(result.problem):
+        return ""
+    noise = noise_deviation(params.data.noise, teacher=params.data.target == "teacher") ** 2
+    last = result.losses[-max(1, len(result.losses) // 20) :]
+    train_loss = sum(last) / len(last)
+    section = params.problems[result.problem]
+    weights = sum(prod(shape) for shape in load_problem(result.problem).weight_shapes(section.data).values())
+    unseen, unlearned = test_loss - max(train_loss, noise), train_loss - noise
+    parts = [f"{noise:.3g} is the noise in the targets, which no network can predict"]
+    if unseen > 0:
+        parts.append(
+            f"{unseen:.2g} is what the network does worse on these examples than on those that it was trained on: "
+            f"{weights:,} weights are fitted to {section.data.train_examples:,} examples"
+        )
+    if unlearned > 0:
+        parts.append(
+            f"{unlearned:.2g} is left of the training loss too, which more steps or a larger network might still lower"
+        )
+    return f"Of the held-out loss of {test_loss:.3g}, {'; '.join(parts)}."
+
+
+def _apart(parity: ParityReport, problem: str) -> tuple[float, float]:
+    """The smallest and the largest difference of a loss curve among the implementations of a problem."""
+    rows = [row for row in parity.implementations.values() if row.problem == problem]
+    values = [row.parity.loss_curve for row in rows]
+    return min(values, default=0.0), max(values, default=0.0)
+
+
+def _gradient(lessons: Sequence[Lesson], sources: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `backward` leaves in `.grad`, for the first lesson that calls it."""
+    for lesson in lessons:
+        if ".backward()" in sources[lesson.name]:
+            weight, once, twice = gradient_twice(lesson.problem)
+            return {"lesson": lesson.name, "weight": weight, "once": _numbers(once), "twice": _numbers(twice)}
+    return None
+
+
+def _numbers(array: Any) -> str:
+    rows = (", ".join(f"{value:.3f}" for value in line) for line in array)
+    return f"[{', '.join(f'[{line}]' for line in rows)}]"
+
+
+def _surprises(
+    params: Params, lessons: Sequence[Lesson], results: Results, benchmark: Benchmark
+) -> Iterator[str]:
+    """Sentences on the step times: of each problem the fastest and the slowest, and static graphs that are slower."""
+    for problem in params.used_problems:
+        of_problem = [lesson for lesson in lessons if lesson.problem == problem]
+        seconds = {lesson.name: results[lesson.name].timing.step_seconds_median for lesson in of_problem}
+        fastest, slowest = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
+        if len(of_problem) > 1:
+            yield (
+                f"Of {problem}, a step of `{fastest}` is the fastest, and one of `{slowest}` takes "
+                f"{seconds[slowest] / seconds[fastest]:.2g} times as long."
+            )
+        case = benchmark.at(problem, params.problems[problem].sizes)
+        for static in of_problem:
+            for other in of_problem:
+                if static.static and not other.static and (text := _slower(static.name, other.name, seconds, case)):
+                    yield text + _padding(params, static, other)
+
+
+def _slower(name: str, other: str, seconds: Mapping[str, float], case: Case | None) -> str:
+    """A sentence where a step of one lesson takes longer than one of the other, or nothing."""
+    ratio = case.ratio(Candidate(name), Candidate(other)) if case else None
+    if ratio:
+        times = f"{ratio} as long as one of `{other}`, measured interleaved"
+        return f"A static graph is not always faster: a step of `{name}` takes {times}." * (verdict(ratio) == SLOWER)
+    factor = seconds[name] / seconds[other]
+    times = f"{factor:.2g} times as long as one of `{other}`"
+    doubt = "The two trainings ran one after the other, so a part of this may be chance."
+    return f"A static graph is not always faster: here a step of `{name}` takes {times}. {doubt}" * (factor > 1.05)
+
+
+def _padding(params: Params, static: Lesson, other: Lesson) -> str:
+    """What a loop in the graph computes that a loop in Python need not, where examples have lengths."""
+    total, sizes = getattr(load_problem(static.problem), "sequence_total", None), params.problems[static.problem].sizes
+    if not total or len(other.graphs) == 1:
+        return ""
+    computed = sizes["batch_size"] * sizes["max_length"]
+    return (
+        f" Its graph is the same for all batches, so it takes all {sizes['batch_size']} examples through as many time "
+        f"steps as the longest may have: {computed:,} states a step, padding included. `{other.name}` computes as many "
+        f"as the lengths add up to, {total(SimpleNamespace(**sizes)):,.0f} on average."
+    )
+
+
+def _answered(name: str, statements: Sequence[Finding], doubt: str) -> list[Finding]:
+    """The claims that are about this lesson, or else those in which another is compared with it. What disturbed the
+    benchmark is said once on the page, below the table of all times."""
     about = [finding for finding in statements if finding.claim.subject == name]
-    return about or [finding for finding in statements if finding.claim.other == name]
+    about = about or [finding for finding in statements if finding.claim.other == name]
+    return [finding._replace(text=finding.text.replace(f" (Times: {doubt}.)", "")) for finding in about]
 
 
 def _pair(lessons: Sequence[Lesson], graphs: Mapping[str, Sequence[Graph]]) -> dict[str, Any] | None:
     """A lesson that records a graph for each batch, and one of the same problem that records one for all."""
-    recorded = [lesson for lesson in lessons if lesson.graphs[0].recorded]
-    for dynamic in recorded:
-        for static in recorded:
-            if dynamic.problem == static.problem and len(dynamic.graphs) > 1 == len(static.graphs):
-                return {"dynamic": dynamic, "static": static, "forward": draw(_forward(graphs[static.name][0]))}
+    for dynamic in lessons:
+        for static in lessons:
+            if dynamic.problem == static.problem and len(dynamic.graphs) > 1 and static.static:
+                forward = draw(_forward(graphs[static.name][0]))
+                return {"dynamic": dynamic, "static": static, "forward": forward}
     return None
 
 
@@ -201,8 +388,7 @@ def _forward(graph: Graph) -> Graph:
     ]
     used = {end for edge in edges for end in (edge.source, edge.target)}
     nodes = [node for node in graph.nodes if node.group == "forward" or node.id in used]
-    title = graph.title[0].lower() + graph.title[1:]
-    return Graph(f"the forward part of {title}", graph.recorded, nodes, edges)
+    return Graph("The forward part of its one graph, which serves both batches", graph.recorded, nodes, edges)
 
 
 def _spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
