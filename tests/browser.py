@@ -88,9 +88,9 @@ def violations(browser: webdriver.Chrome) -> list[str]:
     ]
 
 
-def prefer(browser: webdriver.Chrome, scheme: str) -> None:
-    """A light or a dark page, whose scrolling takes no time."""
-    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+def prefer(browser: webdriver.Chrome, scheme: str, motion: str = "reduce") -> None:
+    """A light or a dark page, whose scrolling takes no time unless `motion` is "no-preference"."""
+    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
     wanted = [{"name": name, "value": value} for name, value in features.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
 

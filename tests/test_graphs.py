@@ -102,8 +102,32 @@ def test_autograd_graph_is_what_autograd_recorded(graphs: Any):
     labels = ["AccumulateGrad", "AccumulateGrad", "MmBackward0", "MmBackward0", "MseLossBackward0", "ReluBackward0"]
     assert sorted(each.label for each in graph.nodes) == labels
     assert {each.name for each in nodes(graph, kind="weight")} == {"w1", "w2"}
-    assert taken(graph, node(graph, name="y_pred")) == [("ReluBackward0", "N × hidden"), ("w2", "hidden × outputs")]
+    assert taken(graph, node(graph, name="y_pred")) == [("h_relu", "N × hidden"), ("w2", "hidden × outputs")]
     assert taken(graph, node(graph, name="loss")) == [("y_pred", "N × outputs")]
+
+
+def test_operations_of_torch_have_the_names_that_code_calls_them_by(graphs: Any):
+    plain = {each.plain for name in ("torch_autograd", "torch_loop") for graph in graphs[name] for each in graph.nodes}
+    assert plain - {""} == {"matmul", "relu", "mse_loss", "split", "slice", "add", "cat"}
+
+
+def test_quantity_has_the_same_name_in_the_graphs_of_all_lessons_of_a_problem(graphs: Any):
+    """No variable of these lessons holds h, h_relu, or the gradients between loss and weights."""
+    for name in ("torch_autograd", "torch_function", "tensorflow_graph"):
+        forward = [each.name for each in nodes(graphs[name][0], group="forward") if each.name]
+        assert forward == ["h", "h_relu", "y_pred", "loss"], name
+    backward = {each.name for each in nodes(graphs["tensorflow_graph"][0], group="backward")}
+    assert backward == {"", "grad_y_pred", "grad_w2", "grad_h_relu", "grad_h", "grad_w1"}
+    for name in ("torch_loop", "tensorflow_scan"):
+        assert {"z", "h", "y_pred", "loss"} <= {each.name for each in graphs[name][-1].nodes}
+    assert {"grad_y_pred", "grad_h", "grad_z"} <= {each.name for each in graphs["tensorflow_scan"][0].nodes}
+
+
+def test_rounds_of_a_python_loop_are_numbered(graphs: Any):
+    for graph, steps in zip(graphs["torch_loop"], (2, 4), strict=True):
+        assert [each.time for each in nodes(graph, name="h", plain="relu")] == list(range(1, steps + 1))
+        assert {each.time for each in graph.nodes} == {None, *range(1, steps + 1)}
+    assert {each.time for name in ("torch_autograd", "tensorflow_scan") for each in graphs[name][0].nodes} == {None}
 
 
 def test_function_of_the_lesson_has_its_own_name(graphs: Any):
@@ -118,6 +142,7 @@ def test_traced_graph_holds_the_gradient_and_the_update(graphs: Any):
     for each in nodes(graph, kind="operation"):
         assert (each.group == "backward") == each.detail.startswith("gradient_tape/"), each
     assert {"x", "y", "w1", "w2", "y_pred", "loss", "grad_w1", "grad_w2"} <= {each.name for each in graph.nodes}
+    assert {each.plain for each in nodes(graph, group="update")} == {"multiply(learning_rate, ·)", "subtract in place"}
     assert taken(graph, node(graph, name="grad_w1"))[0] == ("x", "N × inputs")
     # The mask, and both factors of the gradient of mean((y_pred - y)²).
     labels = {each.label for each in graph.nodes}
@@ -127,7 +152,7 @@ def test_traced_graph_holds_the_gradient_and_the_update(graphs: Any):
 
 def test_loop_in_the_graph_is_one_node_with_its_body(graphs: Any):
     (graph,) = graphs["tensorflow_scan"]
-    assert graph.title.startswith("One graph for up to 2 and up to 4 time steps")
+    assert graph.title.endswith("the same for batches of up to 2 and of up to 4 time steps")
     forward, backward = nodes(graph, kind="loop")
     assert (forward.group, backward.group) == ("forward", "backward")
     for loop, products in ((forward, 1), (backward, 2)):
@@ -287,7 +312,7 @@ def test_one_more_layer_is_recorded_and_drawn(graphs: Any, name: str, tmp_path: 
     assert not LAYER[name] & {(each.name, each.label) for each in graphs[name][0].nodes}
     picture, _ = drawing.svg(graph)
     for called, label in LAYER[name]:
-        assert f">{called or label}</text>" in picture
+        assert f">{called or node(graph, name=called, label=label).plain}</text>" in picture
 
 
 # How many graphs a framework defines.

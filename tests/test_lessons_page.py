@@ -8,21 +8,26 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import browser
+import numpy as np
 import pytest
 from conftest import LESSONS, REPOSITORY, Clone, quiet
+from safetensors.numpy import load_file
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from pipeline import files
 from pipeline.benchmark import samples
-from pipeline.contract import implementation_file, load_problem
+from pipeline.clock import TIME_BREAKDOWN
+from pipeline.contract import implementation_file, load_implementation, load_problem
 from pipeline.graphs.graph import Graph, Node, read_graphs, read_structure
 from pipeline.lessons_page.equation_map import equations_by_line
 from pipeline.lessons_page.exercises import EXERCISES
 from pipeline.lessons_page.mathml import mathml
-from pipeline.lessons_page.page import write
+from pipeline.lessons_page.notes import BATCH_SIZES, ENDS, LENGTHS, gradient_twice
+from pipeline.lessons_page.page import shares, write
 from pipeline.lessons_page.source_view import changes, functions_used, listing
 from pipeline.params import load_params
 from pipeline.quantities.equations import equations
@@ -55,6 +60,7 @@ def results(finished_pipeline: Clone) -> Iterator[dict[str, Any]]:
             },
             "benchmark": samples.collect([], quiet()),
             "graphs": {name: read_graphs(name) for name in params.implementations},
+            "fits": {name: files.read_fit(name) for name in params.implementations},
         }
         sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
         structures = {name: read_structure(name) for name in params.implementations}
@@ -190,10 +196,8 @@ def test_lesson_without_entries_in_the_tables_is_mapped_by_names():
 def test_all_lines_of_a_file_are_listed_and_step_is_open():
     source = source_of("torch_loop")
     runs = listing(source, functions_used(source))
-    numbers = [line.number for run in runs for line in run.lines]
-    blank = {number for number, line in enumerate(source.splitlines(), 1) if not line}
-    assert set(numbers) | blank == set(range(1, len(source.splitlines()) + 1))
-    assert numbers == sorted(set(numbers))
+    assert [line.number for run in runs for line in run.lines] == list(range(1, len(source.splitlines()) + 1))
+    assert all(run.title or "" not in {line.html for line in run.lines} or len(run.lines) > 1 for run in runs)
     opened = "".join(text(line.html) for run in runs if not run.title for line in run.lines)
     assert "loss.backward()" in opened
     assert "def _forward" in opened
@@ -205,8 +209,25 @@ def test_difference_marks_words_and_folds_unchanged_lines():
     lines = [line for run in runs if not run.title for line in run.lines]
     assert any("<mark>, requires_grad=True</mark>" in line.html for line in lines if line.sign == "+")
     assert {line.sign for run in runs if run.title for line in run.lines} == {""}
+    for side, name in (("old", "torch_tensors"), ("number", "torch_autograd")):
+        numbers = [number for run in runs for line in run.lines if (number := getattr(line, side))]
+        assert numbers == list(range(numbers[0], len(source_of(name).splitlines()) + 1))
+    assert not re.search(r"<mark>\s+</mark>", "".join(line.html for line in lines))
     rebuilt = [html.unescape(re.sub(r"<.*?>", "", line.html)) for run in runs for line in run.lines if line.sign != "−"]
     assert source_of("torch_autograd").endswith("\n".join(rebuilt) + "\n")
+
+
+def test_lesson_is_compared_with_the_earlier_one_that_differs_least(page: str):
+    before = {name: re.search(r'What changes from <a href="#(.*?)"', section(page, name)) for name in ORDER}
+    assert {name: found and found[1] for name, found in before.items()} == {
+        "numpy_arrays": None,
+        "torch_tensors": "numpy_arrays",
+        "torch_autograd": "torch_tensors",
+        "torch_function": "torch_autograd",
+        "tensorflow_graph": "torch_autograd",
+        "torch_loop": "torch_autograd",
+        "tensorflow_scan": "tensorflow_graph",
+    }
 
 
 # The page.
@@ -225,28 +246,120 @@ def test_lesson_has_idea_equations_code_graph_and_cost(results: dict[str, Any], 
         assert " ".join(line.split()) in words
     assert f"{row.test_loss:.4f}" in found
     assert f"gradient off by {row.parity.gradient:.1e}, at most 1e-03" in words
-    assert "there was no benchmark" in found
     drawn = re.findall(r'<g class="node [^>]*data-name="(.*?)"', found)
     for graph in results["graphs"][name]:
-        assert f"{graph.title}: {len(graph.nodes)} nodes" in words
+        operations = sum(node.kind in ("operation", "loop") for node in graph.nodes)
+        assert f"{graph.title}. It has {operations} operations" in words
         assert {html.escape(node.name) for node in graph.nodes} <= set(drawn)
     assert ("On paper: nothing is recorded" in found) == (name in ("numpy_arrays", "torch_tensors"))
 
 
 def test_lessons_are_in_the_order_of_params_and_in_the_contents(page: str):
-    assert re.findall(r'<section id="(.*?)"', page) == [*ORDER, "static-and-dynamic"]
+    first_static = ORDER.index("tensorflow_graph")
+    expected = [*ORDER[:first_static], "static-and-dynamic", *ORDER[first_static:], "in-one-picture", "step-times"]
+    assert re.findall(r'<section id="(.*?)"', page) == expected
     contents = re.findall(r'href="#(.*?)"', page.split("</nav>", maxsplit=1)[0])
-    assert contents == ["top", *ORDER, "static-and-dynamic"]
+    assert contents == ["top", *expected]
 
 
 def test_static_and_dynamic_graphs_are_beside_each_other(results: dict[str, Any], page: str):
-    both = section(page, "static-and-dynamic")
+    both = section(page, "in-one-picture")
     assert both.count("<svg") == 3
     short, long = results["graphs"]["torch_loop"]
     assert len(short.nodes) < len(long.nodes)
-    for graph in (short, long):
-        assert f"{len(graph.nodes)} nodes for {graph.title.partition(':')[0].lower()}" in both
+    for graph, steps in ((short, 2), (long, 4)):
+        assert f"torch_loop. {graph.title}. It has" in text(both)
+        assert set(re.findall(r"t = \d", text(both))) >= {f"t = {time}" for time in range(1, steps + 1)}
     assert "backward" not in re.findall(r'<g class="node (\w+)', both)
+
+
+def test_sizes_learning_rate_and_noise_are_those_of_the_params(results: dict[str, Any], page: str):
+    params, words = results["params"], text(page.split('<section class="words"', maxsplit=1)[0])
+    for problem in params.used_problems:
+        section_of = params.problems[problem]
+        for value in {**vars(section_of.data), **vars(section_of.train)}.values():
+            assert f" {value:,} " in f"{words} "
+    assert f"learning rate of {params.train.learning_rate:g}" in words
+    assert f"standard deviation {params.data.noise:g}" in words
+
+
+def test_words_are_defined_before_they_are_used(page: str):
+    defined = dict.fromkeys(re.findall(r'id="(word-[\w-]+)"', page))
+    assert set(re.findall(r'href="#(word-[\w-]+)"', page)) <= set(defined)
+    for word in defined:
+        assert page.count(f'id="{word}"') == 1
+    words = text(page.split(f'<section id="{ORDER[0]}"', maxsplit=1)[0])
+    for used in ("parity", "R²", "p95", "the matrix products alone", "second moment", "∇w", "Aᵀ", "T is the number"):
+        assert used in words
+    for used in ("traced", "None in a TensorSpec", "StatelessWhile", "cannot tell", "everything else", "thick"):
+        assert used in words
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_shares_of_a_trainings_time_add_up_to_100(results: dict[str, Any], name: str):
+    parts = shares(results["results"][name])
+    timing = results["results"][name].timing
+    assert sum(part.percent for part in parts) == 100
+    for part in parts[:-1]:
+        exact = 100 * timing.breakdown_seconds[part.line.replace(" ", "_")] / timing.wall_seconds
+        assert abs(part.percent - exact) < 1
+    assert len(parts) < len(TIME_BREAKDOWN)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_lesson_shows_its_loss_curve_and_its_predictions(results: dict[str, Any], page: str, name: str):
+    plots = re.findall(r'<svg class="plot".*?</svg>', section(page, name), re.DOTALL)
+    assert len(plots) == 2
+    targets, before, after = results["fits"][name]
+    outputs = load_file(files.outputs_file(name))
+    assert set(after) <= set(outputs["predictions"].ravel().tolist())
+    assert set(before) <= set(outputs["initial_predictions"].ravel().tolist())
+    for kind in ("before", "after"):
+        (points,) = re.findall(rf'class="points {kind}" d="(.*?)"', plots[1])
+        assert points.count("M") == len(targets) <= 200
+    row = results["parity"].implementations[name]
+    assert f"Of the held-out loss of {row.test_loss:.3g}, 0.01 is the noise" in text(section(page, name))
+
+
+def test_step_times_are_in_one_table_with_a_comment_on_a_slower_static_graph(results: dict[str, Any]):
+    def times(scan: float) -> str:
+        measured = dict(results["results"])
+        for name, seconds in (("torch_loop", 0.001), ("tensorflow_scan", scan)):
+            timing = measured[name].timing.model_copy(update={"step_seconds_median": seconds})
+            measured[name] = measured[name]._replace(timing=timing)
+        arguments: dict[str, Any] = {**results, "results": measured}
+        return text(section(write(**arguments), "step-times"))
+
+    slower, faster = times(0.0015), times(0.0008)
+    assert all(name in slower for name in ORDER)
+    assert "a step of tensorflow_scan took 1.5 times as long as one of torch_loop" in slower
+    assert "80 states a step, padding included" in slower  # 16 examples, 5 time steps
+    assert "as many as the lengths add up to, 48 on average" in slower
+    assert "tensorflow_scan took" not in faster
+    assert "one of torch_loop takes 1.2 times as long" in faster
+
+
+def test_examples_of_lengths_are_what_the_lessons_compute():
+    batch = {"x": np.ones((3, 4, 2), np.float32), "lengths": np.array(LENGTHS), "y": np.ones((3, 1), np.float32)}
+    weights = {"wx": np.ones((2, 2), np.float32), "wh": np.ones((2, 2), np.float32), "wo": np.ones((2, 1), np.float32)}
+    for name, expected in (("torch_loop", BATCH_SIZES), ("tensorflow_scan", ENDS)):
+        create = load_implementation(LESSONS[name], name)
+        _, placed, _ = create(weights, learning_rate=0.1, device="cpu").place(batch)
+        assert np.asarray(placed).tolist() == expected
+
+
+def test_example_of_grad_is_what_autograd_leaves():
+    import torch
+
+    weight = torch.ones(2, 1, requires_grad=True)
+    for expected in (1.0, 2.0):
+        (3 * weight).sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.tolist() == [[3 * expected]] * 2
+    name, once, twice = gradient_twice("two_layer")
+    assert (name, once.shape) == ("w2", (2, 1))
+    np.testing.assert_array_equal(twice, 2 * once)
+    assert once.all()
 
 
 def test_page_is_small_needs_no_network_and_no_framework(finished_pipeline: Clone, results: dict[str, Any], page: str):
@@ -264,9 +377,9 @@ def test_edited_and_new_lessons_change_the_page(results: dict[str, Any], page: s
     edited = tmp_path / implementation_file("two_layer", "torch_autograd")
     edited.write_text(edited.read_text().replace("(x @ self.w1).relu() @", "(x @ self.w1).relu().tanh() @"))
     (tmp_path / implementation_file("two_layer", "torch_eighth")).write_text(MODULE[1])
-    new = {key: dict(results[key]) for key in ("results", "graphs")}
+    new = {key: dict(results[key]) for key in ("results", "graphs", "fits")}
     new["graphs"]["torch_autograd"] = [Graph("Edited", True, [Node("n0", "TanhBackward0", group="forward")], [])]
-    for part in (new["results"], new["graphs"], rows := dict(results["parity"].implementations)):
+    for part in (*new.values(), rows := dict(results["parity"].implementations)):
         part["torch_eighth"] = part["torch_autograd"]
     params = results["params"].model_copy(
         update={"implementations": results["params"].implementations | {"torch_eighth": "two_layer"}}
@@ -281,8 +394,9 @@ def test_edited_and_new_lessons_change_the_page(results: dict[str, Any], page: s
     eighth = section(changed, "torch_eighth")
     assert "torch.nn.Module" in text(eighth)
     assert "Try it" not in eighth
-    assert "tensorflow_graph" in eighth.split("What changes")[1]  # the lesson before it with the same problem
-    for name in set(ORDER) - {"torch_autograd", "torch_function"}:  # torch_function shows what changes from the edited
+    assert 'What changes from <a href="#torch_autograd">' in eighth
+    related = ["torch_autograd", "torch_function", "tensorflow_graph", "torch_loop"]  # shown beside the edited one
+    for name in set(ORDER) - set(related):
         assert section(changed, name).replace(" of 8 ·", " of 7 ·") == section(page, name)
 
 
@@ -298,7 +412,7 @@ def test_page_without_graphviz_says_what_to_install(
 def test_page_of_one_lesson(results: dict[str, Any], name: str):
     params = results["params"].model_copy(update={"implementations": {name: LESSONS[name]}})
     page = write(**results | {"params": params})
-    assert re.findall(r'<section id="(.*?)"', page) == [name]
+    assert re.findall(r'<section id="(.*?)"', page) == [name, "step-times"]
     assert "Everything is new" in section(page, name)
 
 
@@ -312,6 +426,27 @@ def test_exercises_belong_to_lessons_and_are_shown(page: str):
         assert source_of(name).count(exercise.old) == 1
         for part in (*exercise.old.splitlines(), *exercise.new.splitlines(), exercise.command, exercise.promised):
             assert " ".join(part.split()) in shown
+        asked, answered = shown.split("What it prints, and why")
+        assert "What do you expect?" in asked
+        assert exercise.why[:20] in answered
+    assert len({exercise.promised + exercise.new.strip() for exercise in EXERCISES.values()}) == len(EXERCISES)
+
+
+def test_eighth_lesson_is_the_first_exercise(page: str):
+    first = text(page.split('id="set-up"', maxsplit=1)[1].split("</section>", maxsplit=1)[0])
+    assert "make explain NAME=numpy_mine PROBLEM=two_layer" in first
+    assert "next: h" in first
+    assert page.index('id="set-up"') < page.index('class="try">\n<h3>')
+
+
+def test_page_needs_no_other_file(page: str):
+    """Each link leads to a place on the page, or holds the file itself."""
+    ids = set(re.findall(r' id="(.*?)"', page))
+    for link in re.findall(r'href="(.*?)"', page):
+        assert link.startswith("data:text/x-python") or link.removeprefix("#") in ids, link
+    saved = re.search(r'href="data:text/x-python;charset=utf-8,(.*?)" download="numpy_arrays.py"', page)
+    assert saved
+    assert unquote(saved[1]) == source_of("numpy_arrays")
 
 
 @pytest.mark.faults  # minutes; .ci/run has them
@@ -388,6 +523,59 @@ def test_keys_go_from_lesson_to_lesson_and_the_contents_follow(opened: Any):
     assert press(opened, "k") == f"#{ORDER[0]}"
     assert press(opened, Keys.ARROW_RIGHT) == f"#{ORDER[1]}"
     assert press(opened, Keys.CONTROL + "j") == f"#{ORDER[1]}"
+
+
+@in_a_browser
+def test_keys_during_a_smooth_scroll_are_counted(opened: Any, address: str):
+    browser.prefer(opened, "light", motion="no-preference")
+    opened.get("about:blank")
+    opened.get(address)
+    opened.find_element(By.TAG_NAME, "body").send_keys("jjj")
+    settled = """
+        const done = arguments[0];
+        let last = -1;
+        const look = () => (scrollY === last ? done(location.hash) : ((last = scrollY), setTimeout(look, 400)));
+        look();
+    """
+    assert opened.execute_async_script(settled) == f"#{ORDER[2]}"
+    assert opened.execute_script("return document.querySelector('nav [aria-current]').textContent") == ORDER[2]
+    top = f"return document.getElementById('{ORDER[2]}').getBoundingClientRect().top"
+    assert 0 <= opened.execute_script(top) < 60
+    browser.prefer(opened, "light")
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [390, 1280, 1440])
+def test_nothing_is_covered_or_cut_off(opened: Any, address: str, width: int):
+    opened.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    )
+    opened.get("about:blank")
+    opened.get(address)
+    problems = """
+        const box = (element) => element.getBoundingClientRect();
+        const all = (selector) => [...document.querySelectorAll(selector)].filter((each) => box(each).width);
+        const covered = all(".line").flatMap((line) => {
+            const parts = [...line.children].map(box);
+            return parts.some((part, index) => index && part.left < parts[index - 1].right - 1) ? [line.id] : [];
+        });
+        const wide = all("main p, main dd, main li, main td, .drawn, .plot, .one-picture, .equations li")
+            .filter((each) => !each.closest(".scroll") && (box(each).right > innerWidth || box(each).left < 0));
+        const broken = all(".number, .idea pre span").filter((each) => each.getClientRects().length > 1);
+        const scrolls = all(".one-picture").filter((each) => each.scrollWidth > each.clientWidth);
+        return [...covered, ...[...wide, ...broken, ...scrolls].map((each) => each.outerHTML.slice(0, 200))];
+    """
+    assert opened.execute_script(problems) == []
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@in_a_browser
+def test_link_to_a_word_opens_nothing_and_marks_it(opened: Any, address: str):
+    opened.get(f"{address}#word-parity")
+    colour = "return getComputedStyle(document.getElementById('word-parity')).backgroundColor"
+    marked_colour = opened.execute_script(colour)
+    opened.get(f"{address}#top")
+    assert opened.execute_script(colour) != marked_colour
 
 
 @in_a_browser

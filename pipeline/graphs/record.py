@@ -144,7 +144,6 @@ class Names:
         name = next(names, f"{abs(value):g}")
         return f"-{name}" if value < 0 else name
 
-
     def quantities(self, weights: Weights) -> "Quantities":
         """Those of a step on the batch, from weights before the step."""
         return Quantities(Paper(self.problem, weights, self.batch, LEARNING_RATE))

@@ -209,9 +209,7 @@ class Reader:
         kind = operation.type.removesuffix("VariableOp")
         inputs = f"({', '.join(operands)})" if set(operands) - {"·"} else ""
         plain = PLAIN.get(kind) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
-        key = self.builder.add(
-            kind + inputs, plain=plain + inputs, name=name, detail=operation.name, within=self.loop
-        )
+        key = self.builder.add(kind + inputs, plain=plain + inputs, name=name, detail=operation.name, within=self.loop)
         for value in values:
             self.builder.connect(value.key, key, self.names.shape(value.shape))
         if {"learning_rate", "-learning_rate"} & set(operands):

@@ -41,7 +41,7 @@ class Watch(TorchFunctionMode):
         self.made: dict[Node, tuple[Instruction, int]] = {}
         self.runs: Counter[Instruction] = Counter()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         instruction = self._instruction()
         self.runs[instruction] += 1
@@ -103,7 +103,9 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
             label = full.rpartition("::")[2]
             if weight is not None:
                 name = next((name for name, value in weights.items() if value is weight), "")
-                keys[node] = builder.add(label, plain=_plain(label), name=name, detail=full, kind="weight", group="data")
+                keys[node] = builder.add(
+                    label, plain=_plain(label), name=name, detail=full, kind="weight", group="data"
+                )
             else:
                 sources = [
                     (key_of(before), names.shape(before._input_metadata[output].shape))

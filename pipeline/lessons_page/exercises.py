@@ -53,8 +53,8 @@ EXERCISES = {
         "",
         "dvc repro train@torch_function",
         "not enough values to unpack (expected 1, got 0)",
-        "The forward pass runs and gives the right loss. `backward` is called later, by autograd, and knows of the forward "
-        "pass only what `ctx` carries: to compute `h > 0` it needs `h`.",
+        "The forward pass runs and gives the right loss. `backward` is called later, by autograd, and knows of the "
+        "forward pass only what `ctx` carries: to compute `h > 0` it needs `h`.",
     ),
     "tensorflow_graph": Exercise(
         "Let Python say when it runs",

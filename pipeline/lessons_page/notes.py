@@ -50,8 +50,8 @@ other product is what this time step adds to `grad_wh`.
     },
 }
 OF_ONE_EXAMPLE = """
-The equations with t are those of one example. A batch has N of them, and its loss is the *mean* over the examples. The
-gradients of the weights are *sums*, over the examples and over the time steps, because each of them uses the same
+The equations with t are those of one example. A batch has N of them, and its loss is the mean over the examples. The
+gradients of the weights are sums, over the examples and over the time steps, because each of them uses the same
 weights and so adds its part. They need no further division: the factor 1 / (N · outputs), which makes the loss a mean,
 is already in the gradient of `y_pred`.
 """
@@ -62,7 +62,7 @@ def gradient_twice(problem: str) -> tuple[str, Array, Array]:
     module: Any = load_problem(problem)
     names = inspect.get_annotations(module.Sizes)
     sizes = SimpleNamespace(**{name: {"inputs": 3, "outputs": 1}.get(name, 2) for name in names})
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(1)
     weights, inputs = module.draw_weights(sizes, generator), module.draw_inputs(sizes, 2, generator)
     y = module.draw_targets(sizes, inputs, None, 1.0, generator)
     name, gradient = list(module.loss_and_gradients(weights, *inputs.values(), y)[1].items())[-1]

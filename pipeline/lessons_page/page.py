@@ -19,8 +19,8 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from pipeline.benchmark.candidates import Candidate
-from pipeline.benchmark.intervals import SLOWER, verdict
-from pipeline.benchmark.samples import Benchmark, Case
+from pipeline.benchmark.intervals import Estimate, verdict
+from pipeline.benchmark.samples import Benchmark
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.contract import implementation_file, load_problem
 from pipeline.environment import framework_of
@@ -154,7 +154,7 @@ def write(
         sizes=_sizes(params),
         squared=[problem for problem in docstrings if _is_squared(problem)],
         noise=noise_deviation(params.data.noise, teacher=params.data.target == "teacher"),
-        of_one_example=Markup(prose(OF_ONE_EXAMPLE)),
+        of_one_example=prose(OF_ONE_EXAMPLE),
         gradient=_gradient(lessons, sources),
         dtype=parity.dtype,
         tolerances=dict(parity.tolerances),
@@ -218,7 +218,7 @@ def shares(result: Result) -> list[Share]:
 def linked(text: str) -> Markup:
     """Text as HTML, in which the first "cannot tell" is a link to what that means and what would settle it."""
     link = Markup('<a href="#word-cannot-tell">cannot tell</a>')
-    return Markup(ticks(text).replace("cannot tell", link, 1))
+    return ticks(text).replace("cannot tell", link, 1)
 
 
 def _together(block: str) -> str:
@@ -252,14 +252,18 @@ def _sizes(params: Params) -> list[tuple[str, list[str]]]:
     columns = []
     for problem in params.used_problems:
         section = params.problems[problem]
-        data = dict(vars(section.data))
-        weights = sum(prod(shape) for shape in load_problem(problem).weight_shapes(section.data).values())
-        columns.append(dict(vars(section.train)) | data | {"weights in all": weights})
-    keys = dict.fromkeys(key for column in columns for key in column)
+        numbers = {**vars(section.train), **vars(section.data), "weights in all": _weights(problem, section.data)}
+        columns.append(numbers)
+    keys: dict[str, None] = dict.fromkeys(key for column in columns for key in column)
     return [
         (SIZES.get(key, key.replace("_", " ")), [f"{column[key]:,}" if key in column else "" for column in columns])
         for key in keys
     ]
+
+
+def _weights(problem: str, sizes: Any) -> int:
+    """How many numbers the weights of a problem are."""
+    return sum(prod(shape) for shape in load_problem(problem).weight_shapes(sizes).values())
 
 
 def _fit(name: str, params: Params, fit: Fit) -> str:
@@ -268,7 +272,9 @@ def _fit(name: str, params: Params, fit: Fit) -> str:
         return ""
     targets, before, after = fit
     noise = params.data.noise if params.data.target == "teacher" else 0.0
-    return plots.scatter(targets, before, after, noise, f"Predictions of {name} over targets, before and after training")
+    return plots.scatter(
+        targets, before, after, noise, f"Predictions of {name} over targets, before and after training"
+    )
 
 
 def _remaining(params: Params, result: Result, test_loss: float) -> str:
@@ -279,7 +285,7 @@ def _remaining(params: Params, result: Result, test_loss: float) -> str:
     last = result.losses[-max(1, len(result.losses) // 20) :]
     train_loss = sum(last) / len(last)
     section = params.problems[result.problem]
-    weights = sum(prod(shape) for shape in load_problem(result.problem).weight_shapes(section.data).values())
+    weights = _weights(result.problem, section.data)
     unseen, unlearned = test_loss - max(train_loss, noise), train_loss - noise
     parts = [f"{noise:.3g} is the noise in the targets, which no network can predict"]
     if unseen > 0:
@@ -311,13 +317,11 @@ def _gradient(lessons: Sequence[Lesson], sources: Mapping[str, str]) -> dict[str
 
 
 def _numbers(array: Any) -> str:
-    rows = (", ".join(f"{value:.3f}" for value in line) for line in array)
+    rows = (", ".join(f"{value:.4f}" for value in line) for line in array)
     return f"[{', '.join(f'[{line}]' for line in rows)}]"
 
 
-def _surprises(
-    params: Params, lessons: Sequence[Lesson], results: Results, benchmark: Benchmark
-) -> Iterator[str]:
+def _surprises(params: Params, lessons: Sequence[Lesson], results: Results, benchmark: Benchmark) -> Iterator[str]:
     """Sentences on the step times: of each problem the fastest and the slowest, and static graphs that are slower."""
     for problem in params.used_problems:
         of_problem = [lesson for lesson in lessons if lesson.problem == problem]
@@ -331,20 +335,21 @@ def _surprises(
         case = benchmark.at(problem, params.problems[problem].sizes)
         for static in of_problem:
             for other in of_problem:
-                if static.static and not other.static and (text := _slower(static.name, other.name, seconds, case)):
-                    yield text + _padding(params, static, other)
+                is_dynamic = other.graphs[0].recorded and not other.static
+                if static.static and is_dynamic and seconds[static.name] > 1.05 * seconds[other.name]:
+                    ratio = case.ratio(Candidate(static.name), Candidate(other.name)) if case else None
+                    yield (
+                        f"A static graph need not be faster: in the trainings, a step of `{static.name}` took "
+                        f"{seconds[static.name] / seconds[other.name]:.2g} times as long as one of `{other.name}`. "
+                        f"{_checked(ratio)}{_padding(params, static, other)}"
+                    )
 
 
-def _slower(name: str, other: str, seconds: Mapping[str, float], case: Case | None) -> str:
-    """A sentence where a step of one lesson takes longer than one of the other, or nothing."""
-    ratio = case.ratio(Candidate(name), Candidate(other)) if case else None
-    if ratio:
-        times = f"{ratio} as long as one of `{other}`, measured interleaved"
-        return f"A static graph is not always faster: a step of `{name}` takes {times}." * (verdict(ratio) == SLOWER)
-    factor = seconds[name] / seconds[other]
-    times = f"{factor:.2g} times as long as one of `{other}`"
-    doubt = "The two trainings ran one after the other, so a part of this may be chance."
-    return f"A static graph is not always faster: here a step of `{name}` takes {times}. {doubt}" * (factor > 1.05)
+def _checked(ratio: Estimate | None) -> str:
+    """What the benchmark says of a ratio of two trainings' step times."""
+    if not ratio:
+        return "The two trainings ran one after the other, so a part of this may be chance."
+    return f"Interleaved, in the benchmark, it takes {ratio} as long ({verdict(ratio)})."
 
 
 def _padding(params: Params, static: Lesson, other: Lesson) -> str:

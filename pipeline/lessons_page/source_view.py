@@ -144,5 +144,5 @@ def _marked(old: str, new: str, side: int) -> str:
     html = []
     for kind, *bounds in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
         part = escape("".join(words[side][slice(*bounds[2 * side : 2 * side + 2])]))
-        html.append(part if kind == "equal" or not part else f"<mark>{part}</mark>")
+        html.append(part if kind == "equal" or not part.strip() else f"<mark>{part}</mark>")
     return "".join(html)

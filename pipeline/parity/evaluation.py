@@ -18,8 +18,8 @@ FIT_POINTS = 200  # the same of each implementation
 
 
 def main(*names: str) -> None:
-    """Judge these implementations. Without names judge all, and write what is shown: of a problem the loss curves of its
-    implementations and predictions of the first one, and of each implementation predictions before and after training.
+    """Judge these implementations. Without names judge all, and write what is shown: of a problem the loss curves of
+    its implementations and predictions of the first one; of each implementation predictions before and after training.
     """
     params = load_params()
     for problem in params.used_problems:
