@@ -170,7 +170,7 @@ STAGE_FILES = [file for file in FILES if file.parts[0] == "stages" and file.stem
 def test_a_file_of_stages_is_a_stage_and_computes_nothing(file: Path):
     assert file.stem in STAGES
     lines = [line for line in (REPOSITORY / file).read_text().splitlines() if line.strip()]
-    assert len(lines) < (45 if file.stem in ("environment", "report") else 30)
+    assert len(lines) < (50 if file.stem in ("environment", "report") else 30)
 
 
 def test_a_problem_is_named_in_its_own_files_alone():

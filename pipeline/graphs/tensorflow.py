@@ -12,7 +12,7 @@ come from outside or from the round before. The loop's condition is not shown.
 
 A node is named after the variable that holds its result. Without one it is named after the quantity of the problem's
 equations that has this value, for which the step is traced once more, with every value as a result, and executed. What
-is computed inside a loop is no result of the graph, so there only the variables' names are known.
+is computed inside a loop is no result of the graph. There a name comes from a variable, or from what the loop returns.
 """
 
 import re
@@ -78,7 +78,21 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
         if UPDATES.fullmatch(operation.type):
             weight = reader.value(operation.inputs[0])
             builder.updates.add(reader.operation(operation, builder.nodes[weight.key].name if weight else ""))
+    _name_in_loops(builder)
     return builder.finish("The graph that a step is traced into")
+
+
+def _name_in_loops(builder: GraphBuilder) -> None:
+    """Give names inside loops that follow from others there: what a round takes from the one before is called as the
+    round's result is, and so is an element that is added to a list."""
+    for edge in builder.edges:
+        start, end = builder.nodes[edge.target], builder.nodes[edge.source]
+        if edge.again:
+            start.name = start.name or end.name
+        if edge.again and start.label == "elements so far":
+            elements = {other.source for other in builder.edges if other.target == end.id} - {start.id}
+            for key in elements:
+                builder.nodes[key].name = builder.nodes[key].name or end.name
 
 
 def _quantities(step: Any, placed: tuple[Any, ...], names: Names, weights: dict[str, Any]) -> dict[str, str]:
