@@ -358,7 +358,7 @@ def test_example_of_grad_is_what_autograd_leaves():
         assert weight.grad is not None
         assert weight.grad.tolist() == [[3 * expected]] * 2
     name, once, twice = gradient_twice("two_layer")
-    assert (name, once.shape) == ("w2", (2, 1))
+    assert (name, once.shape) == ("w2", (2, 2))
     np.testing.assert_array_equal(twice, 2 * once)
     assert once.all()
 
