@@ -221,6 +221,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "reference/two_layer.safetensors": read_arrays,
     f"results/{NUMPY}/history.csv": lambda _: files.read_history(NUMPY),
     "results/predictions/two_layer.csv": lambda _: files.read_predictions("two_layer"),
+    f"results/fits/{NUMPY}.csv": lambda _: files.read_fit(NUMPY),
     f"results/{NUMPY}/timing.json": files.read_json,
     "environment.json": lambda _: files.read_environment(),
 }
@@ -297,10 +298,10 @@ def test_evaluation_of_one_implementation_needs_the_data_of_its_problem_alone(fi
         finished.run("bash", "-c", f"rm -r {folder}/*recurrent* {folder}/torch_loop || true")
     assert not (finished.path / "data/recurrent").exists()
     before = (finished.path / f"parity/{NUMPY}.json").read_bytes()
-    finished.run("rm", "-r", f"parity/{NUMPY}.json", "results/curves", "results/predictions")
+    finished.run("rm", "-r", f"parity/{NUMPY}.json", "results/curves", "results/predictions", "results/fits")
     finished.run(sys.executable, "-m", "stages.evaluate", NUMPY)
     assert (finished.path / f"parity/{NUMPY}.json").read_bytes() == before
-    for folder in ("curves", "predictions"):  # which are of all
+    for folder in ("curves", "predictions", "fits"):  # which are of all
         assert not (finished.path / "results" / folder).exists()
 
 

@@ -432,7 +432,7 @@ def test_exercises_belong_to_lessons_and_are_shown(page: str):
 def test_eighth_lesson_is_the_first_exercise(page: str):
     first = text(page.split('id="set-up"', maxsplit=1)[1].split("</section>", maxsplit=1)[0])
     assert "make explain NAME=numpy_mine PROBLEM=two_layer" in first
-    assert "next: h" in first
+    assert "first __init__, then the line for h" in first
     assert page.index('id="set-up"') < page.index('class="try">\n<h3>')
 
 
