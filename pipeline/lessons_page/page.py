@@ -290,12 +290,12 @@ def _remaining(params: Params, result: Result, test_loss: float) -> str:
     parts = [f"{noise:.3g} is the noise in the targets, which no network can predict"]
     if unseen > 0:
         parts.append(
-            f"{unseen:.2g} is what the network does worse on these examples than on those that it was trained on: "
+            f"{unseen:.2g} is the difference to the training examples, which the network has partly learned by heart: "
             f"{weights:,} weights are fitted to {section.data.train_examples:,} examples"
         )
     if unlearned > 0:
         parts.append(
-            f"{unlearned:.2g} is left of the training loss too, which more steps or a larger network might still lower"
+            f"{unlearned:.2g} is left on the training examples too, which more steps or a larger network might lower"
         )
     return f"Of the held-out loss of {test_loss:.3g}, {'; '.join(parts)}."
 
