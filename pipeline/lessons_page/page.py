@@ -290,8 +290,8 @@ def _remaining(params: Params, result: Result, test_loss: float) -> str:
     parts = [f"{noise:.3g} is the noise in the targets, which no network can predict"]
     if unseen > 0:
         parts.append(
-            f"{unseen:.2g} is the difference to the training examples, which the network has partly learned by heart: "
-            f"{weights:,} weights are fitted to {section.data.train_examples:,} examples"
+            f"{unseen:.2g} is the difference between held-out and training loss: {weights:,} weights "
+            f"are fitted to {section.data.train_examples:,} examples"
         )
     if unlearned > 0:
         parts.append(
