@@ -142,7 +142,7 @@ def write(
                 curve=plots.curve(results[name].steps, results[name].losses, f"The training loss of {name}"),
                 fit=_fit(name, params, fits[name]),
                 remaining=_remaining(params, results[name], parity.implementations[name].test_loss),
-                findings=_answered(name, statements, benchmark.doubt),
+                findings=_answered(name, statements),
                 exercise=EXERCISES.get(name),
             )
         )
@@ -365,12 +365,12 @@ def _padding(params: Params, static: Lesson, other: Lesson) -> str:
     )
 
 
-def _answered(name: str, statements: Sequence[Finding], doubt: str) -> list[Finding]:
+def _answered(name: str, statements: Sequence[Finding]) -> list[Finding]:
     """The claims that are about this lesson, or else those in which another is compared with it. What disturbed the
     benchmark is said once on the page, below the table of all times."""
     about = [finding for finding in statements if finding.claim.subject == name]
     about = about or [finding for finding in statements if finding.claim.other == name]
-    return [finding._replace(text=finding.text.replace(f" (Times: {doubt}.)", "")) for finding in about]
+    return [finding._replace(text=re.sub(r" \(Times: .*\.\)$", "", finding.text)) for finding in about]
 
 
 def _pair(lessons: Sequence[Lesson], graphs: Mapping[str, Sequence[Graph]]) -> dict[str, Any] | None:
