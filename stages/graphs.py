@@ -1,4 +1,4 @@
-"""graphs/NAME.json: the graphs of each implementation's step. One process for all, or one for each interpreter."""
+"""graphs/NAME.json: graphs and numbers of each implementation's step. One process for all, or for each interpreter."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pipeline import files
 from pipeline.environment import enter_interpreter, framework_of, runs_here
 from pipeline.graphs.graph import write_graphs
-from pipeline.graphs.record import record_graphs, record_structure
+from pipeline.graphs.record import record_lesson
 from pipeline.params import load_params
 from pipeline.runtimes import open_implementation
 from stages import run
@@ -24,8 +24,7 @@ def main(*names: str) -> None:
     here = [name for name in names if runs_here(framework_of(name))]
     for name in here:
         problem = params.problem_of(name)
-        small = (name, problem, open_implementation(name, problem, environment).create, "float32")
-        write_graphs(name, record_graphs(*small), record_structure(*small))
+        write_graphs(name, *record_lesson(name, problem, open_implementation(name, problem, environment)))
     if others := [name for name in names if name not in here]:
         os.execv(sys.executable, [sys.executable, "-m", "stages.graphs", *others])
 

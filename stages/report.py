@@ -2,7 +2,7 @@
 
 from pipeline import files
 from pipeline.benchmark import samples
-from pipeline.graphs.graph import read_graphs, read_structure
+from pipeline.graphs.graph import read_structure
 from pipeline.lessons_page import page as lessons_page
 from pipeline.params import load_params
 from pipeline.report import report_page, seeds
@@ -38,9 +38,9 @@ def main() -> None:
     for name, figure in figures.items():
         files.write_bytes(files.FIGURES / f"{name}.svg", figure.encode())
     files.write_bytes(files.REPORT, report.encode())
-    graphs = {name: read_graphs(name) for name in results}
-    fits = {name: files.read_fit(name) for name in results}
-    lessons = lessons_page.write(params, parity, results, benchmark, fits=fits, statements=statements, graphs=graphs)
+    lessons = lessons_page.write(
+        params, parity, results, benchmark, statements=statements, **lessons_page.read(results)
+    )
     files.write_bytes(files.LESSONS, lessons.encode())
     summary(parity, {name: result.timing for name, result in results.items()}, statements).write(files.SUMMARY)
     print(f"{files.REPORT} shows the results, {files.LESSONS} the lessons")

@@ -18,12 +18,22 @@ from conftest import HOST, LESSONS, REPOSITORY, Lesson
 from pipeline import files
 from pipeline.contract import Weights, load_problem
 from pipeline.errors import UserError
-from pipeline.graphs.graph import Graph, Node, Structure, read_graphs, read_structure, write_graphs
+from pipeline.graphs.graph import (
+    Example,
+    Graph,
+    Node,
+    Structure,
+    read_example,
+    read_graphs,
+    read_structure,
+    write_graphs,
+)
 from pipeline.graphs.on_paper import graph_of_equations
 from pipeline.graphs.record import LENGTHS, record_graphs, record_structure, recorded_locals
 from pipeline.lessons_page import drawing, layout
 from pipeline.runtimes import Loop, load_runtime, open_implementation
 
+NO_EXAMPLE = Example(0.1, batch={}, weights={}, placed={}, states={}, values=[])
 RECORDED = [name for name in LESSONS if name not in ("numpy_arrays", "torch_tensors")]
 
 
@@ -194,11 +204,11 @@ def test_graph_is_the_same_again_in_another_dtype_and_from_its_file(
 ):
     assert graphs_of(name, "float64") == graphs[name]
     monkeypatch.chdir(tmp_path)
-    write_graphs(name, graphs[name], Structure(0, 0, None))
+    write_graphs(name, graphs[name], Structure(0, 0, None), NO_EXAMPLE)
     assert read_graphs(name) == graphs[name]
 
 
-@pytest.mark.parametrize("read", [read_graphs, read_structure])
+@pytest.mark.parametrize("read", [read_graphs, read_structure, read_example])
 @pytest.mark.parametrize(
     "content", [{"graphs": [{"title": "no nodes"}], "structure": {"steps": 5}}, {}], ids=["parts", "nothing"]
 )
@@ -213,7 +223,7 @@ def test_damaged_graph_file_is_named(
 
 def test_file_from_before_structures_still_has_its_graphs(graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    write_graphs("torch_loop", graphs["torch_loop"], Structure(0, 0, None))
+    write_graphs("torch_loop", graphs["torch_loop"], Structure(0, 0, None), NO_EXAMPLE)
     content = files.read_json(files.graph_file("torch_loop"))
     del content["structure"]
     files.write_json(files.graph_file("torch_loop"), content)
@@ -363,7 +373,7 @@ def test_structure_is_the_same_again_and_from_its_file(
 ):
     assert structure_of(name) == structures[name]
     monkeypatch.chdir(tmp_path)
-    write_graphs(name, [], structures[name])
+    write_graphs(name, [], structures[name], NO_EXAMPLE)
     assert read_structure(name) == structures[name]
 
 

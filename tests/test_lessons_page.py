@@ -22,12 +22,12 @@ from pipeline import files
 from pipeline.benchmark import samples
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.contract import implementation_file, load_problem
-from pipeline.graphs.graph import Graph, Node, read_graphs, read_structure
+from pipeline.graphs.graph import Graph, Node, read_structure
 from pipeline.lessons_page.equation_map import equations_by_line
 from pipeline.lessons_page.exercises import EXERCISES
 from pipeline.lessons_page.mathml import mathml
 from pipeline.lessons_page.notes import BATCH_SIZES, ENDS, LENGTHS, gradient_twice
-from pipeline.lessons_page.page import shares, write
+from pipeline.lessons_page.page import read, shares, write
 from pipeline.lessons_page.source_view import changes, functions_used, listing
 from pipeline.params import load_params
 from pipeline.quantities.equations import equations
@@ -60,8 +60,7 @@ def results(finished_pipeline: Clone) -> Iterator[dict[str, Any]]:
                 for name, problem in params.implementations.items()
             },
             "benchmark": samples.collect([], quiet()),
-            "graphs": {name: read_graphs(name) for name in params.implementations},
-            "fits": {name: files.read_fit(name) for name in params.implementations},
+            **read(params.implementations),
         }
         sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
         structures = {name: read_structure(name) for name in params.implementations}
@@ -374,7 +373,7 @@ def test_edited_and_new_lessons_change_the_page(results: dict[str, Any], page: s
     edited = tmp_path / implementation_file("two_layer", "torch_autograd")
     edited.write_text(edited.read_text().replace("(x @ self.w1).relu() @", "(x @ self.w1).relu().tanh() @"))
     (tmp_path / implementation_file("two_layer", "torch_eighth")).write_text(MODULE[1])
-    new = {key: dict(results[key]) for key in ("results", "graphs", "fits")}
+    new = {key: dict(results[key]) for key in ("results", "graphs", "examples", "fits")}
     new["graphs"]["torch_autograd"] = [Graph("Edited", True, [Node("n0", "TanhBackward0", group="forward")], [])]
     for part in (*new.values(), rows := dict(results["parity"].implementations)):
         part["torch_eighth"] = part["torch_autograd"]

@@ -66,6 +66,30 @@ class Structure:
     operations_after: int | None = None  # the same after XLA has optimised the graph; None where XLA cannot compile it
 
 
+@dataclass(frozen=True)
+class Value:
+    """A quantity of a step on a small batch. Rows of examples that are not as long as the index are None."""
+
+    equation: int  # its number in the problem's docstring
+    index: int | str | None  # of h[3] the 3, of h[length] the word
+    time: int | None  # the time step at which it was computed
+    line: int  # of the lesson's file, which computed it; 0 where no line is known
+    value: Any  # nested lists; a number for the loss
+    recorded: bool  # computed by the lesson; otherwise by the equations
+
+
+@dataclass(frozen=True)
+class Example:
+    """A step on a batch small enough to read. Arrays are nested lists."""
+
+    learning_rate: float
+    batch: dict[str, Any]
+    weights: dict[str, Any]  # before the step
+    placed: dict[str, Any]  # what the lesson's `place` made of the batch, by the names that `step` has for it
+    states: dict[str, list[Any]]  # what the loop over time hands to each time step, arranged as in the lesson
+    values: list[Value]  # in the order of computation
+
+
 @dataclass
 class GraphBuilder:
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -105,8 +129,12 @@ class GraphBuilder:
         return reached
 
 
-def write_graphs(name: str, graphs: list[Graph], structure: Structure) -> None:
-    content = {"graphs": [asdict(graph) for graph in graphs], "structure": asdict(structure)}
+def write_graphs(name: str, graphs: list[Graph], structure: Structure, example: Example) -> None:
+    content = {
+        "graphs": [asdict(graph) for graph in graphs],
+        "structure": asdict(structure),
+        "example": asdict(example),
+    }
     files.write_json(files.graph_file(name), content)
 
 
@@ -118,6 +146,11 @@ def read_graphs(name: str) -> list[Graph]:
 def read_structure(name: str) -> Structure:
     """Raises UserError when the file is missing or damaged."""
     return _read(name, "structure", Structure)
+
+
+def read_example(name: str) -> Example:
+    """Raises UserError when the file is missing or damaged."""
+    return _read(name, "example", Example)
 
 
 Part = TypeVar("Part")

@@ -18,10 +18,11 @@ import numpy as np
 
 from pipeline.contract import Array, Batch, Implementation, Weights, load_problem
 from pipeline.environment import framework_of
-from pipeline.graphs.graph import Graph, Structure
+from pipeline.graphs.graph import Example, Graph, Structure
 from pipeline.graphs.on_paper import graph_of_equations
+from pipeline.graphs.values import record_example
 from pipeline.quantities.paper import Paper
-from pipeline.runtimes import Loop
+from pipeline.runtimes import Loop, Opened
 
 N, PRIMES = 7, (23, 19, 17, 13, 11, 29, 31)
 LONGEST = (2, 4)  # time steps of the longest example in a first and a second batch
@@ -29,6 +30,12 @@ LENGTHS = (2, 3, 4, 5, 6)  # the same, where graphs are counted: one step on eac
 EXAMPLES = 64  # of a batch there: with 32 and fewer XLA needs fewer instructions for the loss than in a real training
 LEARNING_RATE = 0.40625  # exact in every dtype, and no other number in a step is likely to have this value
 AUTOGRAPH = "__autograph_generated_file"  # the code that AutoGraph makes of a lesson's functions before they run
+
+
+def record_lesson(name: str, problem: str, opened: Opened) -> tuple[list[Graph], Structure, Example]:
+    """What graphs/NAME.json holds of an implementation."""
+    small = (name, problem, opened.create, "float32")
+    return record_graphs(*small), record_structure(*small), record_example(name, problem, opened.runtime)
 
 
 def record_graphs(name: str, problem: str, create: Callable[[Weights, float], Loop], dtype: str) -> list[Graph]:

@@ -22,6 +22,7 @@ function mark(target) {
     all("[id]", list).forEach((each) => each.removeAttribute("id"));
     bar.append(list);
   }
+  document.dispatchEvent(new CustomEvent("marked", { detail: { target, lesson, wanted } }));
 }
 for (const event of ["pointerover", "focusin", "click"]) {
   document.addEventListener(event, ({ target }) => {

@@ -6,7 +6,7 @@ imported.
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -18,18 +18,20 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from pipeline import files
 from pipeline.benchmark.candidates import Candidate
 from pipeline.benchmark.intervals import Estimate, verdict
 from pipeline.benchmark.samples import Benchmark
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.contract import implementation_file, load_problem
 from pipeline.environment import framework_of
-from pipeline.graphs.graph import Graph
+from pipeline.graphs.graph import Example, Graph, read_example, read_graphs
 from pipeline.lessons_page import drawing, plots
 from pipeline.lessons_page.equation_map import equations_by_line
 from pipeline.lessons_page.exercises import EXERCISES, Exercise
 from pipeline.lessons_page.mathml import mathml
 from pipeline.lessons_page.notes import NOTES, OF_ONE_EXAMPLE, gradient_twice
+from pipeline.lessons_page.player import player_data
 from pipeline.lessons_page.source_view import Run, changes, functions_used, idea, listing, nearest
 from pipeline.params import Params
 from pipeline.problems import mean_squared_error, noise_deviation
@@ -95,6 +97,14 @@ class Lesson:
     remaining: str  # where the remaining error comes from
     findings: list[Finding]
     exercise: Exercise | None
+    example: Example
+    player: str  # JSON
+
+
+def read(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What `write` takes of each implementation: graphs, example and fit, from files. Raises UserError."""
+    read_by = {"graphs": read_graphs, "examples": read_example, "fits": files.read_fit}
+    return {key: {name: read_one(name) for name in names} for key, read_one in read_by.items()}
 
 
 def write(
@@ -106,6 +116,7 @@ def write(
     fits: Mapping[str, Fit],
     statements: Sequence[Finding],
     graphs: Mapping[str, Sequence[Graph]],
+    examples: Mapping[str, Example],
 ) -> str:
     """The page, as HTML."""
     latest = max(
@@ -144,6 +155,8 @@ def write(
                 remaining=_remaining(params, results[name], parity.implementations[name].test_loss),
                 findings=_answered(name, statements),
                 exercise=EXERCISES.get(name),
+                example=examples[name],
+                player=player_data(of_problem, examples[name]),
             )
         )
     return render(

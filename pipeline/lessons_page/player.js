@@ -1,0 +1,329 @@
+// The step player of a lesson: its quantities one at a time, each with what it is computed from, and all of them again
+// from the equations when a reader changes a number. An array is a list of rows; a single number stands for itself.
+
+const rowsOf = (array) => (typeof array === "number" ? [[array]] : array);
+const filled = (rows, columns, number) => Array.from({ length: rows }, () => Array(columns).fill(number));
+// `f` of the numbers of one or two arrays, element by element. As in NumPy, what has size 1 is repeated.
+function elementwise(f, one, other = 0) {
+  if (typeof one === "number" && typeof other === "number") return f(one, other);
+  const [a, b] = [rowsOf(one), rowsOf(other)];
+  const at = (array, row, column) => array[array.length > 1 ? row : 0][array[0].length > 1 ? column : 0];
+  return filled(Math.max(a.length, b.length), Math.max(a[0].length, b[0].length)).map((numbers, row) =>
+    numbers.map((_, column) => f(at(a, row, column), at(b, row, column))));
+}
+const softmax = (row) => {
+  const powers = row.map((number) => Math.exp(number - Math.max(...row)));
+  return powers.map((power) => power / powers.reduce((a, b) => a + b));
+};
+const mean = (numbers) => numbers.reduce((a, b) => a + b) / numbers.length;
+const ELEMENTWISE = {
+  "+": (a, b) => a + b, "-": (a, b) => a - b, "*": (a, b) => a * b, "/": (a, b) => a / b, "**": (a, b) => a ** b,
+  ">": (a, b) => (Number.isNaN(a) ? NaN : Number(a > b)),
+  relu: (a) => Math.max(a, 0), exp: Math.exp, log: Math.log,
+};
+const WHOLE = {
+  "@": (a, b) => a.map((row) => b[0].map((_, column) => row.reduce((sum, number, index) => sum + number * b[index][column], 0))),
+  T: (array) => array[0].map((_, column) => array.map((row) => row[column])),
+  mean: (array) => mean(rowsOf(array).flat()),
+  softmax: (array) => array.map(softmax),
+  zeros: (rows, columns) => filled(rows, columns, 0),
+};
+const PRECEDENCE = { ">": 0, "+": 1, "-": 1, "*": 2, "/": 2, "@": 2, "**": 3 };
+
+// The value of a tree, as player.py makes them. `look(name, index)` has the values of names.
+function evaluate([operator, ...operands], look) {
+  if (operator === "number") return operands[0];
+  if (operator === "name") return look(operands[0], indexIn(operands, look));
+  if (operator === "sum") return termsOf(operands, look).map((term) => evaluate(...term)).reduce((a, b) => elementwise(ELEMENTWISE["+"], a, b));
+  const values = operands.map((operand) => evaluate(operand, look));
+  return operator in WHOLE ? WHOLE[operator](...values) : elementwise(ELEMENTWISE[operator], ...values);
+}
+// Of h[length] the word: each example has its own.
+const indexIn = ([, index], look) => (index?.[1] === "length" ? "length" : index && evaluate(index, look));
+// The terms of a sum, each with a look for its time step.
+function termsOf([term, [, variable], first, beyond], look) {
+  const start = evaluate(first, look);
+  return Array.from({ length: evaluate(beyond, look) - start }, (_, place) =>
+    [term, (name, index) => (name === variable ? start + place : look(name, index))]);
+}
+const keyOf = (name, index) => (index === undefined || index === null ? name : `${name}[${index}]`);
+const withNaN = (value) => (Array.isArray(value) ? value.map(withNaN) : value ?? NaN);
+
+// A step on the small batch. `given` has data and weights before the step, `values` the quantities by their keys.
+class Step {
+  constructor({ equations, learning_rate, batch, weights, states, values }) {
+    const { lengths, x, ...others } = batch;
+    const byTime = Object.fromEntries(x[0].map((_, t) => [`x[${t + 1}]`, withNaN(x.map((rows) => rows[t]))]));
+    this.original = { ...(lengths ? byTime : { x }), ...others, ...weights };
+    this.lengths = lengths;
+    this.longest = lengths && Math.max(...lengths);
+    this.weights = weights;
+    this.states = states;
+    this.quantities = values.map((value) => ({ ...equations[value.equation - 1], ...value }));
+    this.quantities.forEach((each) => (each.key = keyOf(each.name, each.index)));
+    this.recorded = Object.fromEntries(this.quantities.map(({ key, value }) => [key, withNaN(value)]));
+    this.numbers = { learning_rate, N: others.y.length };
+    for (const { name, part, shape } of this.quantities.filter((each) => each.part === "update")) {
+      const [rows, columns] = shape.split(", ");
+      Object.assign(this.numbers, { [rows]: weights[name].length, [columns]: weights[name][0].length });
+    }
+    this.reset();
+  }
+  reset() {
+    this.given = structuredClone(this.original);
+    this.values = this.recorded;
+  }
+  // Where examples have lengths, the equations are those of one example: its rows are stacked, losses averaged,
+  // gradients of weights added.
+  compute() {
+    const lengths = this.lengths ?? [0];
+    const ofExample = ([key, value], i) => [key, this.lengths && !(key in this.weights) ? [value[i]] : value];
+    const examples = lengths.map((length, i) =>
+      ({ ...this.numbers, length, ...Object.fromEntries(Object.entries(this.given).map((entry) => ofExample(entry, i))) }));
+    this.values = {};
+    for (const { key, name, index, time, right, shape, part } of this.quantities) {
+      if (part === "update") {
+        this.values[key] = evaluate(right, (operand) => this.given[operand] ?? this.values[operand] ?? this.numbers[operand]);
+        continue;
+      }
+      const results = examples.map((example, i) => {
+        const own = (operand, at) => keyOf(operand, at === "length" ? lengths[i] : at);
+        if (time > lengths[i]) return example[own(name, index)]; // it has ended, and may have its last value there
+        return (example[own(name, index)] = evaluate(right, (operand, at) => (operand === "t" ? time : example[own(operand, at)])));
+      });
+      const computed = results.filter((result) => result !== undefined);
+      if (!this.lengths) [this.values[key]] = results;
+      else if (!shape) this.values[key] = mean(computed);
+      else if (shape.startsWith("1,")) this.values[key] = results.map((result) => result?.[0] ?? Array(computed[0][0].length).fill(NaN));
+      else this.values[key] = computed.reduce((a, b) => elementwise(ELEMENTWISE["+"], a, b));
+    }
+  }
+  // What names mean for the batch. With an index it is a row for each example, NaN where the example is not that long.
+  look(time) {
+    return (name, index) => {
+      if (name === "t" || name === "length") return name === "t" ? time : this.longest;
+      const key = keyOf(name, index);
+      if (!key.includes("[")) return this.numbers[name] ?? this.given[name] ?? this.values[name];
+      if (key in this.given) return this.given[key];
+      const rows = this.lengths.map((length, i) => {
+        const row = this.values[keyOf(name, index === "length" ? length : index)]?.[i];
+        const last = [length, "length"].includes(index) ? this.values[`${name}[length]`]?.[i] : undefined;
+        return row && !row.some(Number.isNaN) ? row : last;
+      });
+      return rows.map((row) => row ?? Array(rows.find(Boolean).length).fill(NaN));
+    };
+  }
+}
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  Object.entries(attributes).forEach(([name, value]) => made.setAttribute(name, value));
+  made.append(...children);
+  return made;
+}
+const inWords = (number) => (Number.isNaN(number) ? "–" : String(Number(number.toPrecision(4)) || 0).replace("-", "−"));
+const sizeOf = (array) => (typeof array === "number" ? "a number" : `${array.length} × ${array[0].length}`);
+const differ = (a, b) => Math.abs(a - b) > 1e-12 * Math.max(1, Math.abs(b));
+const sign = (text) => element("span", { class: "sign" }, text);
+
+// A small matrix with its name and shape, shaded by sign and size. Numbers that are no longer those of `recorded` are
+// marked. With `edit(row, column, number)` they can be changed.
+function matrix(label, array, recorded = array, edit = null) {
+  const largest = Math.max(...rowsOf(array).flat().map((number) => Math.abs(number) || 0)) || 1;
+  const cell = (number, row, column) => {
+    const changed = differ(number, rowsOf(recorded)[row][column]);
+    const kind = `${number < 0 ? "minus" : number > 0 ? "plus" : ""} ${changed ? "changed" : ""}`;
+    let content = inWords(number) + (changed ? "*" : "");
+    if (edit && !Number.isNaN(number)) {
+      content = element("input", { type: "number", step: "0.1", value: number, "aria-label": `${label}, row ${row + 1}, column ${column + 1}` });
+      content.addEventListener("input", () => Number.isFinite(content.valueAsNumber) && edit(row, column, content.valueAsNumber));
+    }
+    return element("td", { class: kind, "data-value": number, style: `--size: ${(Math.abs(number) || 0) / largest}` }, content);
+  };
+  const rows = rowsOf(array).map((numbers, row) => element("tr", {}, ...numbers.map((number, column) => cell(number, row, column))));
+  return element("figure", { class: "matrix", "data-key": label },
+    element("figcaption", {}, element("code", {}, label), " ", element("small", {}, typeof array === "number" ? "" : sizeOf(array))),
+    element("table", { role: "presentation" }, element("tbody", {}, ...rows)));
+}
+// An array with one, two or three axes.
+const matricesOf = (name, array) =>
+  (Array.isArray(array[0][0]) ? array.map((part, index) => matrix(`${name}[${index}]`, part)) : [matrix(name, array[0].length ? array : [array])]);
+
+// The right side of an equation with the values of its names: matrices, and the signs between them.
+function written(tree, look) {
+  const [operator, ...operands] = tree;
+  const bracketed = (operand) => [sign("("), ...written(operand, look), sign(")")];
+  if (["name", "T", ">"].includes(operator)) return [matrix(textOf(tree, look), evaluate(tree, look))];
+  if (operator === "number" || operator === "zeros") return [sign(textOf(tree, look))];
+  if (operator === "sum") return termsOf(operands, look).flatMap((term, place) => [...(place ? [sign("+")] : []), ...written(...term)]);
+  if (!(operator in PRECEDENCE)) return [sign(operator), ...operands.flatMap(bracketed)];
+  const [left, right] = operands.map((operand, place) => {
+    const weaker = PRECEDENCE[operator] - PRECEDENCE[operand[0]];
+    return weaker > 0 || (place && weaker === 0) ? bracketed(operand) : written(operand, look);
+  });
+  return [...left, sign(operator), ...right];
+}
+function textOf([operator, ...operands], look) {
+  if (operator === "number") return String(operands[0]);
+  if (operator === "name") return keyOf(operands[0], indexIn(operands, look));
+  const texts = operands.map((operand) => textOf(operand, look));
+  return operator === "T" ? `${texts[0]}.T` : operator in PRECEDENCE ? texts.join(` ${operator} `) : `${operator}(${texts.join(", ")})`;
+}
+function keysIn([operator, ...operands], look) {
+  if (operator === "name") return [textOf([operator, ...operands], look)];
+  if (operator === "sum") return termsOf(operands, look).flatMap((term) => keysIn(...term));
+  return operands.filter(Array.isArray).flatMap((operand) => keysIn(operand, look));
+}
+
+class Player {
+  constructor(panel) {
+    this.panel = Object.assign(panel, { player: this });
+    this.lesson = panel.closest("main > section");
+    this.find = (selector) => panel.querySelector(selector);
+    const data = JSON.parse(this.find("script").textContent);
+    this.step = new Step(data);
+    this.last = this.step.quantities.length - 1;
+    this.current = 0;
+    if (data.batch.lengths) this.find(".placed").append(...Object.entries(data.placed).flatMap((entry) => matricesOf(...entry)));
+    const graph = all(".drawn svg", this.lesson).at(-1);
+    if (graph) this.find(".picture").append(graph.cloneNode(true), element("small", {}, graph.querySelector("title").textContent));
+    this.slider = this.find("input[type=range]");
+    this.slider.max = this.last + 1;
+    this.slider.addEventListener("input", () => this.go(this.slider.valueAsNumber - 1));
+    panel.addEventListener("click", ({ target }) => {
+      const way = target.closest("[data-go]")?.dataset.go;
+      const place = target.closest(".tiles [data-step]")?.dataset.step;
+      if (way) this.move(way);
+      if (place) this.go(Number(place));
+    });
+    panel.addEventListener("keydown", (event) => {
+      const way = { ArrowLeft: "previous", ArrowRight: "next", Home: "first", End: "last" }[event.key];
+      if (!way || event.target.matches("input") || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.move(way);
+    });
+    this.find(".reset").addEventListener("click", () => this.reset());
+    this.reset();
+  }
+  reset() {
+    this.step.reset();
+    this.changed = false;
+    const { given } = this.step;
+    this.find(".given").replaceChildren(...Object.keys(given).map((key) => matrix(key, given[key], given[key], (row, column, number) => {
+      given[key][row][column] = number;
+      this.step.compute();
+      this.changed = true;
+      this.show();
+    })));
+    this.show();
+  }
+  move(way) {
+    this.go({ first: 0, previous: Math.max(0, this.current - 1), next: Math.min(this.last, this.current + 1), last: this.last }[way]);
+  }
+  go(place) {
+    this.current = place;
+    this.show();
+    mark(this.panel);
+  }
+  markNodes() {
+    const { name, time } = this.step.quantities[this.current];
+    const nodes = (of) => all(`.picture .node[data-name="${of}"]`, this.panel);
+    // Autograd's graph has no nodes for gradients. `backward` computes that of h where it passes the node h.
+    const of = nodes(name).length ? name : name.replace("grad_", "");
+    // Where a graph has a node for each time step, that of this time step alone is meant.
+    const byTime = time && nodes(of).length >= this.step.longest;
+    nodes(of).forEach((node, index) => node.classList.toggle("marked", !byTime || index === time - 1));
+  }
+  show() {
+    const { quantities, values, recorded, given, original } = this.step;
+    const { key, equation: number, part, time, right, line } = quantities[this.current];
+    const look = this.step.look(time);
+    this.panel.dataset.eq = number;
+    this.slider.value = this.current + 1;
+    this.slider.setAttribute("aria-valuetext", key);
+    this.find(".status").textContent = `${this.current + 1} of ${this.last + 1}, ${part}${time ? `, t = ${time}` : ""}: ${key}, ${sizeOf(values[key])}`;
+    const recordedLine = document.getElementById(`${this.lesson.id}-L${line}`);
+    const lines = recordedLine ? [recordedLine] : all(`.step .line[data-eq~="${number}"]`, this.lesson);
+    this.find(".lines").replaceChildren(...lines.map((each) => {
+      const code = each.querySelector("code").cloneNode(true);
+      code.firstChild.textContent = code.firstChild.textContent.trimStart();
+      return element("div", {}, element("small", {}, `line ${each.querySelector(".no").textContent} `), code);
+    }));
+    this.find(".equation").replaceChildren(this.lesson.querySelector(`.equations [data-eq="${number}"] math`).cloneNode(true));
+    this.find(".computation").replaceChildren(
+      matrix(key, values[key], recorded[key]), sign(part === "update" ? "←" : "="), ...written(right, look));
+    this.find(".remark").replaceChildren(...this.remark(quantities[this.current]));
+    const used = keysIn(right, look);
+    for (const each of ["forward", "backward", "update"]) this.find(`.tiles.${each}`).replaceChildren();
+    quantities.forEach((each, place) => {
+      const tile = matrix(each.key, values[each.key], recorded[each.key]);
+      Object.assign(tile.dataset, { step: place, eq: each.equation });
+      if (place >= this.current) tile.classList.add(place > this.current ? "later" : "current");
+      else tile.classList.toggle("used", used.includes(each.key));
+      this.find(`.tiles.${each.part}`).append(tile);
+    });
+    for (const tile of this.find(".given").children) {
+      const of = tile.dataset.key;
+      tile.classList.toggle("used", used.includes(of));
+      all("tr", tile).forEach(({ cells }, row) => [...cells].forEach((cell, column) =>
+        cell.classList.toggle("changed", differ(given[of][row][column], original[of][row][column]))));
+    }
+    this.find(".edited").hidden = !this.changed;
+  }
+  // What the lesson does with a quantity besides computing it.
+  remark({ name, index, part, recorded }) {
+    if (this.changed) return [];
+    if (!recorded) return ["No line of this lesson shows this value. The numbers are those of the equation."];
+    const handed = part === "forward" && this.step.states[name]?.[index];
+    return handed ? [`Handed to the time step t = ${index + 1}, in the order in which this lesson holds the examples:`, matrix(name, handed)] : [];
+  }
+}
+const players = all(".player").map((panel) => new Player(panel));
+let shown = [];
+addEventListener("beforeprint", () => {
+  shown = players.map((player) => player.current);
+  players.forEach((player) => player.move("last"));
+  mark();
+});
+addEventListener("afterprint", () => players.forEach((player, index) => player.go(shown[index])));
+
+// `mark` of lessons.js sends this event. The values of a marked line, equation or node of a graph stand in the bar.
+document.addEventListener("marked", ({ detail: { target, lesson, wanted } }) => {
+  const panel = lesson?.querySelector(".player");
+  if (panel === target) panel.player.markNodes();
+  if (!panel || panel.contains(target)) return;
+  const { name } = target.dataset;
+  const given = all(".given .matrix", panel).filter(({ dataset: { key } }) => key === name || key.startsWith(`${name}[`));
+  const tiles = [...given, ...all(".tiles .matrix", panel).filter((tile) => wanted.includes(tile.dataset.eq))].map((tile) => {
+    const copy = tile.cloneNode(true);
+    copy.className = "matrix";
+    delete copy.dataset.eq;
+    if (given.includes(tile) && name in panel.player.step.weights) copy.querySelector("small").append(", before the step");
+    all("td", copy).forEach((cell) => cell.replaceChildren(inWords(Number(cell.dataset.value))));
+    return copy;
+  });
+  if (tiles.length) bar.append(element("div", { class: "values" }, ...tiles));
+});
+
+// The nodes of a graph are one stop for the Tab key; the arrow keys go from node to node.
+for (const svg of all(".drawn svg")) {
+  const nodes = all(".node", svg).filter((node) => node.dataset.name);
+  svg.setAttribute("role", "group");
+  svg.setAttribute("aria-label", svg.querySelector("title").textContent);
+  nodes.forEach((node, index) => {
+    node.setAttribute("role", "img");
+    node.setAttribute("aria-label", `${node.dataset.name}, ${node.querySelector("title").textContent}`);
+    node.setAttribute("tabindex", index ? -1 : 0);
+    node.addEventListener("keydown", (event) => {
+      const way = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!way) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const next = nodes[index + way] ?? node;
+      node.setAttribute("tabindex", -1);
+      next.setAttribute("tabindex", 0);
+      next.focus();
+    });
+  });
+}
