@@ -175,6 +175,8 @@ function keysIn([operator, ...operands], look) {
   return operands.filter(Array.isArray).flatMap((operand) => keysIn(operand, look));
 }
 
+const PART = 440; // pixels of a large graph that are shown, each way
+
 class Player {
   constructor(panel) {
     this.panel = Object.assign(panel, { player: this });
@@ -187,6 +189,8 @@ class Player {
     if (data.batch.lengths) this.find(".placed").append(...Object.entries(data.placed).flatMap((entry) => matricesOf(...entry)));
     const graph = all(".drawn svg", this.lesson).at(-1);
     if (graph) this.find(".picture").append(graph.cloneNode(true), element("small", {}, graph.querySelector("title").textContent));
+    this.picture = this.find(".picture svg");
+    this.whole = this.picture?.getAttribute("viewBox");
     this.slider = this.find("input[type=range]");
     this.slider.max = this.last + 1;
     this.slider.addEventListener("input", () => this.go(this.slider.valueAsNumber - 1));
@@ -234,6 +238,20 @@ class Player {
     // Where a graph has a node for each time step, that of this time step alone is meant.
     const byTime = time && nodes(of).length >= this.step.longest;
     nodes(of).forEach((node, index) => node.classList.toggle("marked", !byTime || index === time - 1));
+    this.center(this.find(".picture .marked"));
+  }
+  // Of a graph that would be too small to read, show the part around a node.
+  center(node) {
+    const [, , width, height] = this.whole?.split(" ").map(Number) ?? [];
+    if (!(height > 2 * PART)) return;
+    this.picture.setAttribute("viewBox", this.whole);
+    const [ofNode, ofPicture] = [node?.getScreenCTM(), this.picture.getScreenCTM()];
+    if (!ofNode || !ofPicture) return; // the graph has no such node, or the window is too small for a picture
+    const box = node.getBBox();
+    const middle = new DOMPoint(box.x + box.width / 2, box.y + box.height / 2).matrixTransform(ofPicture.inverse().multiply(ofNode));
+    const start = (at, size) => Math.max(0, Math.min(at - PART / 2, size - PART));
+    this.picture.setAttribute("viewBox", `${start(middle.x, width)} ${start(middle.y, height)} ${PART} ${PART}`);
+    Object.entries({ width: PART, height: PART }).forEach(([name, size]) => this.picture.setAttribute(name, size));
   }
   show() {
     const { quantities, values, recorded, given, original } = this.step;
