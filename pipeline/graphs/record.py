@@ -21,6 +21,7 @@ from pipeline.environment import framework_of
 from pipeline.graphs.graph import Example, Graph, Structure
 from pipeline.graphs.on_paper import graph_of_equations
 from pipeline.graphs.values import record_example
+from pipeline.quantities.example import size_names
 from pipeline.quantities.paper import Paper
 from pipeline.runtimes import Loop, Opened
 
@@ -115,9 +116,8 @@ def _without_shapes(graph: Graph) -> list[Any]:
 
 
 def _sizes(problem: str) -> dict[str, int]:
-    names: Any = load_problem(problem).Sizes.__annotations__  # pyright: ignore[reportAttributeAccessIssue]
     lengths = {"min_length": max(LONGEST), "max_length": max(LONGEST)}
-    return dict(zip([name for name in names if name not in lengths], PRIMES, strict=False)) | lengths
+    return dict(zip(size_names(problem), PRIMES, strict=False)) | lengths
 
 
 def _batch(

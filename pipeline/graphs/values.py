@@ -103,5 +103,5 @@ def _is_readable(paper: Paper) -> bool:
 
 
 def _numbers(array: Array) -> Any:
-    """Nested lists, with None for NaN: the rows of examples that are not that long."""
-    return np.where(np.isnan(array), np.array(None), array).tolist()
+    """Nested lists. None is NaN, as in the rows of examples that are not that long, or infinity."""
+    return np.where(np.isfinite(array), array, np.array(None)).tolist()
