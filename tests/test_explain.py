@@ -19,16 +19,18 @@ from pipeline.parity.explain import Explanation, explain, table
 from pipeline.results import FirstWrong
 
 WRONG_LINE = (REPOSITORY / "docs/wrong-line.md").read_text(encoding="utf-8")
+# Right lessons, each with other means of Python or of a framework than ours.
+STYLES = {file.stem: file.relative_to(REPOSITORY) for file in sorted(REPOSITORY.glob("tests/styles/*/*.py"))}
 SAMPLE = 10  # mutants of each lesson; tests/mutations.py tries all
 pytestmark = pytest.mark.filterwarnings("ignore")  # a mutant may divide by 0, or broadcast
 
 
 def explanation_of(name: str, old: str, new: str) -> Explanation:
-    """Of a lesson in which `old` is replaced by `new`."""
-    source = source_of(name)
+    """Of a lesson, or of a file of tests/styles, in which `old` is replaced by `new`."""
+    file = STYLES.get(name) or implementation_file(LESSONS[name], name)
+    source = file.read_text(encoding="utf-8")
     assert source.count(old) == 1, old
-    problem = LESSONS[name]
-    return explain(problem, source.replace(old, new), implementation_file(problem, name), runtime_of(name))
+    return explain(file.parent.name, source.replace(old, new), file, runtime_of(name))
 
 
 @pytest.mark.parametrize("name", LESSONS)
@@ -41,6 +43,12 @@ def test_every_quantity_of_a_lesson_agrees_to_1e_12_in_float64(name: str):
         assert row.error <= 1e-12, row
         assert set(row.marks.removeprefix("·")) == {"✓"}, row  # no gradient leads back to h[0], which is 0
         assert row.lines, row
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_right_lesson_in_another_style_is_called_right(name: str):
+    explanation = explanation_of(name, "class Implementation", "class Implementation")
+    assert explanation.is_right, explanation.sentence
 
 
 MISTAKES = yaml.safe_load((REPOSITORY / "tests/mistakes.yaml").read_text(encoding="utf-8"))

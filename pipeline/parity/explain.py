@@ -9,6 +9,7 @@ lesson's framework. The exit status is 0 where everything agrees, and 1 otherwis
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from pipeline.contract import implementation_file
 from pipeline.environment import enter_interpreter, framework_of, resolve
-from pipeline.errors import shown_to_the_user
+from pipeline.errors import UserError, shown_to_the_user
 from pipeline.parity.first_wrong import Finder
 from pipeline.quantities.example import LEARNING_RATE, example_to_compare
 from pipeline.quantities.match import Match, Matcher
@@ -101,7 +102,12 @@ def main(name: str, problem: str, device: str, form: str = "") -> None:
     params = load_params().model_copy(update={"implementations": {name: problem}, "device": device})
     file = implementation_file(problem, name)
     runtime = load_runtime(name)(resolve(params, asked="DEVICE"))
-    explanation = explain(problem, file.read_text(encoding="utf-8"), file, runtime)
+    try:
+        source = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no text in UTF-8 ({error}). Save it as UTF-8.") from None
+    with redirect_stdout(sys.stderr):  # what the lesson prints is no part of the explanation
+        explanation = explain(problem, source, file, runtime)
     print(json.dumps(asdict(explanation)) if form == "json" else table(name, explanation))
     sys.exit(not explanation.is_right)
 

@@ -1,17 +1,19 @@
 """What is wrong first with a lesson that was observed, in a sentence, and on which line."""
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from textwrap import shorten
 
 import numpy as np
 
 from pipeline.contract import Array, load_problem
 from pipeline.quantities.equations import Equation
 from pipeline.quantities.match import TOLERANCE, Match, Matcher, line_after, relative_error
-from pipeline.quantities.observe import Event, Observation
+from pipeline.quantities.observe import ContractError, Event, Observation
 from pipeline.quantities.paper import Paper
-from pipeline.quantities.variants import attempt, cause_of, where_wrong
+from pipeline.quantities.variants import ROUNDED, attempt, cause_of, where_wrong
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Finder:
     def __init__(self, paper: Paper, observation: Observation, matches: Sequence[Match]) -> None:
         self.paper, self.observation = paper, observation
         self.unfinished = unfinished_methods(observation.source)
+        losses, kinds = observation.losses, {event.kind for event in observation.events}
+        if losses and losses[0] is None and "updated" not in kinds:
+            self.unfinished.add("step")
         # Where the step ends early, a weight is not wrong because no line has updated it yet.
         early = bool(self.unfinished or observation.failure)
         self.matches = [
@@ -42,7 +47,6 @@ class Finder:
         if not self.observation.weights:
             yield from self._failure()
             return
-        yield from self._given()
         yield from self._step(self.paper, self.matches, 1)
         if "step" in self.unfinished:
             yield from self._next_quantity()
@@ -63,10 +67,11 @@ class Finder:
                 yield Wrong(f"`__init__` has to keep the weight {name} as self.{name}.", name, lines)
             elif relative_error(value, array) > TOLERANCE:
                 others = [key for key, other in self.paper.weights.items() if relative_error(value, other) <= TOLERANCE]
-                text = f"{name} does not start as the weight that it is given: {self._line(*lines)}"
+                text = f"{name} does not start as the weight that it is given{self._at(*lines)}"
+                text += ", which is rounded to float32, or less" * (relative_error(value, array) < ROUNDED)
                 yield Wrong(f"{text}{''.join(f', takes {key}' for key in others[:1])}.", name, lines)
         for event in events:
-            if event.name == "learning_rate" and float(event.value) != self.paper.given["learning_rate"]:
+            if event.name == "learning_rate" and np.any(event.value != self.paper.given["learning_rate"]):
                 text = f"learning_rate is not the one that is given: {self._line(event.line)}."
                 yield Wrong(text, event.name, [event.line])
         for name, line in Matcher(self.paper, self.observation).wrong_data():
@@ -78,6 +83,8 @@ class Finder:
         """Those that differ, unless the results of the step are right: then a name only stands for something else."""
         if self._results_are_right(paper, number):
             return
+        if number == 1:
+            yield from self._given()
         for match in matches:
             if not match.is_wrong:
                 continue
@@ -91,16 +98,20 @@ class Finder:
         weights, losses = self.observation.weights, self.observation.losses
         if len(weights) <= number:
             return False
-        results = [*weights[number].items(), ("loss", losses[number - 1])]
+        results = [*((key, weights[number].get(key)) for key in paper.weights), ("loss", losses[number - 1])]
         return all(relative_error(value, paper.values[key, None]) <= TOLERANCE for key, value in results)
 
     def _missing_operand(self, match: Match, matches: Sequence[Match]) -> Match | None:
         """An operand that the lesson names elsewhere, such as h at another time step, and does not compute here."""
-        named = match.equation.operands & {event.name for event in self._events("step")}
+        named = {other.equation.name for other in matches if other.line and not other.by_value}
         for operand in matches:
             if operand is match or operand.equation.part == "backward":
                 return None
-            if operand.value is None and not operand.detached and operand.equation.name in named:
+            if (
+                operand.value is None
+                and not operand.detached
+                and operand.equation.name in named & match.equation.operands
+            ):
                 return operand
         return None
 
@@ -132,8 +143,12 @@ class Finder:
             return Wrong(f"{text}adds to `.grad`, which no line clears before.", name, lines)
         if not match.line:
             sources = [other.line for other in self.matches if other.key[0] == f"grad_{name}" and other.line]
-            text = f"{label} is not updated: no line computes `{equation.left} = {equation.right}`."
-            return Wrong(text, name, sources)
+            text = f"{label} is not updated: no line computes `{equation.left} = {equation.right}`"
+            for event in self._events("step", number):
+                if relative_error(event.value, match.expected) <= TOLERANCE:
+                    text = f"{label} is not updated: {self._line(event.line)}, computes it, but does not keep it"
+                    text, sources = f"{text} as self.{name}", [event.line]
+            return Wrong(f"{text}.", name, sources)
         text = f"{label} is the first quantity that differs: {self._line(match.line)}"
         text = f"In the second step {text}" if number > 1 else text
         if match.recorded_line not in (0, match.line):
@@ -170,27 +185,36 @@ class Finder:
         failure = self.observation.failure
         if not failure:
             return
-        kind, error = type(failure.error).__name__, " ".join(str(failure.error).split())[:300].rstrip(".")
+        error = getattr(failure.error, "msg", "") or str(failure.error)  # of a SyntaxError, without its line
+        if isinstance(failure.error, ContractError):
+            yield Wrong(f"{error}.", failure.call)
+        error = " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error).split()).rstrip(".")  # TensorFlow's names for it
+        raised = f"{type(failure.error).__name__}{': ' * bool(error)}{shorten(error, 300, placeholder=' …')}"
         place = f"`{failure.call}`" if failure.call else "The file"
-        text = f"{place} fails: {self._line(failure.line)}, raises {kind}: {error}."
+        text = f"{place} fails: {f'{self._line(failure.line)}, raises ' if failure.line else ''}{raised}."
         name = getattr(failure.error, "name", None) or ""
         if isinstance(failure.error, UnboundLocalError):
             name = error.split("'")[1]
         missing = [match.equation for match in self.matches if match.value is None]
         equation = next((equation for equation in missing if equation.name == name or not name), None)
+        if failure.number > 1:
+            text = f"In the second step {text}"
         if isinstance(failure.error, AttributeError) and name in {*self.paper.weights, "learning_rate"}:
             text += f" `__init__` has to keep it as self.{name}."
         elif equation and failure.call == "step":
+            before = "No line before computes" if name else "The next quantity is"
             name = equation.name
-            text += f" No line before computes {equation.left}, which should be `{equation.right}`."
+            text += f" {before} {equation.left}, which should be `{equation.right}`."
+        for key, line in self.observation.replaced.items():
+            text += f" Since line {line}, self.{key} is a tensor that gets no gradient. Change self.{key} in place."
         yield Wrong(text, name, [failure.line])
 
     def _returned_loss(self) -> Iterator[Wrong]:
         """What `step` returns, and whether it changes the batch."""
         loss, expected = self.observation.losses[0], self.paper.values["loss", None]
-        line = (
-            [event.line for event in self._events("step", 1) if event.kind == "returned"] or [self.observation.end]
-        )[-1]
+        returned = [event for event in self._events("step", 1) if event.kind == "returned"][-1:]
+        same = [event.line for event in self._events("step", 1) if returned and event.object is returned[0].object]
+        line = (same or [self.observation.end])[0]
         if loss is None:
             yield Wrong(f"`step` returns no number, and should return the loss: {self._line(line)}.", "loss", [line])
         elif relative_error(loss, expected) > TOLERANCE:
@@ -260,6 +284,9 @@ class Finder:
     def _equation(self, name: str) -> Equation:
         return next(equation for equation in self.paper.equations if equation.name == name)
 
+    def _at(self, number: int = 0) -> str:
+        return f": {self._line(number)}" if number else ""
+
     def _line(self, number: int = 0) -> str:
         source = self.observation.source
         return (
@@ -276,7 +303,7 @@ def unfinished_methods(source: Sequence[str]) -> set[str]:
     """The methods in which a line is still `...`."""
     try:
         tree = ast.parse("\n".join(source))
-    except SyntaxError:
+    except (SyntaxError, ValueError):  # of bytes that are 0
         return set()
     return {
         method.name

@@ -54,8 +54,9 @@ def relative_error(value: Array | None, expected: Array) -> float:
     if value is None or value.shape != expected.shape:
         return np.inf
     running = ~np.isnan(expected)
-    difference = np.max(np.abs(value[running] - expected[running]), initial=0)
-    error = float(difference / (np.max(np.abs(expected[running]), initial=0) or 1))
+    with np.errstate(all="ignore"):  # a lesson may have infinity
+        difference = np.max(np.abs(value[running] - expected[running]), initial=0)
+        error = float(difference / (np.max(np.abs(expected[running]), initial=0) or 1))
     return np.inf if np.isnan(error) else error
 
 
@@ -87,10 +88,14 @@ class Matcher:
             elif event.kind == "gradient":
                 self.named[event.name].append(event)
         self.of_weights = {id(paper.values[key]) for line, key, _ in paper.order if line.shape[:2] not in ("", "1,")}
+        self.has_columns = False
         self.objects: dict[Key, list[Event]] = {}  # the events whose value a quantity is
         lengths = paper.lengths
         self.orders = [] if lengths is None else [np.arange(len(lengths)), np.argsort(-lengths, kind="stable")]
         self.orders = [order for order in self.orders if self._x_is_in(order)] or self.orders
+        # Whether the examples are columns: then a quantity may be transposed.
+        x = [event.value for event in self.named["x"] if event.kind == "argument"]
+        self.has_columns = bool(x) and np.array_equal(x[0].T, paper.given["x"])
 
     def matches(self) -> Iterator[Match]:
         """Each quantity, in the order of the equations. The equations that no line computes are there too."""
@@ -103,7 +108,8 @@ class Matcher:
             if match.value is None or not match.is_right:
                 # What a line computes on the way to a wrong value of this name is not what the lesson uses.
                 same = [event for event in self.events if self._is(event, key)]
-                if same and match.line not in {line for event in same for line in (event.line, self.line_of(event))}:
+                lines = {line for event in same for line in (event.line, self.line_of(event))}
+                if same and (match.line not in lines or self._is_next(match)):
                     match = Match(equation, key, time, expected, expected, self.line_of(same[0]), by_value=True)
             if match.is_right:
                 known_by = [event for event in self.events if self._is(event, key)]
@@ -111,6 +117,15 @@ class Matcher:
                     known_by = [event for event in known_by if event.name == key[0]]
                 self.objects[key] = known_by
             yield match
+
+    def _is_next(self, match: Match) -> bool:
+        """Whether a value of this name is another quantity that follows from it, as where h is relu(x @ w1)."""
+        return any(
+            match.equation.name in equation.operands
+            and equation.part == match.equation.part
+            and relative_error(match.value, self.paper.values[key]) <= TOLERANCE
+            for equation, key, _ in self.paper.order
+        )
 
     def line_of(self, event: Event) -> int:
         """The line that computed a value, which may have got its name elsewhere."""
@@ -151,13 +166,19 @@ class Matcher:
     def _by_name(self, key: Key) -> Iterator[tuple[Event, Array]]:
         name, index = key
         if index is None:
+            expected = self.paper.values[key]
             for event in self.named[name]:
-                yield event, self._arranged(event.value, self.paper.values[key])
+                if not self._is_of_one_example(event, expected):
+                    yield event, self._arranged(event.value, expected)
             return
         if index == "length":
             return
         indices = [other for _, (quantity, other), _ in self.paper.order if quantity == name and other != "length"]
-        single = [event for event in self.named[name] if not self._pieces(event, name)]
+        single = [
+            event
+            for event in self.named[name]
+            if not self._pieces(event, name) and not self._is_of_one_example(event, self.paper.values[key])
+        ]
         single = [
             event
             for before, event in zip([None, *single], single, strict=False)
@@ -170,11 +191,23 @@ class Matcher:
         if not single:
             return
         # A name that is assigned again and again: one value for each time step, with or without one for the start.
+        if len(single) > len(indices):
+            first = max((1, 0), key=lambda first: self._agreement(name, indices, single[first:]))
+            single = single[first:]
         starts = range(max(1, len(indices) - len(single) + 1))
         start = max(starts, key=lambda start: self._agreement(name, indices[start:], single))
         place = indices.index(index) - start
         if 0 <= place < len(single):
-            yield single[place], self._arranged(single[place].value, self.paper.values[key])
+            value = self._arranged(single[place].value, self.paper.values[key])
+            # Fewer values than time steps may be of any of them, or of other examples: such a value is not wrong.
+            if len(single) >= len(indices) - 1 or relative_error(value, self.paper.values[key]) <= TOLERANCE:
+                yield single[place], value
+
+    def _is_of_one_example(self, event: Event, expected: Array) -> bool:
+        """Whether a lesson that loops over the examples has the values of one of them at a time in this name."""
+        examples, size = len(self.paper.given["y"]), event.value.size
+        same = [other for other in self.named[event.name] if (other.line, other.value.size) == (event.line, size)]
+        return len(same) >= examples and expected.ndim == 2 and size * examples == expected.size
 
     def _agreement(self, name: str, indices: Sequence[int | str | None], events: Sequence[Event]) -> int:
         """How many of these have the values of these time steps; the shapes count, too, where no value is right."""
@@ -195,6 +228,9 @@ class Matcher:
             return self._gradients_at_ends(quantity, expected), None
         events = self.objects.get((quantity, index), [])
         arrived = [gradient for event in events for gradient in self.gradients.get(id(event.object), [])]
+        others = [event for other, same in self.objects.items() if other != (quantity, index) for event in same]
+        if {id(event.object) for event in others} & {id(event.object) for event in events}:
+            return [], None  # a tensor was changed in place: its gradient may be that of either quantity
         failure = self.observation.failure
         complete = self.gradients and not (failure and failure.in_gradients)
         if events and not arrived and complete and self._depends_on_weights(quantity, index):
@@ -249,9 +285,8 @@ class Matcher:
         if self.paper.lengths is None or name != "x":
             return relative_error(self._arranged(event.value, expected), expected) == 0
         pieces = self._pieces(event, "x")
-        padded = event.value.ndim == 3 and np.isnan(event.value).any()
         right = (relative_error(rows, self._rows_at(time)) == 0 for time, rows in pieces.items())
-        return bool(pieces) and not padded and all(right)
+        return bool(pieces) and all(right)
 
     def _x_is_in(self, order: Array) -> bool:
         """Whether the lesson has x in this order of the examples."""
@@ -262,6 +297,8 @@ class Matcher:
 
     def _arranged(self, value: Array, expected: Array) -> Array:
         """The value with a row for each example, NaN where one is not running; the value itself if it does not fit."""
+        if self.has_columns and value.ndim == 2:
+            return min(value, value.T, key=lambda arranged: relative_error(arranged, expected))
         if (
             self.paper.lengths is None
             or id(expected) in self.of_weights
@@ -297,15 +334,15 @@ class Matcher:
         if value.ndim == 2 and len(value) == lengths.sum():
             ends = np.cumsum([np.count_nonzero(lengths >= time) for time in steps])
             parts = dict(zip(steps, np.split(value, ends[:-1]), strict=True))
-        elif value.ndim == 3 and value.shape[:2] == (longest, examples):
-            parts = dict(zip(steps, value, strict=True))
-        elif value.ndim == 3 and value.shape[:2] == (examples, longest):
-            parts = dict(zip(steps, value.swapaxes(0, 1), strict=True))
+        elif value.ndim == 3 and examples in value.shape[:2]:
+            by_time = value if value.shape[1] == examples else value.swapaxes(0, 1)
+            first = longest - len(by_time) + 1
+            if first not in (0, 1):  # with a place for the start, or without
+                return {}
+            parts = dict(enumerate(by_time, first))
         else:
             return {}
-        return {
-            time: self._arranged(part, expected[time]) for time, part in parts.items() if expected[time] is not None
-        }
+        return {time: self._arranged(part, expected[time]) for time, part in parts.items() if time in expected}
 
     def _rows_at(self, time: int) -> Array:
         """x at a time step, with a row for each example."""

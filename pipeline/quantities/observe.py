@@ -8,8 +8,9 @@ of PyTorch's tensors, and from TensorFlow's tape, which is asked for more gradie
 """
 
 import ast
+import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,10 +48,15 @@ class Event:
 class Failure:
     """An exception, and the line of the lesson that raised it; 0 where the lesson has none in its traceback."""
 
-    error: Exception
+    error: BaseException
     line: int
     call: str
+    number: int  # of the call
     in_gradients: bool  # while the framework computed gradients
+
+
+class ContractError(Exception):
+    """What the file lacks of pipeline/contract.py, in a sentence without its full stop."""
 
 
 @dataclass
@@ -64,6 +70,7 @@ class Observation:
     weights: list[dict[str, Array]] = field(default_factory=list)  # at the start and after each step
     predictions: Any = None  # what `predict` returned
     failure: Failure | None = None
+    replaced: dict[str, int] = field(default_factory=dict)  # weights that PyTorch no longer keeps a gradient of: lines
     changed_batch: int = 0  # the line of `step` after which the batch was another one
     end: int = 0  # the last line of `step`
 
@@ -73,19 +80,24 @@ def observe(source: str, file: Path, runtime: Runtime, paper: Paper) -> Observat
 
     What the lesson raises ends the observation and is kept in `failure`.
     """
-    observation = Observation(source.splitlines())
+    observation = Observation(source.split("\n"))  # as Python counts lines, which `splitlines` does not
     weights, batch = paper.weights, paper.batch
     recorder = Recorder(observation, tuple(weights))
-    module = ModuleType(f"{file.stem} under observation")
-    module.__file__ = str(file)
+    module = ModuleType(".".join(file.with_suffix("").parts))
+    module.__file__, module.__package__ = str(file), module.__name__.rpartition(".")[0]
     vars(module).update(vars(recorder.calls))
     *inputs, _ = batch.values()
-    with runtime.eagerly(), recorder.catching(file):
+    with runtime.eagerly(), _imported(module), recorder.catching(file):
         tree = ast.parse(source)
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         observation.end = max((node.end_lineno or 0 for node in functions if node.name == "step"), default=0)
         exec(compile(instrumented(tree), str(file), "exec"), vars(module))  # noqa: S102
-        create: Callable[[], Any] = lambda: module.Implementation(  # noqa: E731
+        lesson: Any = vars(module).get("Implementation")
+        if not isinstance(lesson, type):
+            raise ContractError("The file has no class Implementation")
+        if missing := [method for method in ("place", "step", "predict") if not hasattr(lesson, method)]:
+            raise ContractError(f"Implementation has no method {missing[0]}")
+        create: Callable[[], Any] = lambda: lesson(  # noqa: E731
             {key: array.copy() for key, array in weights.items()},
             learning_rate=paper.given["learning_rate"],
             device=runtime.device,
@@ -94,12 +106,19 @@ def observe(source: str, file: Path, runtime: Runtime, paper: Paper) -> Observat
         implementation = recorder.implementation = create()
         recorder.begin("place", 1)
         placed = implementation.place({key: array.copy() for key, array in batch.items()})
-        observation.placed = [_on_host(value) for value in placed or ()]
-        recorder.batch = list(placed or ())
+        if not isinstance(placed, tuple | list):
+            raise ContractError(
+                f"`place` returns {_a_type(placed)}, and should return a tuple: the arguments of `step`"
+            )
+        observation.placed = [_on_host(value) for value in placed]
+        recorder.batch = list(placed)
         observation.weights.append(recorder.current_weights())
         for number in (1, 2):
             recorder.begin("step", number)
             loss = implementation.step(*recorder.batch)
+            if isinstance(loss, Coroutine | Generator):
+                loss.close()
+                raise ContractError(f"None of the lines of `step` runs, because it returns {_a_type(loss)}")
             observation.losses.append(_on_host(loss))
             recorder.after(0)
             observation.weights.append(recorder.current_weights())
@@ -107,6 +126,18 @@ def observe(source: str, file: Path, runtime: Runtime, paper: Paper) -> Observat
         recorder.begin("predict", 1)
         observation.predictions = create().predict(*(array.copy() for array in inputs))
     return observation
+
+
+@contextmanager
+def _imported(module: ModuleType) -> Iterator[None]:
+    """The module is one of Python's modules: dataclasses, pickle and inspect look there for it."""
+    before = {name: sys.modules[name] for name in (module.__name__,) if name in sys.modules}
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
+        sys.modules.update(before)
 
 
 class Recorder:
@@ -117,6 +148,7 @@ class Recorder:
         self.call, self.number = "", 0
         self._last: dict[str, Array | None] = {}
         self._batch_before: list[Any] = []
+        self._kept: set[str] = set()  # the weights that have a gradient beside them
         self._hooked: set[int] = set()
         self._pending: list[Event] = []  # gradients that the line under way has computed
         self.calls = ModuleType("calls")
@@ -125,6 +157,7 @@ class Recorder:
 
     def begin(self, call: str, number: int) -> None:
         self.call, self.number = call, number
+        self._kept = set(filter(self._has_gradient, self.weights))
         self._last = {**self.current_weights(), **self._gradients_beside()}
         self._batch_before = [_on_host(value) for value in self.batch]
 
@@ -132,11 +165,13 @@ class Recorder:
     def catching(self, file: Path) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # a lesson may raise anything
+        except BaseException as error:  # a lesson may raise anything, SystemExit too; Ctrl-C ends a loop without end
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == str(file)]
             lines += [error.lineno] if isinstance(error, SyntaxError) else []
-            self.observation.failure = Failure(error, (lines or [0])[-1] or 0, self.call, bool(self._pending))
+            self.observation.failure = Failure(
+                error, (lines or [0])[-1] or 0, self.call, self.number, bool(self._pending)
+            )
 
     def see(self, value: Any, kind: Kind, line: int, name: str = "") -> Any:
         parts: tuple[Any, ...] = value if isinstance(value, tuple) and not name else (value,)
@@ -161,11 +196,13 @@ class Recorder:
         for event in self._pending:
             event.line = line or event.line
         self._pending.clear()
-        now = {**self.current_weights(), **self._gradients_beside()}
-        for name, array in now.items():
+        values = {**self.current_weights(), **self._gradients_beside()}
+        for name, array in values.items():
             before = self._last.get(name)
             if array is not None and (before is None or not _same(array, before)):
                 kept: Any = getattr(self.implementation, name.removeprefix("grad_"))
+                if name in self._kept and not self._has_gradient(name):
+                    self.observation.replaced[name] = line
                 self._add(
                     "gradient" if name.startswith("grad_") else "updated",
                     line,
@@ -173,9 +210,10 @@ class Recorder:
                     array,
                     getattr(kept, "grad", None),
                 )
-        self._last = now
+        self._last |= values
         batch = [_on_host(value) for value in self.batch]
-        if not self.observation.changed_batch and not all(map(_same, batch, self._batch_before)):
+        pairs = zip(batch, self._batch_before, strict=True)
+        if not self.observation.changed_batch and not all(now is None or _same(now, before) for now, before in pairs):
             self.observation.changed_batch = line
 
     def gradient(self, tape: Any) -> Callable[..., Any]:
@@ -198,6 +236,11 @@ class Recorder:
             return type(sources)(gradients[: len(sources)])
 
         return gradient
+
+    def _has_gradient(self, name: str) -> bool:
+        """Whether the weight is a tensor that `backward` computes a gradient of."""
+        weight = getattr(self.implementation, name, None)
+        return getattr(weight, "requires_grad", False) and getattr(weight, "is_leaf", False)
 
     def current_weights(self) -> dict[str, Array]:
         kept = ((key, _on_host(getattr(self.implementation, key, None))) for key in self.weights)
@@ -222,16 +265,25 @@ class Recorder:
 
 def _on_host(value: Any) -> Any:
     """A copy as a NumPy array, floating-point numbers in float64; None for what is no array."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-    if hasattr(value, "numpy"):
-        value = value.numpy()
+    if not any((hasattr(value, "dtype"), isinstance(value, list | float))):  # a file has a `detach` as well
+        return None
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+        if hasattr(value, "numpy"):
+            value = value.numpy()
+    except Exception:  # some tensors have no numbers: in a transformation of torch.func, in a graph of TensorFlow
+        return None
     if isinstance(value, list) and all(isinstance(number, int) for number in value):
         value = np.array(value)
     if not isinstance(value, np.ndarray | np.generic | float):
         return None
     array = np.array(value)
     return array.astype(np.float64) if array.dtype.kind in "fb" else array
+
+
+def _a_type(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -252,8 +304,9 @@ class _Instrument(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
         outer, self.function = self.function, node.name
+        result, node.returns = node.returns, None  # annotations stay as they are: dataclasses read them as text
         self.generic_visit(node)
-        self.function = outer
+        self.function, node.returns = outer, result
         node.body = [*(_see_name(name, "argument", node) for name in names), *node.body]
         return node
 
@@ -263,21 +316,37 @@ class _Instrument(ast.NodeTransformer):
         return node
 
     def visit_Expr(self, node: ast.Expr) -> list[ast.stmt]:
+        match node.value:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="append"), args=[value]):
+                node.value.args = [_see(value, "assigned", node, name)]
         return [node] if isinstance(node.value, ast.Constant) else self._followed(node)
 
     def visit_Assign(self, node: ast.Assign) -> list[ast.stmt]:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.List(elts=[value]) as values):
+                values.elts = [_see(value, "assigned", node, name)]
         return self._followed(node, *node.targets)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> list[ast.stmt]:
         return self._followed(node, node.target)
 
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return node
+
     def visit_AnnAssign(self, node: ast.AnnAssign) -> list[ast.stmt]:
-        return self._followed(node, node.target) if node.value else [node]
+        annotation, node.annotation = node.annotation, ast.Constant(None)
+        followed: list[ast.stmt] = self._followed(node, node.target) if node.value else [node]
+        node.annotation = annotation
+        return followed
 
     def visit_For(self, node: ast.For) -> ast.For:
         self.generic_visit(node)
         node.body = [*_see_targets(node.target, node), *node.body]
         return node
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> ast.AST:
+        self.generic_visit(node)
+        return _see(node, "assigned", node, node.target.id)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)

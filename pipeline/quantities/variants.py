@@ -17,6 +17,7 @@ from pipeline.quantities.equations import Equation
 from pipeline.quantities.match import TOLERANCE, Match, relative_error
 from pipeline.quantities.paper import FUNCTIONS, Paper
 
+ROUNDED = 1e-4  # relative: what is nearer than this is right but for rounding
 SWAPPED: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Add: (ast.Sub,),
     ast.Sub: (ast.Add,),
@@ -67,11 +68,14 @@ def _agree(value: Array, other: Array | None) -> bool:
     return other is not None and relative_error(value, np.asarray(other, np.float64)) <= TOLERANCE
 
 
-def _not_finite(match: Match, value: Array, _: Paper) -> str:
+def _not_finite(match: Match, value: Array, paper: Paper) -> str:
     computed = value[~np.isnan(match.expected)] if value.shape == match.expected.shape else value
     if np.isfinite(computed).all():
         return ""
-    return f"it is the first quantity that has {'infinity' if np.isinf(computed).any() else 'NaN'}"
+    if np.isinf(computed).any():
+        return "it is the first quantity that has infinity"
+    padding = " (here x is NaN beyond the length of an example, and nothing may depend on that)"
+    return f"it is the first quantity that has NaN{padding * (paper.lengths is not None)}"
 
 
 def _whole(match: Match, value: Array, paper: Paper) -> str:
@@ -116,7 +120,7 @@ def _edits(right: str) -> Iterator[tuple[str, str]]:
             yield words.format(ast.unparse(changed)), ast.unparse(changed)
 
 
-def _replacements(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+def _replacements(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:  # noqa: PLR0912 (a table)
     gives = "it is what `{}` gives"
     match node:
         case ast.BinOp(left=left, op=ast.Mult(), right=ast.Compare() as mask):
@@ -130,12 +134,17 @@ def _replacements(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
             yield f"it is not divided by {ast.unparse(right)}", left
         case ast.BinOp(left=left, op=ast.Sub(), right=right):
             yield gives, ast.BinOp(right, ast.Sub(), left)
+            yield gives, ast.UnaryOp(ast.USub(), right)
+        case ast.BinOp(left=left, op=ast.MatMult(), right=right):
+            yield gives, ast.BinOp(left, ast.MatMult(), _transposed(right))
+            yield gives, ast.BinOp(_transposed(left), ast.MatMult(), right)
+        case ast.BinOp(left=left, op=ast.Pow()):
+            yield gives, ast.Call(ast.Name("abs"), [left], [])
         case ast.Call(func=ast.Name(id="mean"), args=[argument]):
             yield "it is a sum in place of a mean", ast.Call(ast.Name("total"), [argument], [])
+            yield gives, ast.BinOp(node, ast.Pow(), ast.Constant(0.5))
         case ast.Call(func=ast.Name(id="relu" | "softmax" | "log" as function), args=[argument]):
             yield f"{function} is missing", argument
-        case ast.Attribute(value=value, attr="T"):
-            yield gives, value
         case ast.Constant(value=int(number)):
             yield gives, ast.Constant(number + 1)
             yield gives, ast.Constant(number - 1)
@@ -147,6 +156,10 @@ def _replacements(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     if isinstance(node, ast.Compare):
         for operator in SWAPPED.get(type(node.ops[0]), ()):
             yield gives, ast.Compare(node.left, [operator()], node.comparators)  # pyright: ignore[reportArgumentType]
+
+
+def _transposed(node: ast.expr) -> ast.expr:
+    return node.value if isinstance(node, ast.Attribute) else ast.Attribute(node, "T")
 
 
 def _replaced(tree: ast.expr, index: int, replacement: ast.expr) -> ast.expr:
@@ -166,24 +179,31 @@ def _replaced(tree: ast.expr, index: int, replacement: ast.expr) -> ast.expr:
 
 def _factor(match: Match, value: Array, paper: Paper) -> str:
     """A constant by which the value is too large."""
-    expected = match.expected
+    expected, what = match.expected, "it"
     if value.shape != expected.shape:
         return ""
+    if match.equation.part == "update":
+        before, what = paper.weights[match.equation.name], f"the change of {match.equation.name}"
+        value, expected = value - before, expected - before
     chosen = np.abs(np.nan_to_num(expected)) > 1e-6
     if not chosen.any():
         return ""
     factor = float(np.median(value[chosen] / expected[chosen]))
-    if not _agree(value, factor * expected):
+    if abs(factor - 1) < ROUNDED or not _agree(value, factor * expected):
         return ""
+    if factor == 0:
+        return f"{what} is 0"
     sizes = {key: float(value) for key, value in paper.sizes.items()} | {"learning_rate": paper.given["learning_rate"]}
-    names = {f"{number}": float(number) for number in (2, 3, 4)} | sizes
+    names = {f"{number}": float(number) for number in (2, 4)} | sizes
     names |= {f"({one} * {two})": sizes[one] * sizes[two] for one, two in combinations(sizes, 2)}
     candidates = names | {f"1 / {name}": 1 / size for name, size in names.items()}
-    candidates |= {f"2 / {name}": 2 / size for name, size in names.items() if not name.isdigit()}
+    for name, size in names.items():
+        if not name.isdigit():
+            candidates |= {f"2 / {name}": 2 / size, f"{name} / 2": size / 2}
     for words, number in candidates.items():
         if np.isclose(abs(factor), number, rtol=1e-9):
-            return f"it is {'-' * (factor < 0)}{words} times what it should be"
-    return f"it is {factor:.6g} times what it should be"
+            return f"{what} is {'-' * (factor < 0)}{words} times what it should be"
+    return f"{what} is {factor:.6g} times what it should be" if expected.ndim else ""
 
 
 def _other(match: Match, value: Array, paper: Paper) -> str:
@@ -208,7 +228,7 @@ def _other(match: Match, value: Array, paper: Paper) -> str:
 
 
 def _rounded(match: Match, value: Array, _: Paper) -> str:
-    near = value.shape == match.expected.shape and relative_error(value, match.expected) < 1e-4
+    near = value.shape == match.expected.shape and relative_error(value, match.expected) < ROUNDED
     return "it is rounded: some of the arithmetic is in float32, or less" if near else ""
 
 
