@@ -1,6 +1,7 @@
 """Which line of a lesson is wrong: every lesson as it is, mutants of each, typical mistakes, and unfinished lessons."""
 
 import csv
+import json
 import random
 import re
 import sys
@@ -146,6 +147,26 @@ def test_what_cannot_be_explained_is_one_sentence(arguments: list[str], words: s
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not clone.run("git", "status", "--porcelain", "--", "pipeline").stdout, "it has left a file"
+
+
+def test_what_a_lesson_prints_and_how_it_is_saved_leave_the_exit_status(make_clone: Callable[..., Clone]):
+    clone = make_clone("numpy_arrays")
+    file = clone.path / implementation_file("two_layer", "numpy_arrays")
+    right = file.read_bytes()
+    command = [sys.executable, "-m", "pipeline.parity.explain", "numpy_arrays", "two_layer", "cpu", "json"]
+
+    def explained_as(source: bytes, succeeds: bool) -> dict[str, Any]:
+        file.write_bytes(source)
+        return json.loads(clone.run(*command, succeeds=succeeds).stdout)
+
+    for saved in (b"\xef\xbb\xbf" + right, right.replace(b"\n", b"\r\n"), right.replace(b"    ", b"\t")):
+        assert explained_as(saved, succeeds=True)["is_right"]
+    assert explained_as(right.replace(b"# Update.", b"print('no line', end='')"), succeeds=True)["is_right"]
+    assert "SystemExit" in explained_as(right + b"\nraise SystemExit(0)\n", succeeds=False)["sentence"]
+    file.write_bytes(b"# caf\xe9\n" + right)
+    message = clone.run(*command, succeeds=False).stderr
+    assert message.startswith("ERROR: pipeline/lessons/two_layer/numpy_arrays.py is no text in UTF-8")
+    assert "Traceback" not in message
 
 
 def test_failed_explanation_leaves_the_parity_report_complete(make_clone: Callable[..., Clone], monkeypatch: Any):
