@@ -100,8 +100,8 @@ def _variants(equation: Equation, paper: Paper) -> Iterator[tuple[str, str, dict
     after = {key: paper.values[key, None] for key in paper.weights}
     if equation.part == "update":
         gradient = f"grad_{equation.name}"
-        yield "the update happens twice", equation.right.replace("learning_rate", "2 * learning_rate"), {}
-        yield "the learning rate is squared", equation.right.replace("learning_rate", "learning_rate ** 2"), {}
+        twice = f"the change of {equation.name} is twice what it should be, as if it was updated two times"
+        yield twice, equation.right.replace("learning_rate", "2 * learning_rate"), {}
         yield f"{gradient} was computed, but not subtracted", f"{gradient}", {}
         return
     for key in equation.operands & after.keys():
