@@ -35,7 +35,7 @@ class Finder:
         if losses and losses[0] is None and "updated" not in kinds:
             self.unfinished.add("step")
         # Where the step ends early, a weight is not wrong because no line has updated it yet.
-        early = bool(self.unfinished or observation.failure)
+        early = "step" in self.unfinished or observation.failure
         self.matches = [
             replace(match, value=None) if early and match.equation.part == "update" and not match.line else match
             for match in matches
@@ -45,12 +45,13 @@ class Finder:
         """Everything that is wrong, the first thing first: nothing for a lesson that is right."""
         yield from self._next_method()
         if not self.observation.weights:
-            yield from self._failure()
+            yield from self._failure("", "__init__", "place")
             return
         yield from self._step(self.paper, self.matches, 1)
+        yield from self._failure("step")
         if "step" in self.unfinished:
             yield from self._next_quantity()
-        yield from self._failure()
+        yield from self._failure("predict")
         yield from self._returned_loss()
         yield from self._second_step()
         yield from self._predictions()
@@ -181,9 +182,9 @@ class Finder:
 
     # What comes after the quantities.
 
-    def _failure(self) -> Iterator[Wrong]:
+    def _failure(self, *calls: str) -> Iterator[Wrong]:
         failure = self.observation.failure
-        if not failure:
+        if not failure or failure.call not in calls:
             return
         error = getattr(failure.error, "msg", "") or str(failure.error)  # of a SyntaxError, without its line
         if isinstance(failure.error, ContractError):
