@@ -288,6 +288,20 @@ def test_the_lesson_as_it_is_passes(params: Params, drawn: data.DataSet):
     assert row.test_r2 == pytest.approx(1 - np.sum((predictions - y) ** 2) / np.sum((y - np.mean(y, 0)) ** 2))
 
 
+def broken_lesson(name: str, line: str, broken: str) -> Callable[[Weights, float], Any]:
+    """What constructs a lesson in which `line` is `broken`."""
+    source = Path(str(load_implementation(LESSONS[name], name).__init__.__code__.co_filename)).read_text()
+    assert line in source
+    namespace: dict = {"__name__": "broken"}
+    exec(compile(source.replace(line, broken), name, "exec"), namespace)  # noqa: S102
+
+    def create_broken(weights: Weights, learning_rate: float) -> Any:
+        implementation = namespace["Implementation"](weights, learning_rate=learning_rate, device="cpu")
+        return load_runtime(name)(HOST).loop(implementation, weights)
+
+    return create_broken
+
+
 @pytest.mark.parametrize(
     ("name", "line", "broken"),
     [
@@ -301,16 +315,7 @@ def test_broken_backward_pass_fails_the_parity_check(
     params: Params, drawn: data.DataSet, name: str, line: str, broken: str
 ):
     """In each lesson with a backward pass written by hand: the gradient is caught, though the loss still goes down."""
-    source = Path(str(load_implementation(LESSONS[name], name).__init__.__code__.co_filename)).read_text()
-    assert line in source
-    namespace: dict = {"__name__": "broken"}
-    exec(compile(source.replace(line, broken), name, "exec"), namespace)  # noqa: S102
-
-    def create_broken(weights: Weights, learning_rate: float):
-        implementation = namespace["Implementation"](weights, learning_rate=learning_rate, device="cpu")
-        return load_runtime(name)(HOST).loop(implementation, weights)
-
-    evaluation = measured(drawn, create_broken, name)
+    evaluation = measured(drawn, broken_lesson(name, line, broken), name)
     report = judge(params, {NUMPY: evaluation})
     assert not report.passed
     assert "gradient" in report.implementations[NUMPY].failed
@@ -318,6 +323,30 @@ def test_broken_backward_pass_fails_the_parity_check(
     assert evaluation.test_loss < evaluation.initial_test_loss
     single = params.model_copy(update={"dtype": "float32"})
     assert not judge(single, {NUMPY: evaluation}).passed, "the wide tolerance lets it through"
+
+
+@pytest.mark.parametrize(
+    ("line", "broken", "failed"),
+    [
+        ("(x @ self.w1).relu()", "(x @ self.w1).tanh()", "gradient"),
+        (".relu()", ".tanh()", "gradient"),
+        (".to(self.w1.device) @ self.w1).relu()", ".to(self.w1.device) @ self.w1)", "predictions"),
+    ],
+    ids=["step", "step and predict", "predict"],
+)
+def test_wrong_forward_pass_fails_the_parity_check(
+    params: Params, drawn: data.DataSet, line: str, broken: str, failed: str
+):
+    evaluation = measured(drawn, broken_lesson("torch_autograd", line, broken), "torch_autograd")
+    assert failed in judge(params, {NUMPY: evaluation}).implementations[NUMPY].failed
+
+
+def test_weights_that_are_not_those_of_the_predictions_are_refused(drawn: data.DataSet):
+    done = train(drawn, create)
+    results = outputs(create, done.loop, drawn, 16) | {"train_loss": done.losses}
+    reference = reference_run("two_layer", drawn, steps=30, batch_size=16, learning_rate=0.05)
+    with pytest.raises(UserError, match="The weights on disk do not give the predictions"):
+        evaluate("two_layer", drawn, weights=drawn.initial, outputs=results, reference=reference)
 
 
 def test_shown_predictions_are_of_all_outputs_and_the_whole_test_set():
