@@ -27,6 +27,8 @@ def record_example(name: str, problem: str, runtime: Runtime) -> Example:
     paper = small_step(problem)
     file = implementation_file(problem, name)
     observation = observe(file.read_text(encoding="utf-8"), file, runtime, paper)
+    if observation.failure and not isinstance(observation.failure.error, Exception):
+        raise observation.failure.error  # Ctrl-C, or a signal that ends the stage
     names = [key for key in inspect.signature(load_implementation(problem, name).step).parameters if key != "self"]
     return Example(
         learning_rate=LEARNING_RATE,
