@@ -140,8 +140,8 @@ def train(
                 step = int(finite.argmin())
                 raise UserError(
                     f"{name}: the loss is {call_losses[step]} at step {done + step} with learning rate "
-                    f"{learning_rate}. Lower train.learning_rate in params.yaml. `make explain NAME={name}` looks for a "
-                    "line that is wrong."
+                    f"{learning_rate}. Lower train.learning_rate in params.yaml. `make explain NAME={name}` looks for "
+                    "a wrong line."
                 )
             first_kept = -(-done // kept.step)  # of this call, counted among the kept ones
             chosen = call_losses[first_kept * kept.step - done :: kept.step]
