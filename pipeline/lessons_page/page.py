@@ -122,6 +122,7 @@ def write(
     latest = max(
         measured.run_began for measured in [*benchmark.measured, *(result.timing for result in results.values())]
     )
+    no_ratios = _no_ratios(benchmark)
     lessons: list[Lesson] = []
     docstrings, sources = {}, {}
     for name, problem in params.implementations.items():
@@ -153,7 +154,7 @@ def write(
                 curve=plots.curve(results[name].steps, results[name].losses, f"The training loss of {name}"),
                 fit=_fit(name, params, fits[name]),
                 remaining=_remaining(params, results[name], parity.implementations[name].test_loss),
-                findings=_answered(name, statements),
+                findings=_answered(name, statements, no_ratios),
                 exercise=EXERCISES.get(name),
                 example=examples[name],
                 player=player_data(of_problem, examples[name]),
@@ -172,8 +173,7 @@ def write(
         dtype=parity.dtype,
         tolerances=dict(parity.tolerances),
         curves={problem: _apart(parity, problem) for problem in docstrings},
-        doubt=benchmark.doubt,
-        benchmarked=bool(benchmark.cases),
+        no_ratios=no_ratios,
         surprises=list(_surprises(params, lessons, results, benchmark)),
         pair=_pair(lessons, graphs),
         first_static=next((lesson.name for lesson in lessons if lesson.static), ""),
@@ -378,12 +378,22 @@ def _padding(params: Params, static: Lesson, other: Lesson) -> str:
     )
 
 
-def _answered(name: str, statements: Sequence[Finding]) -> list[Finding]:
-    """The claims that are about this lesson, or else those in which another is compared with it. What disturbed the
-    benchmark is said once on the page, below the table of all times."""
+def _no_ratios(benchmark: Benchmark) -> str:
+    """Why the page gives no ratios of the benchmark's times; empty where it gives them."""
+    if not benchmark.cases:
+        return "This run had no benchmark, so this page gives no ratios of times."
+    reason = benchmark.doubt.partition(": ")[2]
+    return reason and f"This run had a benchmark, but it was disturbed and its times are not used: {reason}."
+
+
+def _answered(name: str, statements: Sequence[Finding], no_ratios: str) -> list[Finding]:
+    """The claims that are about this lesson, or else those in which another is compared with it."""
     about = [finding for finding in statements if finding.claim.subject == name]
     about = about or [finding for finding in statements if finding.claim.other == name]
-    return [finding._replace(text=re.sub(r" \(Times: .*\.\)$", "", finding.text)) for finding in about]
+    texts = [re.sub(r" \(Times: .*\.\)$", "", finding.text) for finding in about]
+    if no_ratios:
+        texts = [re.sub(r"The benchmark gave no [\w -]+\.", no_ratios, text) for text in texts]
+    return [finding._replace(text=text) for finding, text in zip(about, texts, strict=True)]
 
 
 def _pair(lessons: Sequence[Lesson], graphs: Mapping[str, Sequence[Graph]]) -> dict[str, Any] | None:
