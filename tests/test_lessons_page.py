@@ -141,7 +141,7 @@ IN_LINE = {  # what the lines compute, in the order of the equations; a line is 
         "for running, z in": ["z[t]"],
         "h = (z +": ["h[t]"],
         "return torch.cat": ["y_pred"],
-        "y_pred =": ["y_pred"],
+        "y_pred =": ["h[0]", "z[t]", "h[t]", "y_pred"],
         "loss =": ["loss"],
         "loss.backward()": RECURRENT,
         **{f"self.{weight} -=": [weight] for weight in ("wx", "wh", "wo")},
@@ -292,7 +292,7 @@ def test_words_are_defined_before_they_are_used(page: str):
     words = text(page.split(f'<section id="{ORDER[0]}"', maxsplit=1)[0])
     for used in ("parity", "R²", "p95", "the matrix products alone", "second moment", "∇w", "Aᵀ", "T is the number"):
         assert used in words
-    for used in ("traced", "None in a TensorSpec", "StatelessWhile", "cannot tell", "everything else", "thick"):
+    for used in ("traced", "None in a TensorSpec", "StatelessWhile", "cannot tell", "Everything else", "thick", "XLA"):
         assert used in words
 
 

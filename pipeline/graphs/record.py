@@ -71,8 +71,9 @@ def _recorded(module: str, problem: str, create: Callable[[Weights, float], Loop
     if _without_shapes(short) == _without_shapes(long):
         long.title += f", the same for batches of up to {LONGEST[0]} and of up to {LONGEST[1]} time steps"
         return [long]
-    for graph, longest in zip(graphs, LONGEST, strict=True):
-        graph.title += f" on a batch of up to {longest} time steps"
+    for graph, (longest, batch, _) in zip(graphs, batches, strict=True):
+        total = int(batch["lengths"].sum())
+        graph.title += f" on a batch of {N} examples of up to {longest} time steps, {total} in all"
     return graphs
 
 

@@ -16,7 +16,10 @@ from pipeline.quantities.equations import Equation
 CALLS = {"backward": "backward", "step": "update"}  # loss.backward(), optimizer.step(): all equations of a part
 LINES = {  # by lesson: the left sides of the equations that a line computes besides
     "torch_function": {"return h.clamp(min=0)": ["h_relu"], "return grad_h_relu * (h > 0)": ["grad_h"]},
-    "torch_loop": {"return torch.cat([h, *reversed(ended)]) @ self.wo": ["y_pred"]},
+    "torch_loop": {
+        "y_pred = self._forward(x, batch_sizes)": ["h[0]", "z[t]", "h[t]"],
+        "return torch.cat([h, *reversed(ended)]) @ self.wo": ["y_pred"],
+    },
     "tensorflow_scan": {
         "return tf.nn.relu(z + h @ self.wh)": ["h[t]"],
         "start = tf.zeros([tf.shape(x)[1], self.wh.shape[0]], x.dtype)": ["h[0]"],

@@ -51,6 +51,7 @@ SIZES = {  # what params.yaml calls the sizes of a problem, and what the page ca
     "min_length": "shortest example, in time steps",
     "max_length": "longest example, in time steps",
 }
+LINKED = ("cannot tell", "traced", "second moment", "XLA")  # words of the page, where a text uses them
 Fit = Sequence[Sequence[float]]  # targets, and their predictions before and after training
 
 
@@ -174,6 +175,7 @@ def write(
         tolerances=dict(parity.tolerances),
         curves={problem: _apart(parity, problem) for problem in docstrings},
         no_ratios=no_ratios,
+        breakdown={line: meaning for line, meaning in TIME_BREAKDOWN.items() if line != "residual"},
         surprises=list(_surprises(params, lessons, results, benchmark)),
         pair=_pair(lessons, graphs),
         first_static=next((lesson.name for lesson in lessons if lesson.static), ""),
@@ -196,7 +198,7 @@ def prose(docstring: str) -> str:
         elif all(line.startswith("    ") for line in lines):
             html.append(f"<pre>{_together(dedent(block.strip(chr(10))))}</pre>")
         else:
-            html.append(f"<p>{ticks(' '.join(lines))}</p>")
+            html.append(f"<p>{linked(' '.join(lines))}</p>")
     return "\n".join(html)
 
 
@@ -214,7 +216,8 @@ def draw(graph: Graph) -> DrawnGraph:
 def shares(result: Result) -> list[Share]:
     """Where the time of a training went, in whole per cents that add up to 100."""
     total, seconds = result.timing.wall_seconds, result.timing.breakdown_seconds
-    shown = [line for line in TIME_BREAKDOWN if seconds[line] / total >= LEAST_SHARE]
+    shown = [line for line in TIME_BREAKDOWN if line != "residual" and seconds[line] / total >= LEAST_SHARE]
+    shown.sort(key=seconds.__getitem__, reverse=True)
     rest = total - sum(seconds[line] for line in shown)
     parts = [(line.replace("_", " "), seconds[line], BREAKDOWN_COLOURS[line]) for line in shown]
     parts += [("everything else", rest, "var(--line)")] if rest > 0 else []
@@ -229,9 +232,12 @@ def shares(result: Result) -> list[Share]:
 
 
 def linked(text: str) -> Markup:
-    """Text as HTML, in which the first "cannot tell" is a link to what that means and what would settle it."""
-    link = Markup('<a href="#word-cannot-tell">cannot tell</a>')
-    return ticks(text).replace("cannot tell", link, 1)
+    """Text as HTML, in which the first use of each of LINKED is a link to what it means."""
+    html = ticks(text)
+    for word in LINKED:
+        link = Markup('<a href="#word-{}">{}</a>').format(word.replace(" ", "-"), word)
+        html = html.replace(word, link, 1)
+    return html
 
 
 def _together(block: str) -> str:
