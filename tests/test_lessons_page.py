@@ -20,6 +20,7 @@ from selenium.webdriver.common.keys import Keys
 
 from pipeline import files
 from pipeline.benchmark import samples
+from pipeline.benchmark.candidates import Candidate
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.contract import implementation_file, load_problem
 from pipeline.graphs.graph import Graph, Node, read_structure
@@ -305,6 +306,9 @@ def test_shares_of_a_trainings_time_add_up_to_100(results: dict[str, Any], name:
         exact = 100 * timing.breakdown_seconds[part.line.replace(" ", "_")] / timing.wall_seconds
         assert abs(part.percent - exact) < 1
     assert len(parts) < len(TIME_BREAKDOWN)
+    seconds = [timing.breakdown_seconds[part.line.replace(" ", "_")] for part in parts[:-1]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert "residual" not in {part.line for part in parts}
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -334,10 +338,30 @@ def test_step_times_are_in_one_table_with_a_comment_on_a_slower_static_graph(res
     slower, faster = times(0.0015), times(0.0008)
     assert all(name in slower for name in ORDER)
     assert "a step of tensorflow_scan took 1.5 times as long as one of torch_loop" in slower
-    assert "80 states a step, padding included" in slower  # 16 examples, 5 time steps
+    assert "16 examples × 5 time steps = 80 states, padding included" in slower
     assert "as many as the lengths add up to, 48 on average" in slower
     assert "tensorflow_scan took" not in faster
     assert "one of torch_loop takes 1.2 times as long" in faster
+
+
+def test_page_says_why_it_gives_no_ratios(results: dict[str, Any], page: str):
+    reason = "other processes took 1.0 of 2 CPUs"
+    seconds = {Candidate("numpy_arrays"): {0: np.full(3, 1e-4)}}
+    case = samples.Case("two_layer", results["params"].problems["two_layer"].sizes, seconds, {0: reason}, on_gpu=False)
+    disturbed = write(**results | {"benchmark": results["benchmark"]._replace(cases=[case])})
+    sentences = ("This run had no benchmark", f"its times are not used: {reason}.")
+    for markup, (said, unsaid) in ((page, sentences), (disturbed, sentences[::-1])):
+        assert all(said in text(section(markup, name)) for name in ("tensorflow_graph", "step-times"))
+        assert unsaid not in text(markup)
+        assert "The benchmark gave no" not in text(markup)
+
+
+def test_only_lines_with_equations_are_tab_stops(page: str):
+    lines = re.findall(r'<span class="line[^"]*" id=.*?</code>', section(page, "torch_loop"))
+    assert len(lines) == len(source_of("torch_loop").splitlines())
+    for line in lines:
+        stops = [link for link in re.findall(r"<a .*?>", line) if 'tabindex="-1"' not in link]
+        assert bool(stops) == ("data-eq=" in line)
 
 
 def test_examples_of_lengths_are_what_the_lessons_compute():

@@ -26,7 +26,11 @@ function mark(target) {
 }
 for (const event of ["pointerover", "focusin", "click"]) {
   document.addEventListener(event, ({ target }) => {
-    if (!bar.contains(target)) mark(target.closest("[data-eq], [data-name]:not([data-name=''])"));
+    if (bar.contains(target)) return;
+    mark(target.closest("[data-eq], [data-name]:not([data-name=''])"));
+    const [own, over] = [target, bar].map((each) => each.getBoundingClientRect());
+    const covered = over.height && over.right > own.left && own.bottom > over.top;
+    if (event !== "pointerover" && covered && own.height < over.top) scrollBy(0, own.bottom - over.top);
   });
 }
 // MLflow shows the page in a frame in which a link to a part of it leads nowhere.

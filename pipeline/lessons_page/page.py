@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
+from itertools import groupby, product
 from math import prod
 from textwrap import dedent
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from pipeline import files
 from pipeline.benchmark.candidates import Candidate
-from pipeline.benchmark.intervals import Estimate, verdict
+from pipeline.benchmark.intervals import verdict
 from pipeline.benchmark.samples import Benchmark
 from pipeline.clock import TIME_BREAKDOWN
 from pipeline.contract import implementation_file, load_problem
@@ -176,7 +176,8 @@ def write(
         curves={problem: _apart(parity, problem) for problem in docstrings},
         no_ratios=no_ratios,
         breakdown={line: meaning for line, meaning in TIME_BREAKDOWN.items() if line != "residual"},
-        surprises=list(_surprises(params, lessons, results, benchmark)),
+        extremes=list(_extremes(lessons, results)),
+        slower=list(_slower(params, lessons, results, benchmark)),
         pair=_pair(lessons, graphs),
         first_static=next((lesson.name for lesson in lessons if lesson.static), ""),
         spans=_spans,
@@ -251,7 +252,9 @@ def _counts(graph: Graph) -> str:
     kinds = {
         "operation": sum(node.kind in ("operation", "loop") for node in graph.nodes),
         "weight": sum(node.kind == "weight" and not node.within for node in graph.nodes),
-        "input": sum(node.kind == "data" and not node.within for node in graph.nodes),
+        "input": sum(
+            node.kind == "data" and not node.within and not node.label.startswith("all ") for node in graph.nodes
+        ),
     }
     words = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in kinds.items() if count]
     return " and ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else "".join(words)
@@ -313,9 +316,9 @@ def _remaining(params: Params, result: Result, test_loss: float) -> str:
             f"are fitted to {section.data.train_examples:,} examples"
         )
     if unlearned > 0:
-        parts.append(
-            f"{unlearned:.2g} is left on the training examples too, which more steps or a larger network might lower"
-        )
+        rest = f" (= {test_loss:.3g} − {noise:.3g} − {unseen:.2g})" if unseen > 0 else ""
+        more = "which more steps or a larger network might lower"
+        parts.append(f"{unlearned:.2g}{rest} is left on the training examples too, {more}")
     return f"Of the held-out loss of {test_loss:.3g}, {'; '.join(parts)}."
 
 
@@ -340,35 +343,34 @@ def _numbers(array: Any) -> str:
     return f"[{', '.join(f'[{line}]' for line in rows)}]"
 
 
-def _surprises(params: Params, lessons: Sequence[Lesson], results: Results, benchmark: Benchmark) -> Iterator[str]:
-    """Sentences on the step times: of each problem the fastest and the slowest, and static graphs that are slower."""
-    for problem in params.used_problems:
-        of_problem = [lesson for lesson in lessons if lesson.problem == problem]
-        seconds = {lesson.name: results[lesson.name].timing.step_seconds_median for lesson in of_problem}
+def _extremes(lessons: Sequence[Lesson], results: Results) -> Iterator[str]:
+    """A sentence on the fastest and the slowest lesson of each problem that has several."""
+    for problem in dict.fromkeys(lesson.problem for lesson in lessons):
+        of_problem = [lesson.name for lesson in lessons if lesson.problem == problem]
+        seconds = {name: results[name].timing.step_seconds_median for name in of_problem}
         fastest, slowest = min(seconds, key=seconds.__getitem__), max(seconds, key=seconds.__getitem__)
         if len(of_problem) > 1:
             yield (
                 f"Of {problem}, a step of `{fastest}` is the fastest, and one of `{slowest}` takes "
                 f"{seconds[slowest] / seconds[fastest]:.2g} times as long."
             )
-        case = benchmark.at(problem, params.problems[problem].sizes)
-        for static in of_problem:
-            for other in of_problem:
-                is_dynamic = other.graphs[0].recorded and not other.static
-                if static.static and is_dynamic and seconds[static.name] > 1.05 * seconds[other.name]:
-                    ratio = case.ratio(Candidate(static.name), Candidate(other.name)) if case else None
-                    yield (
-                        f"A static graph need not be faster: in the trainings, a step of `{static.name}` took "
-                        f"{seconds[static.name] / seconds[other.name]:.2g} times as long as one of `{other.name}`. "
-                        f"{_checked(ratio)}{_padding(params, static, other)}"
-                    )
 
 
-def _checked(ratio: Estimate | None) -> str:
-    """What the benchmark says of a ratio of two trainings' step times."""
-    if not ratio:
-        return "The two trainings ran one after the other, so a part of this may be chance."
-    return f"Interleaved, in the benchmark, it takes {ratio} as long ({verdict(ratio)})."
+def _slower(params: Params, lessons: Sequence[Lesson], results: Results, benchmark: Benchmark) -> Iterator[str]:
+    """Sentences on static graphs whose step took longer than that of a dynamic graph of the same problem."""
+    for static, other in product(lessons, lessons):
+        is_dynamic = other.graphs[0].recorded and not other.static
+        if not static.static or not is_dynamic or static.problem != other.problem:
+            continue
+        times = results[static.name].timing.step_seconds_median / results[other.name].timing.step_seconds_median
+        if times > 1.05:
+            case = benchmark.at(static.problem, params.problems[static.problem].sizes)
+            ratio = case.ratio(Candidate(static.name), Candidate(other.name)) if case else None
+            checked = f" Interleaved, in the benchmark, it takes {ratio} as long ({verdict(ratio)})." if ratio else ""
+            yield (
+                f"a step of `{static.name}` took {times:.2g} times as long as one of `{other.name}`."
+                f"{checked}{_padding(params, static, other)}"
+            )
 
 
 def _padding(params: Params, static: Lesson, other: Lesson) -> str:
@@ -378,8 +380,8 @@ def _padding(params: Params, static: Lesson, other: Lesson) -> str:
         return ""
     computed = sizes["batch_size"] * sizes["max_length"]
     return (
-        f" Its graph is the same for all batches, so it takes all {sizes['batch_size']} examples through as many time "
-        f"steps as the longest may have: {computed:,} states a step, padding included. `{other.name}` computes as many "
+        f" Its graph is the same for all batches, so a step computes {sizes['batch_size']} examples × "
+        f"{sizes['max_length']} time steps = {computed:,} states, padding included. `{other.name}` computes as many "
         f"as the lengths add up to, {total(SimpleNamespace(**sizes)):,.0f} on average."
     )
 

@@ -29,8 +29,8 @@ Examples of a batch differ in length, min_length … max_length. They are stored
 (N,); what stands in x beyond an example's length is padding, and no result depends on it, even if it is NaN. relu's
 derivative at 0 is 0.
 
-Initial weights are normal with variance 1/fan-in. relu halves the second moment, so E[h²] = ½ (1 + E[h²]) settles at 1
-whatever the length: states neither fade nor explode.
+Initial weights are normal with variance 1 / number of rows. relu halves the second moment, so E[h²] = ½ (1 + E[h²])
+settles at 1 whatever the length: states neither fade nor explode.
 """
 
 from typing import Any, Self

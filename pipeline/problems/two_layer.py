@@ -21,8 +21,8 @@ One step of gradient descent:
     w1          = w1 - learning_rate * grad_w1               (inputs, hidden)
     w2          = w2 - learning_rate * grad_w2               (hidden, outputs)
 
-relu has no derivative at 0. Frameworks disagree there (torch: clamp 1, maximum ½, relu 0; TensorFlow: maximum 1,
-relu 0). Here it is 0, everywhere.
+relu has no derivative at 0. The frameworks' functions give different ones there. In PyTorch, clamp gives 1, maximum ½
+and relu 0. In TensorFlow, maximum gives 1 and relu 0. These equations take 0.
 
 Initial weights are normal with variance 2/inputs for w1 (He et al., 2015, arXiv:1502.01852: relu halves the second
 moment, 2 restores it) and 1/hidden for w2, so that h_relu and y_pred start with second moment 1.
