@@ -165,12 +165,24 @@ class TestInABrowser:
         shown = panel.matrices(".tiles .matrix")
         for (label, array), (_, quantity, _) in zip(shown, paper.order, strict=True):
             np.testing.assert_allclose(array, as_matrix(paper.values[quantity]), rtol=1e-12, atol=1e-15, err_msg=label)
+        largest = np.abs(weights).max()
+        assert float(field.find_element(By.XPATH, "..").get_attribute("style").split(":")[1].strip(" ;")) == 3.7 / largest
+        assert dict(panel.matrices(".given .matrix"))[key][0, 0] == -3.7
         assert "computed on this page" in panel.all(".edited")[0].text
         assert panel.all(".tiles .changed")
         panel.all(".reset")[0].send_keys(Keys.ENTER)
         assert not panel.all(".changed")
         for (_, array), value in zip(panel.matrices(".tiles .matrix"), example.values, strict=True):
             np.testing.assert_array_equal(array, as_matrix(value.value))
+
+    def test_field_that_holds_no_number_is_invalid_until_it_is_left(self, panel: Panel):
+        field = panel.all(".given input")[0]
+        before = field.get_attribute("value")
+        field.send_keys(Keys.CONTROL + "a")
+        field.send_keys(Keys.DELETE)
+        assert field.get_attribute("aria-invalid") == "true"
+        field.send_keys(Keys.TAB)
+        assert (field.get_attribute("aria-invalid"), field.get_attribute("value")) == (None, before)
 
     def test_keys_move_the_player_and_not_the_page(self, panel: Panel, examples: dict[str, Example]):
         opened, count = panel.opened, len(examples[panel.name].values)

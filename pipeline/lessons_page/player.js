@@ -129,21 +129,37 @@ const sign = (text) => element("span", { class: "sign" }, text);
 // A small matrix with its name and shape, shaded by sign and size. Numbers that are no longer those of `recorded` are
 // marked. With `edit(row, column, number)` they can be changed.
 function matrix(label, array, recorded = array, edit = null) {
-  const largest = Math.max(...rowsOf(array).flat().map((number) => Math.abs(number) || 0)) || 1;
   const cell = (number, row, column) => {
-    const changed = differ(number, rowsOf(recorded)[row][column]);
-    const kind = `${number < 0 ? "minus" : number > 0 ? "plus" : ""} ${changed ? "changed" : ""}`;
-    let content = inWords(number) + (changed ? "*" : "");
-    if (edit && !Number.isNaN(number)) {
-      content = element("input", { type: "number", step: "0.1", value: number, "aria-label": `${label}, row ${row + 1}, column ${column + 1}` });
-      content.addEventListener("input", () => Number.isFinite(content.valueAsNumber) && edit(row, column, content.valueAsNumber));
-    }
-    return element("td", { class: kind, "data-value": number, style: `--size: ${(Math.abs(number) || 0) / largest}` }, content);
+    if (!edit || Number.isNaN(number)) return element("td", {}, inWords(number) + (differ(number, rowsOf(recorded)[row][column]) ? "*" : ""));
+    const input = element("input", { type: "number", step: "0.1", value: number, "aria-label": `${label}, row ${row + 1}, column ${column + 1}` });
+    let latest = number;
+    input.addEventListener("input", () => {
+      const typed = input.valueAsNumber;
+      input.setAttribute("aria-invalid", !Number.isFinite(typed));
+      if (Number.isFinite(typed)) edit(row, column, (latest = typed));
+    });
+    input.addEventListener("blur", () => {
+      if (input.getAttribute("aria-invalid") === "true") input.value = latest;
+      input.removeAttribute("aria-invalid");
+    });
+    return element("td", {}, input);
   };
   const rows = rowsOf(array).map((numbers, row) => element("tr", {}, ...numbers.map((number, column) => cell(number, row, column))));
-  return element("figure", { class: "matrix", "data-key": label },
+  const made = element("figure", { class: "matrix", "data-key": label },
     element("figcaption", {}, element("code", {}, label), " ", element("small", {}, typeof array === "number" ? "" : sizeOf(array))),
     element("table", { role: "presentation" }, element("tbody", {}, ...rows)));
+  shade(made, array, recorded);
+  return made;
+}
+function shade(figure, array, recorded) {
+  const [now, before] = [rowsOf(array), rowsOf(recorded)];
+  const largest = Math.max(...now.flat().map((number) => Math.abs(number) || 0)) || 1;
+  all("tr", figure).forEach(({ cells }, row) => now[row].forEach((number, column) => {
+    const changed = differ(number, before[row][column]) ? "changed" : "";
+    cells[column].className = `${number < 0 ? "minus" : number > 0 ? "plus" : ""} ${changed}`;
+    cells[column].dataset.value = number;
+    cells[column].style.setProperty("--size", (Math.abs(number) || 0) / largest);
+  }));
 }
 // An array with one, two or three axes.
 const matricesOf = (name, array) =>
@@ -284,8 +300,7 @@ class Player {
     for (const tile of this.find(".given").children) {
       const of = tile.dataset.key;
       tile.classList.toggle("used", used.includes(of));
-      all("tr", tile).forEach(({ cells }, row) => [...cells].forEach((cell, column) =>
-        cell.classList.toggle("changed", differ(given[of][row][column], original[of][row][column]))));
+      shade(tile, given[of], original[of]);
     }
     this.find(".edited").hidden = !this.changed;
   }
