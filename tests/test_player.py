@@ -112,6 +112,12 @@ class Panel:
             for label, rows in self.opened.execute_script(script, self.element, selector)
         ]
 
+    def texts(self, selector: str) -> dict[str, str]:
+        """The cells of matrices as they are read, by label."""
+        script = """return [...arguments[0].querySelectorAll(arguments[1])].map(each => [
+            each.dataset.key, each.querySelector('table').textContent])"""
+        return dict(self.opened.execute_script(script, self.element, selector))
+
 
 @pytest.fixture(params=LESSONS)
 def panel(opened: Any, request: pytest.FixtureRequest) -> Iterator[Panel]:
@@ -141,6 +147,34 @@ class TestInABrowser:
             panel.press("next")
         assert [label for label, _ in panel.matrices(".tiles .matrix")] == keys_of(problem, example)
 
+    def test_rows_of_examples_that_ended_name_the_quantity_they_are_taken_from(self, opened: Any):
+        panel = Panel(opened, "torch_loop")
+        panel.press("first")
+        remarks, used = {}, {}
+        while (key := panel.matrices(".computation .matrix")[0][0]) not in remarks:
+            remarks[key] = panel.all(".remark")[0].text
+            used[key] = {label for label, _ in panel.matrices(".used")}
+            panel.press("next")
+        assert "Row 1 of grad_h[1] is that of grad_h[length], because example 1 ends at t = 1." in remarks["grad_h[1]"]
+        assert "Row 2 of grad_h[3] is that of grad_h[length]" in remarks["grad_z[3]"]
+        assert "grad_h[length]" in used["grad_h[1]"] & used["grad_z[3]"]
+        assert used["y_pred"] == {"h[1]", "h[3]", "wo"}
+
+    def test_rows_that_step_receives_name_their_examples(self, opened: Any):
+        rows = {
+            name: [row.text for row in Panel(opened, name).all(".placed th")]
+            for name in ("tensorflow_scan", "torch_loop")
+        }
+        assert rows["torch_loop"] == [
+            *("example 2, t = 1", "example 1, t = 1", "example 2, t = 2", "example 2, t = 3"),
+            *("example 2", "example 1"),
+        ]
+        assert rows["tensorflow_scan"] == [f"example {example}" for example in (1, 2, 2, 2, 1, 2)]
+        assert (
+            Panel(opened, "torch_loop").all(".order")[0].text == "The longest example comes first: example 2, then 1."
+        )
+        assert not Panel(opened, "tensorflow_scan").all(".order")[0].text
+
     def test_transposed_operand_stands_beside_the_result(self, opened: Any, examples: dict[str, Example]):
         for name in LESSONS:
             panel = Panel(opened, name)
@@ -165,11 +199,17 @@ class TestInABrowser:
         shown = panel.matrices(".tiles .matrix")
         for (label, array), (_, quantity, _) in zip(shown, paper.order, strict=True):
             np.testing.assert_allclose(array, as_matrix(paper.values[quantity]), rtol=1e-12, atol=1e-15, err_msg=label)
-        largest = np.abs(weights).max()
-        assert float(field.find_element(By.XPATH, "..").get_attribute("style").split(":")[1].strip(" ;")) == 3.7 / largest
+        size = field.find_element(By.XPATH, "..").get_attribute("style").removeprefix("--size:").strip(" ;")
+        assert float(size) == 3.7 / np.abs(weights).max()
         assert dict(panel.matrices(".given .matrix"))[key][0, 0] == -3.7
         assert "computed on this page" in panel.all(".edited")[0].text
         assert panel.all(".tiles .changed")
+        of_tile = dict(zip((label for label, _ in shown), panel.all(".tiles .matrix"), strict=True))
+        for _ in example.values:  # an operand has the marks of its tile
+            marks = panel.texts(".tiles .matrix")
+            for label, text in panel.texts(".computation .matrix").items():
+                assert label in example.weights or text == marks.get(label, text)
+            panel.press("next")
         panel.all(".reset")[0].send_keys(Keys.ENTER)
         assert not panel.all(".changed")
         for (_, array), value in zip(panel.matrices(".tiles .matrix"), example.values, strict=True):

@@ -88,20 +88,26 @@ def _states(paper: Paper, observation: Observation) -> dict[str, list[Array]]:
 def _is_readable(paper: Paper) -> bool:
     """No drawn number is 0, except in one-hot targets. Results are 0 or at least 0.01, and none is 0 throughout.
 
-    relu leaves something of each example, and not all of it.
+    relu leaves something of each example, and not all of it. Rows of examples that have lengths differ, so that the
+    page can say which example is where after a lesson sorted them.
     """
     x, y = paper.given["x"], paper.given["y"]
-    drawn = [x] if paper.lengths is None else [row[:length] for row, length in zip(x, paper.lengths, strict=True)]
-    drawn += [*paper.weights.values(), y[~np.isin(y, (0, 1)).all(1)]]
+    steps = [x] if paper.lengths is None else [row[:length] for row, length in zip(x, paper.lengths, strict=True)]
+    drawn = [*steps, *paper.weights.values(), y[~np.isin(y, (0, 1)).all(1)]]
     values = [(line.right, paper.values[key]) for line, key, _ in paper.order if not line.right.startswith("zeros(")]
     values = [(right, value[np.isfinite(value).all(-1)] if value.ndim else value) for right, value in values]
     relus = [value for right, value in values if "relu(" in right]
     return (
         all(map(np.all, drawn))
+        and (paper.lengths is None or (_differ(np.concatenate(steps)) and _differ(y)))
         and all(np.any(value) and not np.any((value != 0) & (np.abs(value) < 0.01)) for _, value in values)
         and all(np.all(np.any(value, axis=-1)) for value in relus)
         and (not relus or any(np.any(value == 0) for value in relus))
     )
+
+
+def _differ(rows: Array) -> bool:
+    return len(np.unique(rows, axis=0)) == len(rows)
 
 
 def _numbers(array: Array) -> Any:

@@ -99,19 +99,28 @@ class Step {
     }
   }
   // What names mean for the batch. With an index it is a row for each example, NaN where the example is not that long.
-  look(time) {
+  look(time, given = this.given, values = this.values) {
     return (name, index) => {
       if (name === "t" || name === "length") return name === "t" ? time : this.longest;
       const key = keyOf(name, index);
-      if (!key.includes("[")) return this.numbers[name] ?? this.given[name] ?? this.values[name];
-      if (key in this.given) return this.given[key];
+      if (!key.includes("[")) return this.numbers[name] ?? given[name] ?? values[name];
+      if (key in given) return given[key];
       const rows = this.lengths.map((length, i) => {
-        const row = this.values[keyOf(name, index === "length" ? length : index)]?.[i];
-        const last = [length, "length"].includes(index) ? this.values[`${name}[length]`]?.[i] : undefined;
+        const row = values[keyOf(name, index === "length" ? length : index)]?.[i];
+        const last = [length, "length"].includes(index) ? values[`${name}[length]`]?.[i] : undefined;
         return row && !row.some(Number.isNaN) ? row : last;
       });
       return rows.map((row) => row ?? Array(rows.find(Boolean).length).fill(NaN));
     };
+  }
+  // The quantities that rows of h[length] or of grad_h[3] are taken from: those of the time step at which an example
+  // ends have two names, and one equation.
+  sources(key) {
+    const [name, index] = key.split(/[[\]]/);
+    return (this.lengths ?? []).flatMap((length, i) => {
+      const source = index === "length" ? `${name}[${length}]` : Number(index) === length ? `${name}[length]` : undefined;
+      return source in this.recorded && !(index === "length" && key in this.recorded) ? [{ example: i + 1, length, source }] : [];
+    });
   }
 }
 
@@ -161,23 +170,43 @@ function shade(figure, array, recorded) {
     cells[column].style.setProperty("--size", (Math.abs(number) || 0) / largest);
   }));
 }
-// An array with one, two or three axes.
-const matricesOf = (name, array) =>
-  (Array.isArray(array[0][0]) ? array.map((part, index) => matrix(`${name}[${index}]`, part)) : [matrix(name, array[0].length ? array : [array])]);
+// An array that `step` receives, which has one, two or three axes, with the examples whose rows it holds. Time comes
+// first where there are three.
+function received(name, array, rowNames) {
+  if (Array.isArray(array[0][0])) return array.map((part, index) => named(matrix(`${name} at t = ${index + 1}`, part), rowNames(name, part)));
+  const rows = array[0].length ? array : [array];
+  return [named(matrix(name, rows), rowNames(name, rows))];
+}
+function named(figure, names) {
+  all("tr", figure).forEach((row, index) => names[index] && row.append(element("th", {}, names[index])));
+  return figure;
+}
 
-// The right side of an equation with the values of its names: matrices, and the signs between them.
+// The right side of an equation: pairs of a text and, where it is not a sign between matrices, its value.
 function written(tree, look) {
   const [operator, ...operands] = tree;
-  const bracketed = (operand) => [sign("("), ...written(operand, look), sign(")")];
-  if (["name", "T", ">"].includes(operator)) return [matrix(textOf(tree, look), evaluate(tree, look))];
-  if (operator === "number" || operator === "zeros") return [sign(textOf(tree, look))];
-  if (operator === "sum") return termsOf(operands, look).flatMap((term, place) => [...(place ? [sign("+")] : []), ...written(...term)]);
-  if (!(operator in PRECEDENCE)) return [sign(operator), ...operands.flatMap(bracketed)];
+  const bracketed = (operand) => [["("], ...written(operand, look), [")"]];
+  if (["name", "T", ">"].includes(operator)) return [[textOf(tree, look), evaluate(tree, look)]];
+  if (operator === "number" || operator === "zeros") return [[textOf(tree, look)]];
+  if (operator === "sum") return termsOf(operands, look).flatMap((term, place) => [...(place ? [["+"]] : []), ...written(...term)]);
+  if (!(operator in PRECEDENCE)) return [[operator], ...operands.flatMap(bracketed)];
   const [left, right] = operands.map((operand, place) => {
     const weaker = PRECEDENCE[operator] - PRECEDENCE[operand[0]];
     return weaker > 0 || (place && weaker === 0) ? bracketed(operand) : written(operand, look);
   });
-  return [...left, sign(operator), ...right];
+  return [...left, [operator], ...right];
+}
+// Matrices, each in one piece with the signs before it, so that no line ends with a sign.
+function pieces(parts, recorded) {
+  const made = [element("span", { class: "piece" })];
+  parts.forEach(([text, value], index) => {
+    const last = made.at(-1);
+    const full = last.querySelector(".matrix") && text !== ")";
+    const piece = full ? element("span", { class: "piece" }) : last;
+    piece.append(value === undefined ? sign(text) : matrix(text, value, recorded[index][1]));
+    if (full) made.push(piece);
+  });
+  return made;
 }
 function textOf([operator, ...operands], look) {
   if (operator === "number") return String(operands[0]);
@@ -202,7 +231,7 @@ class Player {
     this.step = new Step(data);
     this.last = this.step.quantities.length - 1;
     this.current = 0;
-    if (data.batch.lengths) this.find(".placed").append(...Object.entries(data.placed).flatMap((entry) => matricesOf(...entry)));
+    if (data.batch.lengths) this.showReceived(data);
     const graph = all(".drawn svg", this.lesson).at(-1);
     if (graph) this.find(".picture").append(graph.cloneNode(true), element("small", {}, graph.querySelector("title").textContent));
     this.picture = this.find(".picture svg");
@@ -225,6 +254,21 @@ class Player {
     });
     this.find(".reset").addEventListener("click", () => this.reset());
     this.reset();
+  }
+  // A row is recognised by its numbers.
+  showReceived({ batch: { lengths, x, y }, placed }) {
+    const isRow = (row) => (other) => String(row) === String(other);
+    const exampleOf = (row) => y.findIndex(isRow(row)) + 1;
+    const rowNames = (name, rows) => rows.map((row) => {
+      const example = name === "y" ? exampleOf(row) : x.findIndex((times) => times.some(isRow(row))) + 1;
+      const time = name === "x" && example && rows.length > y.length ? `, t = ${x[example - 1].findIndex(isRow(row)) + 1}` : "";
+      return example ? `example ${example}${time}` : "";
+    });
+    this.find(".placed").append(...Object.entries(placed).flatMap(([name, array]) => received(name, array, rowNames)));
+    const order = (placed.y ?? []).map(exampleOf);
+    this.order = order.every(Boolean) ? order : [];
+    const byLength = this.order.every((example, index) => !index || lengths[this.order[index - 1] - 1] >= lengths[example - 1]);
+    if (byLength && this.order.length) this.find(".order").textContent = `The longest example comes first: example ${this.order.join(", then ")}.`;
   }
   reset() {
     this.step.reset();
@@ -272,7 +316,7 @@ class Player {
   show() {
     const { quantities, values, recorded, given, original } = this.step;
     const { key, equation: number, part, time, right, line } = quantities[this.current];
-    const look = this.step.look(time);
+    const [look, before] = [this.step.look(time), this.step.look(time, original, recorded)];
     this.panel.dataset.eq = number;
     this.slider.value = this.current + 1;
     this.slider.setAttribute("aria-valuetext", key);
@@ -286,9 +330,10 @@ class Player {
     }));
     this.find(".equation").replaceChildren(this.lesson.querySelector(`.equations [data-eq="${number}"] math`).cloneNode(true));
     this.find(".computation").replaceChildren(
-      matrix(key, values[key], recorded[key]), sign(part === "update" ? "←" : "="), ...written(right, look));
+      ...pieces([[key, values[key]], [part === "update" ? "←" : "="], ...written(right, look)], [[key, recorded[key]], [], ...written(right, before)]));
     this.find(".remark").replaceChildren(...this.remark(quantities[this.current]));
     const used = keysIn(right, look);
+    used.push(...[key, ...used].flatMap((each) => this.step.sources(each).map(({ source }) => source)));
     for (const each of ["forward", "backward", "update"]) this.find(`.tiles.${each}`).replaceChildren();
     quantities.forEach((each, place) => {
       const tile = matrix(each.key, values[each.key], recorded[each.key]);
@@ -304,12 +349,15 @@ class Player {
     }
     this.find(".edited").hidden = !this.changed;
   }
-  // What the lesson does with a quantity besides computing it.
-  remark({ name, index, part, recorded }) {
-    if (this.changed) return [];
-    if (!recorded) return ["No line of this lesson shows this value. The numbers are those of the equation."];
-    const handed = part === "forward" && this.step.states[name]?.[index];
-    return handed ? [`Handed to the time step t = ${index + 1}, in the order in which this lesson holds the examples:`, matrix(name, handed)] : [];
+  // What the computation does not show: where rows of its matrices come from, and what the lesson does with the result.
+  remark({ key, name, index, part, right, recorded, time }) {
+    const shown = new Set([key, ...keysIn(right, this.step.look(time))]);
+    const lines = [...shown].flatMap((each) => this.step.sources(each).map(({ example, length, source }) =>
+      `Row ${example} of ${each} is that of ${source}, because example ${example} ends at t = ${length}.`));
+    if (!recorded) lines.push("No line of this lesson shows this value. The numbers are those of the equation.");
+    const handed = part === "forward" && !this.changed && this.step.states[name]?.[index];
+    if (handed) lines.push(`Handed to the time step t = ${index + 1}, as this lesson holds it:`);
+    return [...lines.map((line) => element("p", {}, line)), ...(handed ? [named(matrix(name, handed), this.order.map((example) => `example ${example}`))] : [])];
   }
 }
 const players = all(".player").map((panel) => new Player(panel));
