@@ -1,5 +1,6 @@
 """The step player of lessons.html: its numbers are the recorded ones, and those of the equations after a change."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -204,7 +205,6 @@ class TestInABrowser:
         assert dict(panel.matrices(".given .matrix"))[key][0, 0] == -3.7
         assert "computed on this page" in panel.all(".edited")[0].text
         assert panel.all(".tiles .changed")
-        of_tile = dict(zip((label for label, _ in shown), panel.all(".tiles .matrix"), strict=True))
         for _ in example.values:  # an operand has the marks of its tile
             marks = panel.texts(".tiles .matrix")
             for label, text in panel.texts(".computation .matrix").items():
@@ -294,11 +294,56 @@ class TestInABrowser:
             of_equation = [k for v, k in zip(example.values, keys, strict=True) if v.equation == value.equation]
             assert panel.opened.execute_script(labels) == [*before, *of_equation]
 
-    def test_print_shows_the_last_step(self, panel: Panel, examples: dict[str, Example]):
-        panel.press("first")
-        script = "addEventListener('beforeprint', () => { window.printed = arguments[0].textContent }, {once: true})"
-        panel.opened.execute_script(script, panel.all(".status")[0])
-        panel.opened.execute_cdp_cmd("Page.printToPDF", {})
-        count = len(examples[panel.name].values)
-        assert panel.opened.execute_script("return window.printed").startswith(f"{count} of {count}")
-        assert panel.status().startswith(f"1 of {count}")
+    def test_print_shows_all_quantities_alike(self, panel: Panel):
+        values = """return new Set([...arguments[0].querySelectorAll(arguments[1])]
+            .map(each => getComputedStyle(each)[arguments[2]])).size"""
+        cells, frames = (".tiles .plus", "color"), (".tiles > *", "border")
+        panel.press("next")
+        assert panel.opened.execute_script(values, panel.element, *cells) == 2
+        panel.opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        try:
+            assert panel.opened.execute_script(values, panel.element, *cells) == 1
+            assert panel.opened.execute_script(values, panel.element, *frames) == 1
+            assert not any(each.is_displayed() for each in panel.all(".controls, .status, .now, .how"))
+        finally:
+            panel.opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+    def test_invitation_switches_a_column_of_relu_off(self, panel: Panel, examples: dict[str, Example]):
+        example, problem = examples[panel.name], LESSONS[panel.name]
+        text = panel.all(".invitation")[0].text.replace("−", "-")
+        change = re.search(r"Try (.+) in row (\d+), column (\d+) of (\w+): .* column (\d+) of (\S+)\. ", text)
+        assert change
+        number, row, column, weight, zeros, key = change.groups()
+        weights = numbers(example.weights[weight])
+        weights[int(row) - 1, int(column) - 1] = float(number)
+        place = keys_of(problem, example).index(key)
+        for paper, is_off in (
+            (paper_of(problem, example), False),
+            (paper_of(problem, example, **{weight: weights}), True),
+        ):
+            assert (np.nansum(paper.values[paper.order[place][1]][:, int(zeros) - 1]) == 0) == is_off
+
+    def test_bar_of_a_narrow_window_does_not_cover_what_is_marked(self, opened: Any):
+        size = opened.get_window_size()
+        opened.set_window_size(500, 900)
+        try:
+            for block in ("start", "end"):
+                covered = opened.execute_script(
+                    """const line = document.querySelector("#torch_loop .code .line[data-eq]");
+                    line.style.scrollMarginBlock = "4rem";
+                    line.scrollIntoView({block: arguments[0], behavior: "instant"});
+                    line.dispatchEvent(new Event("pointerover", {bubbles: true}));
+                    const [a, b] = [line, document.querySelector(".bar")].map(each => each.getBoundingClientRect());
+                    return [b.height, a.top < b.bottom && b.top < a.bottom]""",
+                    block,
+                )
+                assert covered[0] > 0
+                assert not covered[1]
+        finally:
+            opened.set_window_size(size["width"], size["height"])
+
+    def test_graph_of_a_loop_is_large_enough_to_read_at_once_and_updates_mark_no_weight(self, opened: Any):
+        panel = Panel(opened, "torch_loop")
+        assert panel.all(".picture svg.part")
+        panel.press("last")
+        assert not panel.all(".picture .marked")

@@ -98,6 +98,24 @@ class Step {
       else this.values[key] = computed.reduce((a, b) => elementwise(ELEMENTWISE["+"], a, b));
     }
   }
+  // A number of a weight which, changed, makes a column of a relu 0. Undefined if no number does.
+  switchingOff() {
+    const relus = this.quantities.filter(({ right }) => right[0] === "relu");
+    const zeros = () => relus.flatMap(({ key }) =>
+      [...this.values[key][0].keys()].filter((column) => !this.values[key].some((row) => row[column] > 0)).map((column) => `${column + 1} of ${key}`));
+    const before = zeros();
+    const places = Object.entries(this.weights).flatMap(([weight, rows]) =>
+      rows.flatMap((numbers, row) => [...numbers.keys()].map((column) => ({ weight, row, column }))));
+    const changes = [-3, 3, -9, 9].flatMap((number) => places.map((place) => ({ ...place, number })));
+    for (const change of changes) {
+      this.given = structuredClone(this.original);
+      this.given[change.weight][change.row][change.column] = change.number;
+      this.compute();
+      change.zeros = zeros().find((column) => !before.includes(column));
+    }
+    this.reset();
+    return changes.find((change) => change.zeros);
+  }
   // What names mean for the batch. With an index it is a row for each example, NaN where the example is not that long.
   look(time, given = this.given, values = this.values) {
     return (name, index) => {
@@ -220,7 +238,7 @@ function keysIn([operator, ...operands], look) {
   return operands.filter(Array.isArray).flatMap((operand) => keysIn(operand, look));
 }
 
-const PART = 440; // pixels of a large graph that are shown, each way
+const PART = { width: 440, height: 320, faded: 25 }; // pixels of a large graph that are shown, and of its faded edges
 
 class Player {
   constructor(panel) {
@@ -235,7 +253,7 @@ class Player {
     const graph = all(".drawn svg", this.lesson).at(-1);
     if (graph) this.find(".picture").append(graph.cloneNode(true), element("small", {}, graph.querySelector("title").textContent));
     this.picture = this.find(".picture svg");
-    this.whole = this.picture?.getAttribute("viewBox");
+    this.whole = this.picture && DOMRect.fromRect(this.picture.viewBox.baseVal);
     this.slider = this.find("input[type=range]");
     this.slider.max = this.last + 1;
     this.slider.addEventListener("input", () => this.go(this.slider.valueAsNumber - 1));
@@ -253,7 +271,17 @@ class Player {
       this.move(way);
     });
     this.find(".reset").addEventListener("click", () => this.reset());
+    this.center(this.find(".picture .node"));
     this.reset();
+    this.invite();
+  }
+  // A change that shows what relu does to gradients.
+  invite() {
+    const change = this.step.switchingOff();
+    if (!change) return;
+    const { weight, row, column, number, zeros } = change;
+    this.find(".invitation").textContent = `Try ${inWords(number)} in row ${row + 1}, column ${column + 1} of ${weight}: relu then `
+      + `leaves only zeros in column ${zeros}. Which gradients become 0 too?`;
   }
   // A row is recognised by its numbers.
   showReceived({ batch: { lengths, x, y }, placed }) {
@@ -290,28 +318,34 @@ class Player {
     this.show();
     mark(this.panel);
   }
-  markNodes() {
-    const { name, time } = this.step.quantities[this.current];
-    const nodes = (of) => all(`.picture .node[data-name="${of}"]`, this.panel);
+  // The nodes of the graph that stand for the quantity.
+  nodes() {
+    const { name, part, time } = this.step.quantities[this.current];
+    const named = (of) => all(`.picture .node[data-name="${of}"]`, this.panel);
+    if (part === "update") return named(name).filter((node) => node.matches(".update")); // not the weight that is given
     // Autograd's graph has no nodes for gradients. `backward` computes that of h where it passes the node h.
-    const of = nodes(name).length ? name : name.replace("grad_", "");
+    const nodes = named(named(name).length ? name : name.replace("grad_", ""));
     // Where a graph has a node for each time step, that of this time step alone is meant.
-    const byTime = time && nodes(of).length >= this.step.longest;
-    nodes(of).forEach((node, index) => node.classList.toggle("marked", !byTime || index === time - 1));
-    this.center(this.find(".picture .marked"));
+    return time && nodes.length >= this.step.longest ? [nodes[time - 1]] : nodes;
+  }
+  markNodes() {
+    all(".picture .marked", this.panel).forEach((node) => node.classList.remove("marked"));
+    this.nodes().forEach((node) => node.classList.add("marked"));
   }
   // Of a graph that would be too small to read, show the part around a node.
   center(node) {
-    const [, , width, height] = this.whole?.split(" ").map(Number) ?? [];
-    if (!(height > 2 * PART)) return;
-    this.picture.setAttribute("viewBox", this.whole);
+    const { width, height } = this.whole ?? {};
+    if (!(height > 2 * PART.height)) return;
     const [ofNode, ofPicture] = [node?.getScreenCTM(), this.picture.getScreenCTM()];
     if (!ofNode || !ofPicture) return; // the graph has no such node, or the window is too small for a picture
     const box = node.getBBox();
     const middle = new DOMPoint(box.x + box.width / 2, box.y + box.height / 2).matrixTransform(ofPicture.inverse().multiply(ofNode));
-    const start = (at, size) => Math.max(0, Math.min(at - PART / 2, size - PART));
-    this.picture.setAttribute("viewBox", `${start(middle.x, width)} ${start(middle.y, height)} ${PART} ${PART}`);
-    Object.entries({ width: PART, height: PART }).forEach(([name, size]) => this.picture.setAttribute(name, size));
+    const start = (at, part, size) => Math.max(-PART.faded, Math.min(at - part / 2, size - part + PART.faded));
+    const corner = [start(middle.x, PART.width, width), start(middle.y, PART.height, height)];
+    this.picture.setAttribute("viewBox", [...corner, PART.width, PART.height].join(" "));
+    this.picture.setAttribute("width", PART.width);
+    this.picture.setAttribute("height", PART.height);
+    this.picture.classList.add("part");
   }
   show() {
     const { quantities, values, recorded, given, original } = this.step;
@@ -332,6 +366,7 @@ class Player {
     this.find(".computation").replaceChildren(
       ...pieces([[key, values[key]], [part === "update" ? "←" : "="], ...written(right, look)], [[key, recorded[key]], [], ...written(right, before)]));
     this.find(".remark").replaceChildren(...this.remark(quantities[this.current]));
+    this.center(this.nodes()[0]);
     const used = keysIn(right, look);
     used.push(...[key, ...used].flatMap((each) => this.step.sources(each).map(({ source }) => source)));
     for (const each of ["forward", "backward", "update"]) this.find(`.tiles.${each}`).replaceChildren();
@@ -360,17 +395,12 @@ class Player {
     return [...lines.map((line) => element("p", {}, line)), ...(handed ? [named(matrix(name, handed), this.order.map((example) => `example ${example}`))] : [])];
   }
 }
-const players = all(".player").map((panel) => new Player(panel));
-let shown = [];
-addEventListener("beforeprint", () => {
-  shown = players.map((player) => player.current);
-  players.forEach((player) => player.move("last"));
-  mark();
-});
-addEventListener("afterprint", () => players.forEach((player, index) => player.go(shown[index])));
+all(".player").forEach((panel) => new Player(panel));
 
 // `mark` of lessons.js sends this event. The values of a marked line, equation or node of a graph stand in the bar.
 document.addEventListener("marked", ({ detail: { target, lesson, wanted } }) => {
+  // In a narrow window the bar is at the edge that is farther from what is marked, so that it does not cover it.
+  bar.classList.toggle("above", target.getBoundingClientRect().top > innerHeight / 2);
   const panel = lesson?.querySelector(".player");
   if (panel === target) panel.player.markNodes();
   if (!panel || panel.contains(target)) return;
