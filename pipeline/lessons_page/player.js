@@ -272,8 +272,8 @@ class Player {
     });
     this.find(".reset").addEventListener("click", () => this.reset());
     this.center(this.find(".picture .node"));
-    this.reset();
     this.invite();
+    this.reset();
   }
   // A change that shows what relu does to gradients.
   invite() {
@@ -303,7 +303,7 @@ class Player {
     this.changed = false;
     const { given } = this.step;
     this.find(".given").replaceChildren(...Object.keys(given).map((key) => matrix(key, given[key], given[key], (row, column, number) => {
-      given[key][row][column] = number;
+      this.step.given[key][row][column] = number;
       this.step.compute();
       this.changed = true;
       this.show();
