@@ -392,7 +392,8 @@ class Player {
     if (!recorded) lines.push("No line of this lesson shows this value. The numbers are those of the equation.");
     const handed = part === "forward" && !this.changed && this.step.states[name]?.[index];
     if (handed) lines.push(`Handed to the time step t = ${index + 1}, as this lesson holds it:`);
-    return [...lines.map((line) => element("p", {}, line)), ...(handed ? [named(matrix(name, handed), this.order.map((example) => `example ${example}`))] : [])];
+    const state = handed ? [named(matrix(name, handed), this.order.map((example) => `example ${example}`))] : [];
+    return [...lines.map((line) => element("p", {}, line)), ...state];
   }
 }
 all(".player").forEach((panel) => new Player(panel));
