@@ -188,13 +188,6 @@ function shade(figure, array, recorded) {
     cells[column].style.setProperty("--size", (Math.abs(number) || 0) / largest);
   }));
 }
-// An array that `step` receives, which has one, two or three axes, with the examples whose rows it holds. Time comes
-// first where there are three.
-function received(name, array, rowNames) {
-  if (Array.isArray(array[0][0])) return array.map((part, index) => named(matrix(`${name} at t = ${index + 1}`, part), rowNames(name, part)));
-  const rows = array[0].length ? array : [array];
-  return [named(matrix(name, rows), rowNames(name, rows))];
-}
 function named(figure, names) {
   all("tr", figure).forEach((row, index) => names[index] && row.append(element("th", {}, names[index])));
   return figure;
@@ -292,7 +285,12 @@ class Player {
       const time = name === "x" && example && rows.length > y.length ? `, t = ${x[example - 1].findIndex(isRow(row)) + 1}` : "";
       return example ? `example ${example}${time}` : "";
     });
-    this.find(".placed").append(...Object.entries(placed).flatMap(([name, array]) => received(name, array, rowNames)));
+    const received = (name, rows, label = name) => named(matrix(label, rows), rowNames(name, rows));
+    this.find(".placed").append(...Object.entries(placed).flatMap(([name, array]) => {
+      if (!Array.isArray(array[0][0])) return [received(name, array[0].length ? array : [array])];
+      const place = array[0].length === y.length ? "at t =" : "of example"; // time comes first, or the example
+      return array.map((rows, index) => received(name, rows, `${name} ${place} ${index + 1}`));
+    }));
     const order = (placed.y ?? []).map(exampleOf);
     this.order = order.every(Boolean) ? order : [];
     const byLength = this.order.every((example, index) => !index || lengths[this.order[index - 1] - 1] >= lengths[example - 1]);
