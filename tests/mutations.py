@@ -1,6 +1,6 @@
 """Mutants of the lessons: each is a lesson with one thing changed that changes its maths.
 
-python tests/mutations.py      # writes docs/results/mutations.csv: each mutant, and whether it was noticed and named
+python -m tests.mutations    # writes docs/results/mutations.csv: each mutant, and whether it was noticed and named
 """
 
 import ast
@@ -25,6 +25,7 @@ from pipeline.params import load_params
 from pipeline.parity.explain import Explanation, explain
 from pipeline.quantities.equations import equations
 from pipeline.quantities.example import LEARNING_RATE, example_to_compare
+from pipeline.quantities.variants import replaced
 from pipeline.runtimes import Runtime, load_runtime
 
 RESULTS = Path("docs/results/mutations.csv")
@@ -128,9 +129,7 @@ def _mutations(statement: ast.stmt) -> Iterator[tuple[str, str]]:
             yield kind, _text(changed)
     for index, node in enumerate(ast.walk(statement)):
         for kind, replacement in _replacements(node):
-            changed = deepcopy(statement)
-            old = list(ast.walk(changed))[index]
-            _put(changed, old, replacement)
+            changed = replaced(statement, index, replacement)
             yield kind, _text(ast.fix_missing_locations(changed))
 
 
@@ -195,18 +194,6 @@ def _replacements(node: ast.AST) -> Iterator[tuple[str, Any]]:  # noqa: PLR0912 
             yield "slice", ast.Subscript(node.value, ast.Slice(upper, lower), ast.Load())
             if upper:
                 yield "detached", ast.Call(ast.Attribute(node, "detach", ast.Load()), [], [])
-
-
-def _put(tree: ast.AST, old: ast.AST, new: Any) -> None:
-    if tree is old:
-        vars(tree).update(vars(new))
-        return
-    for parent in ast.walk(tree):
-        for name, value in ast.iter_fields(parent):
-            if value is old:
-                setattr(parent, name, new)
-            elif isinstance(value, list) and old in value:
-                value[value.index(old)] = new
 
 
 def _replaced(source: str, statement: ast.stmt, text: str) -> str:

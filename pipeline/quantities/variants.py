@@ -8,7 +8,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from pipeline.quantities.match import TOLERANCE, Match, relative_error
 from pipeline.quantities.paper import FUNCTIONS, Paper
 
 ROUNDED = 1e-4  # relative: what is nearer than this is right but for rounding
+Tree = TypeVar("Tree", bound=ast.AST)
 SWAPPED: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Add: (ast.Sub,),
     ast.Sub: (ast.Add,),
@@ -116,7 +117,7 @@ def _edits(right: str) -> Iterator[tuple[str, str]]:
     tree = ast.parse(right, mode="eval").body
     for index, node in enumerate(ast.walk(tree)):
         for words, replacement in _replacements(node):
-            changed = _replaced(tree, index, replacement)
+            changed = replaced(tree, index, replacement)
             yield words.format(ast.unparse(changed)), ast.unparse(changed)
 
 
@@ -162,7 +163,7 @@ def _transposed(node: ast.expr) -> ast.expr:
     return node.value if isinstance(node, ast.Attribute) else ast.Attribute(node, "T")
 
 
-def _replaced(tree: ast.expr, index: int, replacement: ast.expr) -> ast.expr:
+def replaced(tree: Tree, index: int, replacement: Tree) -> Tree:
     """A copy of the tree in which the node that `ast.walk` reaches at this index is another."""
     copy = deepcopy(tree)
     old = list(ast.walk(copy))[index]
