@@ -345,22 +345,18 @@ def test_a_sweep_on_two_workers_finishes_though_one_is_killed(cluster: Container
         f"{PROJECT}-cluster-mlflow",
     }
     command = ["docker", "compose", "run", "--rm", "-T", "cpu", "make", "sweep"]
-    sweep = subprocess.Popen(
-        command,
-        cwd=cluster.clone.path,
-        env=outside_variables() | cluster.env | cluster.proxied,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
     log, nodes = "", set()
-    for line in sweep.stdout or ():
-        log += line
-        if match := re.match(r"\S+, (\w+): train@", line):
-            nodes.add(match[1])
-        if len(nodes) == 2:
-            break
-    subprocess.run(["docker", "kill", nodes.pop()], check=True, capture_output=True)
-    log += sweep.communicate(timeout=600)[0]
+    environment = outside_variables() | cluster.env | cluster.proxied
+    with subprocess.Popen(command, cwd=cluster.clone.path, env=environment, stdout=subprocess.PIPE, text=True) as sweep:
+        for line in sweep.stdout or ():
+            log += line
+            if match := re.match(r"\S+, (\w+): train@", line):
+                nodes.add(match[1])
+            if len(nodes) == 2:
+                break
+        assert len(nodes) == 2, log
+        subprocess.run(["docker", "kill", nodes.pop()], check=True, capture_output=True)
+        log += sweep.communicate(timeout=600)[0]
     assert sweep.returncode == 0, log
     table = cluster.run("dvc", "exp", "show", "--csv").stdout
     names = [line.split(",")[0] or line.split(",")[1] for line in table.splitlines()[3:]]

@@ -162,6 +162,24 @@ def test_killed_node_loses_nothing(clone: Clone):
     assert len(experiments(clone)) == len(logged(clone)) == output.count(": done on ") == 2, output
 
 
+def test_sweep_waits_for_a_node_that_joins_late_and_refuses_without_one(clone: Clone):
+    queue(clone, "seed=1")
+    with cluster(("--num-cpus", "0")) as (environment, _):
+        assert "ERROR: no node of the Ray cluster runs whole experiments. Start one with" in sweep(
+            clone, env=environment, succeeds=False
+        )
+        process = start_command(clone, "sweep", env=environment)
+        output = output_until(process, "Waiting for nodes to join the Ray cluster")
+        command = [Path(sys.executable).parent / "ray", "start", "--address", environment["RAY_ADDRESS"], *WHOLE]
+        with subprocess.Popen(
+            [*command, "--block"], env=os.environ | environment, stdout=subprocess.DEVNULL, start_new_session=True
+        ) as node:
+            output += process.communicate(timeout=400)[0]
+            kill_group(node)
+    assert process.returncode == 0, output
+    assert len(experiments(clone)) == 1
+
+
 def test_killed_head_is_reported_and_finished_experiments_are_kept(clone: Clone):
     queue(clone, "seed=1")
     queue(clone, "seed=2", *LONG)

@@ -28,6 +28,7 @@ STARTS = 3  # of Ray, at most
 ANSWERS_WITHIN = 4  # seconds, the head of a cluster
 # Seconds, for the head of the compose cluster: its name is known once its container runs, and Ray starts after that.
 STARTS_WITHIN = {"head:6379": 60}
+JOINS_WITHIN = 30  # seconds, a node that was started together with the head
 # gRPC speaks HTTP/2: a client's first bytes, and the type of the frame with which every server answers them.
 PREFACE, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 4
 LONGEST_FOLDER = 38  # bytes: a socket's path has at most 107, and Ray's own part of it up to 69
@@ -69,12 +70,30 @@ def cluster(cpus: int) -> Iterator[Any]:
             where = f"on the cluster at RAY_ADDRESS={address}" if address else "on this machine"
             raise UserError(f"Ray cannot be started {where}: {error} Everything stays queued; try again.") from None
         cloudpickle.register_pickle_by_value(pipeline)  # a node needs no checkout
-        resources = ray.cluster_resources()
-        if not cpus and not resources.get(WHOLE):
-            raise UserError("No node of the cluster offers itself whole: ray start --resources '{\"node\": 1}'.")
-        if cpus > resources.get("CPU", 0):
-            raise UserError(f"SHARE={cpus} asks for more CPUs than the cluster has ({resources.get('CPU', 0):.0f}).")
+        _check_resources(ray, cpus, address)
         yield ray
+
+
+def _check_resources(ray: Any, cpus: int, address: str | None) -> None:
+    """Waits for nodes that join after the head has started. Raises UserError when too few join."""
+    resource, needed = ("CPU", cpus) if cpus else (WHOLE, 1)
+    began = now()
+    while (available := ray.cluster_resources().get(resource, 0)) < needed:
+        waited = now() - began
+        if address is None or waited >= JOINS_WITHIN:
+            break
+        if waited < 1:
+            print(f"Waiting for nodes to join the Ray cluster at {address}", flush=True)
+        Event().wait(1)
+    if cpus > available:
+        raise UserError(
+            f"SHARE={cpus} asks for more CPUs than the cluster has ({available:.0f}). Set SHARE to at most that number."
+        )
+    if available < needed:
+        raise UserError(
+            "no node of the Ray cluster runs whole experiments. Start one with "
+            "`ray start --resources '{\"node\": 1}'`, or set SHARE."
+        )
 
 
 def cluster_address() -> str | None:
