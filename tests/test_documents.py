@@ -1,11 +1,13 @@
-"""README's commands, in its order, in a fresh clone, as a new user would run them: one that was renamed fails here."""
+"""README, the tutorial and the how-to pages: their commands run in a fresh clone, and their links resolve."""
 
+import ast
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from collections.abc import Callable
@@ -19,7 +21,11 @@ from conftest import REPOSITORY, Clone, outside_variables
 from pipeline.parity.report import table
 from pipeline.results import ParityReport
 
-README = (REPOSITORY / "README.md").read_text()
+README = REPOSITORY / "README.md"
+TUTORIAL = REPOSITORY / "docs/tutorial.md"
+HOW_TO = [REPOSITORY / "docs/how-to" / f"{name}.md" for name in ("experiments", "sweeps", "seeds")]
+HOW_TO += sorted(set((REPOSITORY / "docs/how-to").glob("*.md")) - set(HOW_TO))
+DOCUMENTS = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
 # What takes many minutes, a GPU or an advisory service, and is run elsewhere: only whether there is such a command.
 LONG = {
     "make bench",
@@ -38,23 +44,53 @@ LONG = {
 ENVIRONMENT = Path(sys.prefix)
 
 
-def blocks(language: str) -> list[list[str]]:
-    return [block.splitlines() for block in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)]
+def blocks(document: Path, language: str) -> list[list[str]]:
+    return [block.splitlines() for block in re.findall(rf"```{language}\n(.*?)```", document.read_text(), re.DOTALL)]
 
 
 def commands() -> list[str]:
-    return [line.split("  #")[0].split("\t#")[0].strip() for block in blocks("sh") for line in block]
+    """Each command once, in the order of the documents."""
+    lines = [line for document in (README, TUTORIAL, *HOW_TO) for block in blocks(document, "sh") for line in block]
+    return list(dict.fromkeys(command for line in lines if (command := re.split(r"(?:^|\s{2,}|\t)#", line)[0].strip())))
 
 
-def test_the_parity_report_is_that_of_the_committed_results():
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings."""
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    headings = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", line) for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_relative_links_and_anchors_of_documents_resolve(document: Path):
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)):
+        if re.match(r"https?:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (document.parent / name).resolve() if name else document
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            dead.append(link)
+    assert not dead
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])
+def test_readme_and_architecture_have_at_most_150_lines(name: str):
+    assert len((REPOSITORY / name).read_text().splitlines()) <= 150
+
+
+def test_readme_shows_the_parity_report_of_the_committed_results():
     report = ParityReport.read(REPOSITORY / "docs/results/parity.json")
-    assert [line.rstrip() for line in blocks("text")[0]] == [line.rstrip() for line in table(report).splitlines()]
+    assert [line.rstrip() for line in blocks(README, "text")[0]] == [
+        line.rstrip() for line in table(report).splitlines()
+    ]
 
 
-def test_every_file_that_it_names_is_there():
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
-    assert links
-    assert not [link for link in links if not link.startswith("https:") and not (REPOSITORY / link).exists()]
+def test_readme_shows_the_step_of_the_lesson():
+    source = (REPOSITORY / "pipeline/lessons/two_layer/torch_autograd.py").read_text()
+    steps = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == "step"]
+    lines = source.splitlines()[steps[0].lineno - 1 : steps[0].end_lineno]
+    assert blocks(README, "python")[0] == textwrap.dedent("\n".join(lines)).splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +177,8 @@ def check_container(line: str) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not (ENVIRONMENT / "requirements.sha256").exists(), reason="there is no .venv, as in a container")
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_its_commands(clone: Clone, shell: Callable[[str], str]):
-    said = {}
+def test_commands_of_documents_run(clone: Clone, shell: Callable[[str], str]):
+    output = {}
     for line in commands():
         if line.startswith("docker compose"):
             check_container(line)
@@ -152,14 +188,15 @@ def test_its_commands(clone: Clone, shell: Callable[[str], str]):
             start(clone, line)
         else:
             few = line.replace("N=24", "N=2")
-            said[line] = shell(few.replace("ID", newest(clone)) if "ID" in line else few)
-    assert "numpy_arrays" in said["make repro"]
-    assert "torch_loop" in said["make repro"]
-    assert said["make explain NAME=numpy_arrays"].endswith("numpy_arrays: every quantity is what the equations give.\n")
-    diff = said["dvc exp diff HEAD half"]
-    for line in blocks("text")[1]:
+            output[line] = shell(few.replace("ID", newest(clone)) if "ID" in line else few)
+    assert "numpy_arrays" in output["make repro"]
+    assert "torch_loop" in output["make repro"]
+    explained = output["make explain NAME=numpy_arrays"]
+    assert explained.endswith("numpy_arrays: every quantity is what the equations give.\n")
+    diff = output["dvc exp diff HEAD half"]
+    for line in blocks(TUTORIAL, "text")[0]:
         for word in line.split()[:2]:
-            assert word in (*diff.split(), "…"), f"`dvc exp diff HEAD half` no longer prints {word}: {diff}"
-    assert re.search(r"numpy_arrays +(\d+) of \1 ", said["make seeds N=24"])
-    assert "bitwise identical" in said["make reproduce RUN=ID"]
-    assert "is as it was exported" in said["make verify-export"]
+            assert word in (*diff.split(), "…"), f"`dvc exp diff HEAD half` does not print {word}: {diff}"
+    assert re.search(r"numpy_arrays +(\d+) of \1 ", output["make seeds N=24"])
+    assert "bitwise identical" in output["make reproduce RUN=ID"]
+    assert "is as it was exported" in output["make verify-export"]
