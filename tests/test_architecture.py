@@ -102,13 +102,13 @@ def layer(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_imports_point_one_way(file: Path):
+def test_imports_follow_the_order_of_layers(file: Path):
     for imported in own(file):
         assert LAYERS.index(layer(imported)) <= LAYERS.index(layer(file)), f"{file} imports {imported}"
 
 
 @pytest.mark.parametrize("name", LESSONS)
-def test_a_lesson_imports_its_framework_and_the_contract_alone(name: str):
+def test_lesson_imports_only_its_framework_and_the_contract(name: str):
     framework = name.split("_", maxsplit=1)[0]
     names = imports(Path("pipeline/lessons", LESSONS[name], f"{name}.py"))
     assert {module.split(".")[0] for module in names} <= {framework, "pipeline"}
@@ -121,12 +121,12 @@ def test_a_lesson_imports_its_framework_and_the_contract_alone(name: str):
     ("module", "users"),
     [("mlflow", {"store", "runs", "served_model"}), ("rich", {"progress", "display"})],
 )
-def test_a_service_is_imported_in_one_place(module: str, users: set[str]):
+def test_service_is_imported_only_by_its_modules(module: str, users: set[str]):
     assert {file.stem for file in FILES if any(name.split(".")[0] == module for name in imports(file))} == users
 
 
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
-def test_a_framework_is_imported_by_its_lessons_its_runtime_and_its_tracing_alone(framework: str):
+def test_framework_is_imported_only_by_its_lessons_runtime_and_graphs(framework: str):
     compared = ("tuned", "peers")  # what the benchmark sets beside the lessons
     users = {file for file in FILES if framework in {name.split(".")[0] for name in imports(file)}}
     users = {file for file in users if file.parts[2] not in compared}
@@ -139,7 +139,7 @@ def test_a_framework_is_imported_by_its_lessons_its_runtime_and_its_tracing_alon
 
 
 @pytest.mark.parametrize("folder", ["pipeline", "stages", "commands", "benchmarks"])
-def test_text_files_are_utf_8_whatever_the_locale(folder: str):
+def test_text_files_are_opened_as_utf_8(folder: str):
     readers = {"read_text", "write_text", "open", "fdopen", "TemporaryFile"}
     for path in (REPOSITORY / folder).rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -153,11 +153,11 @@ def test_text_files_are_utf_8_whatever_the_locale(folder: str):
             assert not is_text or "encoding" in keywords, f"{path}, line {call.lineno}"
 
 
-def test_only_one_clock():
+def test_only_clock_imports_time():
     assert {file.stem for file in FILES if "time" in imports(file)} == {"clock"}
 
 
-def test_a_package_is_small():
+def test_package_has_at_most_1500_lines():
     for package in {(REPOSITORY / file).parent for file in FILES}:
         lines = sum(len(path.read_text().splitlines()) for path in package.glob("*.py"))
         assert lines <= 1500, package
@@ -167,13 +167,13 @@ STAGE_FILES = [file for file in FILES if file.parts[0] == "stages" and file.stem
 
 
 @pytest.mark.parametrize("file", STAGE_FILES, ids=str)
-def test_a_file_of_stages_is_a_stage_and_computes_nothing(file: Path):
+def test_stage_file_is_a_stage_of_dvc_yaml_and_is_short(file: Path):
     assert file.stem in STAGES
     lines = [line for line in (REPOSITORY / file).read_text().splitlines() if line.strip()]
     assert len(lines) < (50 if file.stem in ("environment", "report") else 30)
 
 
-def test_a_problem_is_named_in_its_own_files_alone():
+def test_problem_is_named_only_in_its_own_files():
     """A third one is a file in pipeline/problems, its section in params.yaml and its lessons: .ci/third tries it."""
     theirs = ("pipeline/problems/", "pipeline/lessons/", "pipeline/benchmark/tuned/", "pipeline/benchmark/peers/")
     folders = (REPOSITORY / folder for folder in ("pipeline", "stages", "commands"))
@@ -222,11 +222,11 @@ def deps_of(stage: str) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("environment", "track", "gate")])
-def test_a_stage_depends_on_what_it_imports(stage: str):
+def test_stage_depends_on_the_files_that_it_imports(stage: str):
     assert missing(stage, deps_of(stage)) == set()
 
 
-def test_a_dependency_that_is_taken_out_is_missed():
+def test_removed_dependency_is_reported_as_missing():
     for stage, dependency in (
         ("train", "pipeline/training"),
         ("evaluate", "pipeline/problems"),
@@ -241,7 +241,7 @@ def test_a_dependency_that_is_taken_out_is_missed():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_dependencies_exist(stage: str):
+def test_dependencies_of_a_stage_exist(stage: str):
     for dep in deps_of(stage):
         if dep.startswith(("stages", "pipeline", "benchmarks")) and "$" not in dep:
             assert (REPOSITORY / dep).exists(), dep

@@ -235,7 +235,7 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def test_damaged_files_are_refused_or_read_as_they_were(finished: Clone, monkeypatch: pytest.MonkeyPatch):
+def test_damaged_files_are_refused_or_read_unchanged(finished: Clone, monkeypatch: pytest.MonkeyPatch):
     """A file with a checksum is never read wrongly. One without is text, and DVC has its checksum."""
     monkeypatch.chdir(finished.path)
     draw, refused, longest = random.Random(SEED), 0, 0
@@ -292,7 +292,7 @@ def test_stage_with_a_damaged_input_changes_nothing(finished: Clone):
             path.write_bytes(good)
 
 
-def test_evaluation_of_one_implementation_needs_the_data_of_its_problem_alone(finished: Clone):
+def test_evaluating_one_implementation_needs_only_the_data_of_its_problem(finished: Clone):
     """As `make reproduce` calls it, in a clone where nothing else was run."""
     for folder in ("data", "reference", "models"):
         finished.run("bash", "-c", f"rm -r {folder}/*recurrent* {folder}/torch_loop || true")
@@ -305,7 +305,7 @@ def test_evaluation_of_one_implementation_needs_the_data_of_its_problem_alone(fi
         assert not (finished.path / "results" / folder).exists()
 
 
-def test_header_that_promises_much_takes_no_memory(tmp_path: Path):
+def test_header_with_a_huge_size_allocates_no_memory(tmp_path: Path):
     """A safetensors header that promises 2⁶⁰ bytes."""
     header = json.dumps({"w": {"dtype": "F64", "shape": [2**57], "data_offsets": [0, 2**60]}}).encode()
     (tmp_path / "huge.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

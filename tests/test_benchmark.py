@@ -108,7 +108,7 @@ def test_every_candidate_takes_a_turn_in_every_round(measured: list[Sample]):
     assert len(builds) == CONFIG.processes * sum(len(SIZES[LESSONS[name]]) for name in graphs)
 
 
-def test_order_is_another_in_every_round_and_is_recorded(measured: list[Sample]):
+def test_order_differs_in_every_round_and_is_recorded(measured: list[Sample]):
     orders = defaultdict(list)
     for sample in turns(measured):
         if sample.problem == "two_layer":
@@ -140,7 +140,7 @@ def test_same_seed_gives_the_same_order():
     assert one == again != other
 
 
-def test_table_comes_back_as_it_was_written(measured: list[Sample], tmp_path: Path):
+def test_written_samples_are_read_unchanged(measured: list[Sample], tmp_path: Path):
     table, facts = tmp_path / "samples.csv", tmp_path / "machine.json"
     files.write_rows(table, samples.HEADER, measured)
     quiet().write(facts)
@@ -190,7 +190,7 @@ def paced(monkeypatch: pytest.MonkeyPatch, runner: Any) -> tuple[int, int]:
 
 @pytest.mark.parametrize("pace", [1e-6, 3e-5, 3e-4, 2e-3])
 @pytest.mark.parametrize("disturbed", [{0}, {0, 1}, {1, 2}, {2, 3}, {3, 5}, set(range(1, 40, 2))])
-def test_disturbed_call_does_not_decide_how_many_steps_fill_a_turn(
+def test_disturbed_call_does_not_change_the_number_of_steps_in_a_turn(
     monkeypatch: pytest.MonkeyPatch, pace: float, disturbed: set[int]
 ):
     warm_up, steps = paced(monkeypatch, Paced(pace, disturbed))
@@ -198,7 +198,7 @@ def test_disturbed_call_does_not_decide_how_many_steps_fill_a_turn(
     assert warm_up == pytest.approx(steps / 2, abs=1)
 
 
-def test_step_that_fills_a_turn_is_warmed_up_too_and_a_gpu_for_longer(monkeypatch: pytest.MonkeyPatch):
+def test_long_step_is_warmed_up_and_a_gpu_is_warmed_up_longer(monkeypatch: pytest.MonkeyPatch):
     assert paced(monkeypatch, Paced(0.06, set())) == (1, 1)
     assert paced(monkeypatch, Paced(2.0, set())) == (0, 1)  # it warms itself up
     assert paced(monkeypatch, Paced(1e-3, set(), least_steps=64)) == (64, 64)
@@ -207,7 +207,7 @@ def test_step_that_fills_a_turn_is_warmed_up_too_and_a_gpu_for_longer(monkeypatc
     assert warm_up * 4e-5 == pytest.approx(GPU_WARM_SECONDS, rel=0.1)
 
 
-def test_steal_time_is_no_other_process(monkeypatch: pytest.MonkeyPatch):
+def test_steal_time_is_not_counted_as_other_processes(monkeypatch: pytest.MonkeyPatch):
     cpus = SimpleNamespace(user=0.0, nice=0.0, system=0.0, idle=0.0, iowait=0.0, irq=0.0, softirq=0.0, steal=0.0)
     times = iter((0.0, 10.0))
     monkeypatch.setattr(psutil, "cpu_times", lambda **_: [cpus])
@@ -220,7 +220,7 @@ def test_steal_time_is_no_other_process(monkeypatch: pytest.MonkeyPatch):
     assert others == pytest.approx([0.5, 3.0], abs=0.01)
 
 
-def test_only_the_cpus_that_a_process_may_use_count(monkeypatch: pytest.MonkeyPatch):
+def test_load_of_cpus_outside_the_affinity_is_not_counted(monkeypatch: pytest.MonkeyPatch):
     """Of four CPUs the last two are another job's, and busy all the time."""
     fields = dict.fromkeys(("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"), 0.0)
     cpus = [SimpleNamespace(**fields) for _ in range(4)]
@@ -258,7 +258,7 @@ class Disturbed:
         ([(50, 0.0)] * (1 + RETAKES), 1 + RETAKES),
     ],
 )
-def test_disturbed_turn_is_taken_again(monkeypatch: pytest.MonkeyPatch, turns: list[tuple[int, float]], expected: int):
+def test_disturbed_turn_is_repeated(monkeypatch: pytest.MonkeyPatch, turns: list[tuple[int, float]], expected: int):
     head = Sample("two_layer", "", Candidate("numpy_arrays"), 0, 0, 0, 1, 0.0, 0, 0, 0.0)
     runner: Any = Disturbed(monkeypatch, turns)
     found = list(_take(Turn(head, runner, Pace(1, 5, 0.01, 3)), 7, 2, lambda: None))
@@ -298,7 +298,7 @@ def session_of(*within: float) -> Session:
     return Session(plan, CONFIG, "float32", HOST, seed=0)
 
 
-def test_benchmark_goes_on_until_a_headline_is_narrow_enough():
+def test_benchmark_stops_when_every_headline_is_narrow_enough():
     session = session_of(0.05, 0)
     for at in (0, 1) * CONFIG.processes:
         answered(session, at, 1.2)
@@ -309,7 +309,7 @@ def test_benchmark_goes_on_until_a_headline_is_narrow_enough():
     assert session.stopped == NARROW
 
 
-def test_wide_headline_takes_processes_until_the_time_is_up():
+def test_wide_headline_gets_processes_until_the_time_limit():
     session = session_of(0.05, 0)
     for at in (0, 1) * CONFIG.processes:
         answered(session, at, 1.2)
@@ -320,7 +320,7 @@ def test_wide_headline_takes_processes_until_the_time_is_up():
     assert session.stopped == TIME_UP
 
 
-def test_headline_that_is_farthest_from_narrow_comes_first():
+def test_widest_headline_gets_the_next_process():
     session = session_of(0.05, 0.05)
     for number in range(LEAST_PROCESSES):
         answered(session, 0, 1.2 + 0.1 * (number % 2))
@@ -328,7 +328,7 @@ def test_headline_that_is_farthest_from_narrow_comes_first():
     assert session.following(left=100) == 1
 
 
-def test_disturbed_process_does_not_count_and_its_paces_are_not_kept():
+def test_disturbed_process_is_not_counted():
     session = session_of(0)
     answered(session, 0, 1.2)
     answered(session, 0, 1.2, others=1.4)
@@ -339,7 +339,7 @@ def test_disturbed_process_does_not_count_and_its_paces_are_not_kept():
     assert session.stopped == NO_HEADLINES
 
 
-def test_steps_that_one_process_calibrated_are_taken_in_the_next():
+def test_calibrated_number_of_steps_is_reused_in_the_next_process():
     plan = [Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays", "matmul/numpy"))]
     session = Session(plan, CONFIG, "float32", HOST, seed=0)
     answered(session, 0, 1.2)
@@ -356,7 +356,7 @@ def test_variant_takes_as_many_steps_as_its_lesson():
     assert len({sample.steps for sample in found}) == 1
 
 
-def test_candidates_of_a_framework_take_their_turns_one_after_the_other(measured: list[Sample]):
+def test_candidates_of_one_framework_take_consecutive_turns(measured: list[Sample]):
     orders = defaultdict(list)
     for sample in turns(measured):
         if sample.problem == "two_layer":
@@ -366,7 +366,7 @@ def test_candidates_of_a_framework_take_their_turns_one_after_the_other(measured
         assert len(blocks) == len(set(blocks)) == 3
 
 
-def test_further_process_measures_the_sizes_with_headlines():
+def test_further_process_measures_only_sizes_with_headlines():
     above, below = parsed("torch_loop", "matmul/torch")
     short, long = SIZES["recurrent"]
     plan = [
@@ -381,7 +381,7 @@ def test_further_process_measures_the_sizes_with_headlines():
 # What goes wrong.
 
 
-def test_no_process_has_no_samples():
+def test_benchmark_of_0_processes_has_no_samples():
     plan = [Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays"))]
     none = replace(CONFIG, processes=0)
     found, meanwhile = benchmark(plan, config=none, dtype="float32", environment=HOST)
@@ -399,12 +399,12 @@ def test_no_process_has_no_samples():
         ),
     ],
 )
-def test_candidate_that_cannot_run_is_a_sentence(name: str, sizes: dict[str, int], message: str):
+def test_candidate_that_cannot_run_gives_an_error(name: str, sizes: dict[str, int], message: str):
     with pytest.raises(UserError, match=message):
         taken([Size("two_layer", sizes, parsed(name))])
 
 
-def test_out_of_memory_is_a_sentence_and_nothing_else_is():
+def test_only_out_of_memory_errors_get_the_memory_message():
     import tensorflow as tf
     import torch
 
@@ -439,7 +439,7 @@ def test_chunk_has_the_sizes_of_its_case():
 
 
 @pytest.mark.parametrize("problem", SIZES)
-def test_products_of_a_step_have_the_operations_of_the_problem(problem: str):
+def test_matrix_products_of_a_step_have_the_operations_of_the_problem(problem: str):
     """No more and no fewer: nothing is multiplied in padding."""
     sizes = dict(SIZES[problem][0])
     weights, chunk = draw(problem, SimpleNamespace(**sizes), "float32")
@@ -457,7 +457,7 @@ def test_products_of_a_step_have_the_operations_of_the_problem(problem: str):
 
 
 @pytest.mark.parametrize("kind", ["tuned", "peers"])
-def test_what_lessons_are_set_beside_takes_their_steps(kind: str):
+def test_tuned_variants_and_peers_take_the_steps_of_the_reference(kind: str):
     """Parity of every tuned variant, and of everything that a user might write instead, with the float64 reference."""
     plan = bench.plan(["small", "lengths"], HOST)
     beside = [(size.problem, candidate) for size in plan for candidate in size.candidates if candidate.kind == kind]
@@ -475,7 +475,7 @@ def test_what_lessons_are_set_beside_takes_their_steps(kind: str):
             np.testing.assert_allclose(weight, weights[key], rtol=1e-6, atol=1e-9, err_msg=str(candidate))
 
 
-def test_slowdown_is_planted_evenly():
+def test_planted_slowdown_is_spread_evenly_over_calls():
     lesson = Lesson("numpy_arrays", "two_layer", "float32")
     runner = Runner(Candidate("numpy_arrays", "slowed", "5"), "two_layer", HOST, lesson.initial)
     steps: list[int] = []
@@ -493,7 +493,7 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
 
 
-def test_default_plan(in_repository: None):
+def test_default_plan_measures_all_sizes_of_params(in_repository: None):
     params = load_params()
     plan = default_plan(params, HOST)
     problems = [params.problems[problem] for problem in params.used_problems]
@@ -505,7 +505,9 @@ def test_default_plan(in_repository: None):
     assert {*parsed("tensorflow_graph+no_xla", "padded/torch_loop")} < chosen
 
 
-def test_default_plan_on_a_gpu(in_repository: None, monkeypatch: pytest.MonkeyPatch):
+def test_default_plan_on_a_gpu_has_launch_floors_and_gpu_headlines(
+    in_repository: None, monkeypatch: pytest.MonkeyPatch
+):
     find = importlib.util.find_spec
     monkeypatch.setattr(plans, "find_spec", lambda name: name == "cuda" or find(name))
     kinds = defaultdict(set)
@@ -521,7 +523,7 @@ def test_default_plan_on_a_gpu(in_repository: None, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_each_interpreter_multiplies_for_its_candidates(
+def test_each_interpreter_measures_matrix_products_for_its_candidates(
     in_repository: None, monkeypatch: pytest.MonkeyPatch, device: str
 ):
     monkeypatch.setenv("TORCH_PYTHON", "/torch")
@@ -534,7 +536,7 @@ def test_each_interpreter_multiplies_for_its_candidates(
         assert device == "cpu" or frameworks <= {candidate.name for candidate in products}
 
 
-def test_provenance_says_what_a_benchmark_was_taken_on(monkeypatch: pytest.MonkeyPatch):
+def test_provenance_names_machine_versions_and_commit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PIPELINE_COMMIT", "abc1234")  # where no repository travels
     found = json.loads(json.dumps(provenance.provenance(HOST, "cpu", "the CPU")))
     assert found["commit"] == "abc1234"
@@ -554,7 +556,7 @@ def measured_on_gpu(plan: list[Size], config: BenchmarkConfig) -> list[Sample]:
     return found
 
 
-def test_steps_on_a_gpu_are_replays_beside_eager_ones_and_two_baselines(cuda: Any):
+def test_gpu_benchmark_measures_replays_eager_steps_and_two_baselines(cuda: Any):
     chosen = [candidate for candidate in gpu._candidates(GPU) if candidate.framework != "tensorflow"]
     floors = [f"launch_floor/{name}" for name in gpu.NAMES]
     assert {*parsed("matmul/torch", "matmul/torch+tf32", *floors), gpu.HOST, gpu.NUMPY} < {*chosen}
@@ -574,7 +576,7 @@ def test_steps_on_a_gpu_are_replays_beside_eager_ones_and_two_baselines(cuda: An
     assert str(case.matmul(Candidate.parse("torch_autograd+tf32"))) == "matmul/torch+tf32"
 
 
-def test_settings_are_a_variants_own_while_its_parity_is_measured(monkeypatch: pytest.MonkeyPatch):
+def test_each_variant_is_checked_for_parity_under_its_own_settings(monkeypatch: pytest.MonkeyPatch):
     import torch
 
     seen = {}
@@ -593,7 +595,7 @@ def test_settings_are_a_variants_own_while_its_parity_is_measured(monkeypatch: p
         assert 1e-8 < float(row.split()[-1]) < 1e-4  # what float32 rounds, and nothing of the weights' own rounding
 
 
-def test_busy_machine_cannot_tell_where_a_gpu_is_faster():
+def test_busy_machine_gives_no_gpu_crossover():
     size = format_size(dict(zip(gpu.KEYS, gpu.TUTORIAL, strict=True)))
     candidates = [*parsed(*gpu.NAMES, "matmul/torch"), gpu.NUMPY, gpu.HOST]
     found = [
@@ -619,7 +621,7 @@ def script(module: str, *arguments: str, folder: Path = REPOSITORY, **variables:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_one_size_of_the_gpu_benchmark_alone(tmp_path: Path):
+def test_gpu_benchmark_with_only_measures_one_size(tmp_path: Path):
     options = ["--device", "cpu", "--only", "1", "--processes", "1", "--rounds", "1", "--no-parity"]
     done = script("gpu", *options, "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -632,7 +634,7 @@ def test_one_size_of_the_gpu_benchmark_alone(tmp_path: Path):
     assert [conditions["gpu"] for conditions in where["processes"]] == [None]
 
 
-def test_gpu_benchmark_without_a_gpu_is_a_sentence(tmp_path: Path):
+def test_gpu_benchmark_without_a_gpu_gives_an_error(tmp_path: Path):
     done = script("gpu", "--device", "cuda:77", "--output", str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("ERROR: there is no cuda:77; found: ")
@@ -641,7 +643,7 @@ def test_gpu_benchmark_without_a_gpu_is_a_sentence(tmp_path: Path):
 
 
 @pytest.mark.faults  # for its minutes
-def test_gpu_benchmark_needs_few_packages(tmp_path: Path):
+def test_gpu_benchmark_runs_without_optional_packages(tmp_path: Path):
     """What may be missing is hidden from it and from the processes that it starts."""
     absent = ["dvc", "mlflow", "pandas", "ray", "rich", "safetensors", "tensorflow", "yaml"]
     (tmp_path / "sitecustomize.py").write_text(
@@ -673,7 +675,7 @@ def test_gpu_benchmark_needs_few_packages(tmp_path: Path):
 
 
 @pytest.mark.faults  # for its minutes
-def test_make_bench_sets_the_lessons_beside_everything(tmp_path: Path):
+def test_make_bench_compares_the_lessons_with_all_goals(tmp_path: Path):
     clone = tmp_path / "clone"
     clone.mkdir()
     for name in ("pipeline", "stages", "benchmarks", "params.yaml", ".git"):
@@ -700,7 +702,7 @@ def test_make_bench_sets_the_lessons_beside_everything(tmp_path: Path):
     assert json.loads((tmp_path / "out/machine.json").read_text())["threads"] >= 1
 
 
-def test_what_a_library_prints_is_no_answer():
+def test_output_of_a_library_is_not_read_as_samples():
     program = [
         "-c",
         "import pipeline.benchmark.process as p; make = p.Runner.__init__\n"

@@ -112,7 +112,7 @@ def test_short_form_catches_wrong_verdicts_and_missed_slowdowns(number: int, rat
 
 
 @pytest.mark.calibration
-def test_power_curve_has_no_fault():
+def test_power_curve_is_within_its_limits():
     output = os.environ.get("OUTPUT")
     verdicts = curve(COMPARISONS, on_line=Path(output) if output else None)
     for percent, words in verdicts.items():
@@ -121,7 +121,7 @@ def test_power_curve_has_no_fault():
 
 
 @pytest.mark.calibration
-def test_beside_a_busy_process_nothing_wrong_is_said():
+def test_benchmark_beside_a_busy_process_gives_no_verdict():
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             verdicts = curve(max(1, COMPARISONS // SHORT))
@@ -132,7 +132,7 @@ def test_beside_a_busy_process_nothing_wrong_is_said():
 
 
 @pytest.mark.calibration
-def test_candidates_among_others_are_as_fast_as_alone():
+def test_interleaved_candidates_are_as_fast_as_alone():
     """Idle threads of a neighbour may take a CPU: OpenBLAS's, as they come, slowed torch down by half."""
     lessons = [Candidate(name) for name in ARRAYS]
     number = max(4, COMPARISONS // 8)

@@ -54,7 +54,7 @@ def experiments(clone: Clone) -> set[str]:
     return set(clone.run("dvc", "exp", "list", "--name-only").stdout.split())
 
 
-def test_later_runs_and_experiments_wait_and_print_for_which(clone: Clone):
+def test_later_runs_and_experiments_wait_and_name_the_running_command(clone: Clone):
     before = clone.digests(*ALIKE)
     first = start(clone, "dvc", "repro", "-f")
     wait_until(lambda: "dvc repro" in holder(clone))
@@ -75,7 +75,7 @@ def test_later_runs_and_experiments_wait_and_print_for_which(clone: Clone):
     assert clone.digests(*ALIKE) == before
 
 
-def test_queued_and_temporary_experiments_run_beside_each_other(clone: Clone):
+def test_queued_and_temporary_experiments_run_in_parallel(clone: Clone):
     for rate in ("0.02", "0.03"):
         clone.run("dvc", "exp", "run", "--queue", "-n", f"queued-{rate[2:]}", "-S", f"train.learning_rate={rate}")
     clone.run("dvc", "queue", "start", "-j", "1")
@@ -86,7 +86,7 @@ def test_queued_and_temporary_experiments_run_beside_each_other(clone: Clone):
     assert clone.stages_run("dvc", "repro") == []
 
 
-def test_stage_by_hand_is_refused_during_a_run(clone: Clone):
+def test_stage_started_by_hand_is_refused_during_a_run(clone: Clone):
     set_train(clone, LONG)
     try:
         start(clone, "dvc", "repro", f"train@{NUMPY}")
@@ -101,7 +101,7 @@ def test_stage_by_hand_is_refused_during_a_run(clone: Clone):
         set_train(clone, 30)
 
 
-def test_stage_ends_with_its_dvc_and_the_next_run_waits_for_that(clone: Clone):
+def test_stage_of_a_killed_dvc_ends_before_the_next_run_starts(clone: Clone):
     clone.run("dvc", "repro")
     before = clone.digests(*ALIKE)
     set_train(clone, LONG)
@@ -115,7 +115,7 @@ def test_stage_ends_with_its_dvc_and_the_next_run_waits_for_that(clone: Clone):
     assert clone.digests(*ALIKE) == before
 
 
-def test_killed_training_goes_on_and_gives_the_same_bits(clone: Clone):
+def test_killed_training_continues_and_gives_the_same_bits(clone: Clone):
     steps, checkpoints = 60_000, clone.path / ".dvc/tmp/checkpoints"
 
     def trained() -> tuple[str, dict[str, bytes], list[int]]:
@@ -140,7 +140,7 @@ def test_killed_training_goes_on_and_gives_the_same_bits(clone: Clone):
     clone.run("dvc", "repro")
 
 
-def test_rwlock_of_dead_processes_is_removed_and_that_of_a_running_dvc_stays(clone: Clone):
+def test_rwlock_is_removed_unless_its_dvc_is_running(clone: Clone):
     rwlock, path = clone.path / checkout.RWLOCK, str(clone.path / "environment.json")
     other = {"pid": 1, "cmd": "dvc repro"}  # as after a container, whose process ids are those of other processes here
     dead = {"pid": 4194303, "cmd": "dvc repro"}
@@ -157,7 +157,7 @@ def test_rwlock_of_dead_processes_is_removed_and_that_of_a_running_dvc_stays(clo
 
 
 @pytest.mark.parametrize("end", ["cmd: py", "    deps:\n", "", "no schema: 1\n", "<<<<<<< HEAD\n"])
-def test_damaged_dvc_lock_is_restored(clone: Clone, end: str):
+def test_damaged_dvc_lock_is_restored_from_the_last_stage(clone: Clone, end: str):
     path = clone.path / "dvc.lock"
     clone.run("dvc", "repro")
     whole = path.read_text()
@@ -171,7 +171,7 @@ def test_damaged_dvc_lock_is_restored(clone: Clone, end: str):
     assert "Running stage 'train" not in done.stdout
 
 
-def test_damaged_dvc_lock_of_a_fresh_clone_is_that_of_the_commit(clone: Clone):
+def test_damaged_dvc_lock_of_a_fresh_clone_is_restored_from_the_commit(clone: Clone):
     clone.run("dvc", "repro")
     path = clone.path / "dvc.lock"
     path.write_text(path.read_text()[:500])
@@ -180,7 +180,7 @@ def test_damaged_dvc_lock_of_a_fresh_clone_is_that_of_the_commit(clone: Clone):
     assert clone.stages_run("dvc", "repro") == []
 
 
-def test_changed_dvc_lock_is_not_a_damaged_one(clone: Clone):
+def test_changed_dvc_lock_is_not_taken_for_damaged(clone: Clone):
     """As after `git checkout` of another commit's, or with a stage whose output is no file."""
     clone.run("dvc", "repro")
     path = clone.path / "dvc.lock"
@@ -190,7 +190,7 @@ def test_changed_dvc_lock_is_not_a_damaged_one(clone: Clone):
     assert checkout.damage_of("schema: '2.0'\nstages:\n  own:\n    cmd: x\n    outs:\n    - path: s3://x\n") is None
 
 
-def test_commands_that_change_the_working_tree_wait():
+def test_only_commands_that_change_the_working_tree_wait():
     assert checkout.command_of(["repro", "-f"]) == "repro"
     assert checkout.command_of(["-v", "--cd", "elsewhere", "exp", "run", "-S", "a=1"]) == "exp run"
     assert checkout.command_of(["experiments", "show"]) == "exp show"

@@ -53,7 +53,9 @@ def always(name: str) -> Checkpoint:
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
 @pytest.mark.parametrize("name", LESSONS)
-def test_a_broken_training_ends_as_an_unbroken_one(name: str, streamed: bool, monkeypatch: pytest.MonkeyPatch):
+def test_killed_training_continues_to_the_result_of_an_unbroken_one(
+    name: str, streamed: bool, monkeypatch: pytest.MonkeyPatch
+):
     found = dataset(LESSONS[name])
     if streamed:
         batch_bytes = 16 * sum(array[:1].nbytes for array in found.train.values())
@@ -72,7 +74,7 @@ def test_a_broken_training_ends_as_an_unbroken_one(name: str, streamed: bool, mo
         np.testing.assert_array_equal(broken.weights[key], weight)
 
 
-def test_the_reference_run_goes_on_too(monkeypatch: pytest.MonkeyPatch):
+def test_killed_reference_run_continues_to_the_same_result(monkeypatch: pytest.MonkeyPatch):
     found, sizes = dataset("two_layer"), {"steps": STEPS, "batch_size": 16, "learning_rate": 0.05}
     unbroken = reference_run("two_layer", found, **sizes)
     batches = iter(range(20))
@@ -100,7 +102,7 @@ def killed(name: str, found: data.DataSet, digest: bytes = DIGEST) -> Path:
     return checkpoint.path
 
 
-def test_a_checkpoint_of_other_code_data_or_params_is_never_taken(capsys: pytest.CaptureFixture):
+def test_checkpoint_of_other_code_data_or_params_is_not_used(capsys: pytest.CaptureFixture):
     found = dataset("two_layer")
     path = killed("numpy_arrays", found)
     assert train("numpy_arrays", found, Checkpoint("numpy_arrays", bytes(32), 0)).continued_at == ()
@@ -112,7 +114,7 @@ def test_a_checkpoint_of_other_code_data_or_params_is_never_taken(capsys: pytest
     assert "starts from step 0" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_costs_no_more_than_the_steps(capsys: pytest.CaptureFixture):
+def test_damaged_checkpoint_restarts_the_training_from_step_0(capsys: pytest.CaptureFixture):
     found = dataset("two_layer")
     path = killed("numpy_arrays", found)
     whole = path.read_bytes()
@@ -123,20 +125,20 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_steps(capsys: pytest.Captur
         assert "starts from step 0" in capsys.readouterr().err
 
 
-def test_a_few_are_kept_of_each_implementation():
+def test_only_the_newest_checkpoints_of_an_implementation_are_kept():
     found = dataset("two_layer")
     paths = [killed("numpy_arrays", found, bytes([number] * 32)) for number in range(checkpoints.KEPT + 2)]
     assert [path.exists() for path in paths] == [False, False] + checkpoints.KEPT * [True]
     assert not list(checkpoints.FOLDER.glob(".*")), "a temporary file is left"
 
 
-def test_none_is_written_before_it_is_time():
+def test_no_checkpoint_is_written_before_its_interval():
     train("numpy_arrays", dataset("two_layer"), Checkpoint("numpy_arrays", DIGEST, 3600))
     train("numpy_arrays", dataset("two_layer"), Checkpoint("numpy_arrays", DIGEST, 0))
     assert not checkpoints.FOLDER.exists()
 
 
-def test_what_a_training_depends_on(tmp_path: Path):
+def test_digest_changes_with_params_and_dependencies(tmp_path: Path):
     (tmp_path / "dvc.yaml").write_text(
         "stages: {train: {foreach: [a], do: {cmd: x, deps: [code, 'data/${item}']}}}"  # as in dvc.yaml
     )

@@ -34,7 +34,7 @@ def test_make_passes_each_value_as_one_argument(target: list[str], arguments: li
     assert shlex.split(done.stdout.splitlines()[-1]) == ["python", "-m", "commands", *arguments]
 
 
-def test_make_takes_no_variable_of_the_host_for_an_image():
+def test_make_ignores_image_variables_of_the_host():
     command = ["make", "--no-print-directory", "--eval", "path: ; @echo $$PATH", "path"]
     environment = outside_variables() | {"SEVEN_WAYS_IMAGE": "sha256:1", "IMAGE_DIGEST": "sha256:2"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
@@ -42,7 +42,7 @@ def test_make_takes_no_variable_of_the_host_for_an_image():
 
 
 @pytest.mark.parametrize("name", sorted(commands.commands))
-def test_command_has_help(name: str):
+def test_help_of_each_command_is_printed(name: str):
     done = CliRunner().invoke(commands, [name, "--help"])
     assert done.exit_code == 0
     assert f"Usage: commands {name}" in done.output
@@ -57,7 +57,7 @@ def test_command_has_help(name: str):
         ("swep", "No such command 'swep'. Did you mean 'sweep'?"),
     ],
 )
-def test_wrong_arguments_are_one_sentence_and_status_1(arguments: str, message: str):
+def test_wrong_arguments_give_one_error_and_status_1(arguments: str, message: str):
     command = [sys.executable, "-m", "commands", *arguments.split()]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     name = "" if arguments == "swep" else f"{arguments.split(maxsplit=1)[0]} "
@@ -65,7 +65,7 @@ def test_wrong_arguments_are_one_sentence_and_status_1(arguments: str, message: 
     assert done.stderr == f"ERROR: {message} `python -m commands {name}--help` says what it takes.\n"
 
 
-def test_params_imports_no_framework():
+def test_params_command_imports_no_framework():
     program = (
         "import sys; from commands.__main__ import commands; commands(['params'], standalone_mode=False); "
         "print({'torch', 'tensorflow', 'mlflow', 'ray', 'dvc'} & set(sys.modules))"

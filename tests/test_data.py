@@ -21,7 +21,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(problem: str):
+def test_only_the_same_seed_gives_the_same_bytes(problem: str):
     dataset(problem)
     first = files(problem)
     dataset(problem)
@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(problem: str):
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize(("number", "larger"), [(100, 1500), (1500, 2500)])
-def test_more_training_examples_change_neither_the_first_ones_nor_the_rest(problem: str, number: int, larger: int):
+def test_more_training_examples_leave_the_other_data_unchanged(problem: str, number: int, larger: int):
     few, before = dataset(problem, train_examples=number), files(problem)
     first = {key: np.array(array) for key, array in few.train.items()}
     many, after = dataset(problem, train_examples=larger), files(problem)
@@ -43,7 +43,7 @@ def test_more_training_examples_change_neither_the_first_ones_nor_the_rest(probl
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_float64_works_on_the_numbers_of_float32(problem: str):
+def test_float64_data_equal_the_float32_data(problem: str):
     single = dataset(problem)
     arrays = {key: np.array(array) for key, array in single.train.items()} | dict(single.initial)
     double = dataset(problem, dtype="float64")
@@ -52,13 +52,13 @@ def test_float64_works_on_the_numbers_of_float32(problem: str):
         np.testing.assert_array_equal(array, arrays[key])
 
 
-def test_random_targets_are_noise_alone():
+def test_random_targets_are_standard_normal():
     y = dataset("two_layer", target="random", noise=0.0, train_examples=5000).train["y"]
     assert np.mean(y) == pytest.approx(0, abs=0.05)
     assert np.std(y) == pytest.approx(1, abs=0.05)
 
 
-def test_chunks_hold_every_whole_batch_once(monkeypatch: pytest.MonkeyPatch):
+def test_chunks_contain_every_whole_batch_once(monkeypatch: pytest.MonkeyPatch):
     whole_set = dataset("recurrent", train_examples=100)
     whole = whole_set.read(whole_set.chunks(16)[0], 16)
     assert whole["x"].shape == (6, 16, 5, 4)
@@ -71,7 +71,7 @@ def test_chunks_hold_every_whole_batch_once(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("file", ["train_x.npy", "test_y.npy", "initial.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
-def test_a_damaged_file_is_named(file: str, damage: str):
+def test_damaged_data_file_is_named_in_the_error(file: str, damage: str):
     dataset("two_layer")
     path = Path("data/two_layer", file)
     content = path.read_bytes()
@@ -84,12 +84,12 @@ def test_a_damaged_file_is_named(file: str, damage: str):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_no_data_at_all():
+def test_missing_data_give_an_error():
     with pytest.raises(UserError, match=r"manifest\.json is missing"):
         data.DataSet("two_layer")
 
 
-def test_an_interrupted_generation_leaves_the_last_good_data(monkeypatch: pytest.MonkeyPatch):
+def test_interrupted_generation_keeps_the_previous_data(monkeypatch: pytest.MonkeyPatch):
     dataset("two_layer")
     before = files("two_layer")
 

@@ -21,7 +21,7 @@ def whole(make_clone: Callable[..., Clone]) -> Clone:
     return clone
 
 
-def test_every_row_passes_the_parity_gate(whole: Clone):
+def test_default_params_pass_the_parity_check_for_all_implementations(whole: Clone):
     comparison = json.loads((whole.path / "results/parity.json").read_text())
     assert comparison["passed"]
     assert set(comparison["implementations"]) == set(LESSONS)
@@ -47,7 +47,7 @@ def test_every_row_passes_the_parity_gate(whole: Clone):
         } <= metrics[f"results/{name}/timing.json"]["data"].keys()
 
 
-def test_what_experiments_are_compared_by_fits_on_a_screen(whole: Clone):
+def test_summary_metrics_of_experiments_fit_on_a_screen(whole: Clone):
     shown = json.loads(whole.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert list(shown) == ["summary.json"]
     summary = shown["summary.json"]["data"]
@@ -60,7 +60,7 @@ def test_what_experiments_are_compared_by_fits_on_a_screen(whole: Clone):
     assert "held_out_loss.two_layer" in experiments.splitlines()[0]
 
 
-def test_data_are_bitwise_the_committed_ones_and_results_within_tolerance(whole: Clone):
+def test_data_equal_the_committed_ones_and_results_are_within_tolerance(whole: Clone):
     committed, made = (yaml.safe_load((root / "dvc.lock").read_text())["stages"] for root in (REPOSITORY, whole.path))
     for problem in sorted(set(LESSONS.values())):
         stage = f"generate@{problem}"
@@ -73,7 +73,7 @@ def test_data_are_bitwise_the_committed_ones_and_results_within_tolerance(whole:
         assert found[name]["test_r2"] == pytest.approx(expected[name]["test_r2"], abs=1e-3)
 
 
-def test_the_loss_curves_of_a_problem_are_on_one_chart(whole: Clone):
+def test_loss_curves_of_a_problem_are_in_one_chart(whole: Clone):
     plots = json.loads(whole.run("dvc", "plots", "show", "--json").stdout)
     for problem in set(LESSONS.values()):
         (chart,) = (
@@ -86,7 +86,7 @@ def test_the_loss_curves_of_a_problem_are_on_one_chart(whole: Clone):
         assert f"results/predictions/{problem}.csv" in plots.get("data", plots)
 
 
-def test_a_second_repro_runs_environment_and_track_alone(whole: Clone):
+def test_second_repro_runs_only_environment_and_track(whole: Clone):
     assert whole.stages_run("dvc", "repro") == []
 
 
@@ -99,7 +99,7 @@ def test_forced_runs_are_byte_identical(whole: Clone):
     assert whole.digests(*patterns) == before
 
 
-def test_the_rounding_of_tf32_needs_tolerances_of_its_own(whole: Clone):
+def test_tf32_rounding_is_within_its_tolerances_and_beyond_those_of_float32(whole: Clone):
     done = whole.run(sys.executable, str(REPOSITORY / "tests/tf32.py"), env={"PYTHONPATH": str(whole.path)})
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {(each["name"], each["rounding"]) for each in found} == {

@@ -149,20 +149,20 @@ def test_results_belong_to_the_user_and_runs_are_on_the_server(containers: Conta
     assert [path for path in containers.clone.path.rglob("*") if path.lstat().st_uid != UID] == []
 
 
-def test_models_are_bitwise_those_of_the_host(containers: Containers, finished_pipeline: Clone):
+def test_models_of_a_container_equal_those_of_the_host(containers: Containers, finished_pipeline: Clone):
     models = finished_pipeline.digests("models/**/*")
     assert len(models) == 2 * 7
     assert containers.clone.digests("models/**/*") == models
 
 
-def test_a_second_run_has_nothing_to_do(containers: Containers):
+def test_second_container_run_runs_only_environment_and_track(containers: Containers):
     done = containers.run()
     stages = {line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")}
     assert stages == {"environment", "track"}
     assert f"MLflow shows the current results: http://127.0.0.1:{containers.port}" in done.stdout
 
 
-def test_a_containers_run_is_reproduced_in_a_container_and_on_the_host(containers: Containers, tmp_path: Path):
+def test_run_of_a_container_is_reproduced_in_a_container_and_on_the_host(containers: Containers, tmp_path: Path):
     run_id = containers.runs()["numpy_arrays"].info.run_id
     assert "bitwise identical" in containers.run("make", "reproduce", f"RUN={run_id}").stdout
     (tmp_path / "gitconfig").write_text("[safe]\ndirectory = *\n")  # the checkout is another user's
@@ -175,7 +175,7 @@ def test_a_containers_run_is_reproduced_in_a_container_and_on_the_host(container
     assert "bitwise identical" in done.stdout
 
 
-def test_the_images_name_the_locked_versions(containers: Containers):
+def test_labels_of_images_name_the_locked_versions(containers: Containers):
     assert containers.run("cat", "/opt/image.digest").stdout.startswith("sha256:")
     inspect = ["docker", "image", "inspect", "--format", '{{index .Config.Labels "seven-ways.versions"}}']
     locked = (REPOSITORY / "requirements/cpu.txt").read_text() + (REPOSITORY / "requirements/torch-cpu.txt").read_text()
@@ -184,7 +184,7 @@ def test_the_images_name_the_locked_versions(containers: Containers):
         assert [package for package in label.strip().split(", ") if package.replace(" ", "==") not in locked] == []
 
 
-def test_an_image_holds_all_its_bytecode_and_no_test_of_a_package(containers: Containers):
+def test_image_contains_bytecode_and_no_tests_of_packages(containers: Containers):
     script = (
         "cd /opt/venv/lib/python3.11/site-packages; find . -name '*.py' | wc -l; find . -name '*.pyc' | wc -l; ls scipy"
     )
@@ -194,7 +194,7 @@ def test_an_image_holds_all_its_bytecode_and_no_test_of_a_package(containers: Co
     assert "tests" not in folders
 
 
-def test_a_job_has_the_users_uid_no_capability_and_a_read_only_root(containers: Containers):
+def test_job_has_the_uid_of_the_user_no_capabilities_and_a_read_only_root(containers: Containers):
     script = "id -u; grep -E 'Cap|NoNewPrivs' /proc/self/status; touch /probe /opt/probe 2>&1 || true"
     lines = containers.run("bash", "-c", script).stdout.splitlines()
     assert lines[0] == str(UID)
@@ -216,7 +216,7 @@ def status(containers: Containers, host: str, **headers: str) -> int:
         return error.code
 
 
-def test_the_server_answers_this_machine_alone_under_its_own_names(containers: Containers):
+def test_server_answers_only_local_requests_with_local_host_names(containers: Containers):
     (binding,) = containers.compose("port", "mlflow", "5000").stdout.split()
     assert binding == f"127.0.0.1:{containers.port}"
     for name in ("localhost", "127.0.0.1", "[::1]"):
@@ -225,7 +225,7 @@ def test_the_server_answers_this_machine_alone_under_its_own_names(containers: C
         assert status(containers, name) == 403
 
 
-def test_env_file_adds_a_host_name_and_preflight_reads_it(containers: Containers):
+def test_env_file_sets_allowed_hosts_and_preflight_reads_it(containers: Containers):
     name, env = "box.example", containers.clone.path / ".env"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taken = listener.getsockname()[1]
@@ -249,7 +249,7 @@ def test_env_file_adds_a_host_name_and_preflight_reads_it(containers: Containers
         containers.compose("up", "-d", "--wait", "mlflow")
 
 
-def test_a_clone_in_another_folder_has_its_own_project_images_and_volume(tmp_path: Path):
+def test_clone_in_another_folder_has_its_own_project_images_and_volume(tmp_path: Path):
     names = set()
     for folder in ("first", "second"):
         clone = Clone(tmp_path / folder)
@@ -264,7 +264,7 @@ def test_a_clone_in_another_folder_has_its_own_project_images_and_volume(tmp_pat
 
 
 @pytest.mark.skipif(bool(browser.is_missing()), reason=f"no browser: {browser.is_missing()}")
-def test_the_runs_page_in_a_real_browser_shows_the_seven(containers: Containers):
+def test_runs_page_shows_all_seven_runs_in_a_browser(containers: Containers):
     # Beside other tests the benchmark may not be trusted, and times_matrix_products is no metric then, so no column.
     columns = ("device_name", "parity", "held_out_loss", "r2", "step_microseconds", "Duration")
     _, picture = browser.runs_page(f"http://127.0.0.1:{containers.port}", *LESSONS, *columns, "passed")
@@ -280,14 +280,14 @@ def restored(containers: Containers) -> Iterator[Containers]:
     containers.run()
 
 
-def test_an_experiment_in_a_checkout_without_a_git_identity(restored: Containers):
+def test_experiment_in_a_container_works_without_a_git_identity(restored: Containers):
     restored.run("dvc", "exp", "run", "-n", "slower", "-S", "train.learning_rate=0.02", "train@numpy_arrays")
     assert restored.clone.params()["train"]["learning_rate"] == 0.02
     assert "slower" in restored.run("dvc", "exp", "list", "--name-only").stdout
 
 
 @pytest.mark.parametrize("stop", ["Ctrl-C", "docker stop"])
-def test_a_stopped_job_ends_its_stage_and_keeps_the_last_results(restored: Containers, stop: str):
+def test_stopped_job_ends_its_stage_and_keeps_the_last_results(restored: Containers, stop: str):
     before = restored.clone.digests("models/**/*", "results/*/[!t]*")
     keyboard, terminal = pty.openpty()
     with restored.training(10**8, "--name", f"{PROJECT}-stopped", terminal=terminal) as process:
@@ -302,7 +302,7 @@ def test_a_stopped_job_ends_its_stage_and_keeps_the_last_results(restored: Conta
     assert restored.clone.digests("models/**/*", "results/*/[!t]*") == before
 
 
-def test_a_lock_left_by_a_killed_container_blocks_nobody(restored: Containers):
+def test_lock_of_a_killed_container_does_not_block_the_next_run(restored: Containers):
     with restored.training(10**8, "--name", f"{PROJECT}-killed"):
         subprocess.run(["docker", "kill", f"{PROJECT}-killed"], check=True, capture_output=True)
     assert (restored.clone.path / ".dvc/tmp/rwlock").read_text() not in ("", "{}")
@@ -310,7 +310,7 @@ def test_a_lock_left_by_a_killed_container_blocks_nobody(restored: Containers):
     assert "Waiting" not in restored.run().stderr
 
 
-def test_a_second_container_waits_and_the_host_names_the_first(restored: Containers):
+def test_second_container_waits_and_the_host_names_the_first(restored: Containers):
     with restored.training(1_000_000) as first:
         done = restored.clone.run(sys.executable, "-m", "stages.train", "numpy_arrays", succeeds=False)
         assert "`dvc repro" in done.stderr
@@ -336,7 +336,7 @@ def cluster(make_clone: Callable[..., Clone]) -> Iterator[Containers]:
 
 
 @pytest.mark.timeout(900)
-def test_a_sweep_on_two_workers_finishes_though_one_is_killed(cluster: Containers, make_clone: Callable[..., Clone]):
+def test_sweep_on_two_workers_finishes_after_one_is_killed(cluster: Containers, make_clone: Callable[..., Clone]):
     cluster.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.02,0.05,0.1", "-S", "seed=0,1")
     cluster.compose("--profile", "cluster", "up", "-d", "--scale", "worker=2")
     images = cluster.compose("--profile", "cluster", "images").stdout.split()
@@ -400,7 +400,7 @@ def elsewhere(containers: Containers, path: Path) -> Containers:
     return jobs
 
 
-def test_a_checkout_that_is_not_writable_or_readable_is_refused(containers: Containers):
+def test_unwritable_or_unreadable_checkout_is_refused(containers: Containers):
     path = containers.clone.path
     try:
         path.chmod(0o755)
@@ -414,7 +414,7 @@ def test_a_checkout_that_is_not_writable_or_readable_is_refused(containers: Cont
         (path / "dvc.yaml").chmod(0o600)
 
 
-def test_the_bind_is_labelled_for_selinux(containers: Containers):
+def test_bind_mount_has_the_selinux_label(containers: Containers):
     container = containers.compose("run", "-d", "--no-deps", "cpu", "sleep", "60").stdout.strip()
     form = ["--format", "{{json .HostConfig.Binds}}", container]
     done = subprocess.run(["docker", "inspect", *form], capture_output=True, text=True, check=True)
@@ -422,7 +422,7 @@ def test_the_bind_is_labelled_for_selinux(containers: Containers):
     assert json.loads(done.stdout) == [f"{containers.clone.path}:/workspace:rw,z"]
 
 
-def test_own_services_bypass_the_users_proxy_and_the_users_variables_reach_the_job(containers: Containers):
+def test_job_gets_the_variables_of_the_user_and_services_bypass_the_proxy(containers: Containers):
     settings = {
         f"MLFLOW_TRACKING_{name}": name.lower() for name in ("USERNAME", "PASSWORD", "TOKEN", "INSECURE_TLS")
     } | {"TF_ENABLE_ONEDNN_OPTS": "0"}
@@ -439,7 +439,7 @@ def test_own_services_bypass_the_users_proxy_and_the_users_variables_reach_the_j
 
 
 @pytest.mark.parametrize("kind", ["worktree", "submodule", "folder of a larger repository", "no repository"])
-def test_a_checkout_whose_repository_is_elsewhere_runs_as_the_message_says(
+def test_checkout_with_its_repository_elsewhere_runs_with_the_printed_command(
     containers: Containers, make_clone: Callable[..., Clone], tmp_path: Path, kind: str
 ):
     git = ["git", "-c", "protocol.file.allow=always", "-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -469,7 +469,7 @@ def test_a_checkout_whose_repository_is_elsewhere_runs_as_the_message_says(
         assert (lines[0], lines[-1]) == ("environment", str(UID))  # nothing is changed for git, and DVC is at home
 
 
-def test_another_owner_gets_gits_own_words_before_a_container_starts(containers: Containers):
+def test_checkout_of_another_owner_gets_the_error_of_git_before_a_container_starts(containers: Containers):
     if os.getuid() != UID:
         done = containers.clone.run("docker/preflight", "cpu", succeeds=False, env=containers.env)
         assert "dubious ownership" in done.stderr
@@ -477,7 +477,7 @@ def test_another_owner_gets_gits_own_words_before_a_container_starts(containers:
 
 
 @pytest.mark.parametrize("kind", ["link", "setting", "certificate"])
-def test_what_lies_outside_the_checkout_is_mounted_as_the_message_says(
+def test_path_outside_the_checkout_is_mounted_with_the_printed_command(
     containers: Containers, make_clone: Callable[..., Clone], kind: str
 ):
     clone = make_clone().path
@@ -500,9 +500,7 @@ def test_what_lies_outside_the_checkout_is_mounted_as_the_message_says(
     assert (outside / "seen").exists()
 
 
-def test_links_by_the_checkouts_own_path_are_found_and_hold_at_that_path(
-    containers: Containers, make_clone: Callable[..., Clone]
-):
+def test_absolute_cache_links_work_with_the_printed_command(containers: Containers, make_clone: Callable[..., Clone]):
     clone = make_clone().path
     cached = clone / ".dvc/cache/files/md5/ab/cdef"
     cached.parent.mkdir(parents=True)
@@ -519,7 +517,7 @@ def test_links_by_the_checkouts_own_path_are_found_and_hold_at_that_path(
     assert sentence(jobs.run(succeeds=False)).endswith(message.partition("cache by")[2])
 
 
-def test_an_image_of_other_requirements_is_one_warning(containers: Containers, make_clone: Callable[..., Clone]):
+def test_image_of_other_requirements_gives_one_warning(containers: Containers, make_clone: Callable[..., Clone]):
     clone = make_clone().path
     (clone / "requirements/cpu.txt").write_text("# newer\n")
     subprocess.run(["chown", "-R", f"{UID}:{UID}", clone], check=True)
@@ -539,7 +537,7 @@ def test_make_in_a_container_installs_nothing_into_the_checkout(containers: Cont
     assert {file: file.read_bytes() for file in path.glob(".venv*/**/*") if file.is_file()} == before
 
 
-def test_gpu_where_there_is_none_says_what_is_missing(containers: Containers):
+def test_gpu_service_without_a_gpu_names_nvidia_in_the_error(containers: Containers):
     subprocess.run(["docker", "tag", f"{PROJECT}-cpu", f"{PROJECT}-gpu"], check=True)  # it never gets to start
     done = containers.compose("run", "--rm", "-T", "gpu", "true", succeeds=False)
     subprocess.run(["docker", "rmi", f"{PROJECT}-gpu"], check=True, capture_output=True)

@@ -41,14 +41,14 @@ def speed() -> Benchmark:
     return samples.read(RESULTS / "speed/samples.csv", RESULTS / "speed/machine.json")
 
 
-def test_what_make_bench_printed_is_in_performance_md(speed: Benchmark):
+def test_performance_page_has_the_output_of_make_bench(speed: Benchmark):
     document = spaced(PERFORMANCE)
     for line in bench.report(speed, list(bench.SIZES), {}):
         for part in spaced(line).splitlines():
             assert part in document, part
 
 
-def test_widths_of_make_bench_are_as_measured(speed: Benchmark):
+def test_documented_interval_widths_equal_the_measured_ones(speed: Benchmark):
     widths = [
         100 * estimate.half_width
         for size in bench.plan(list(bench.SIZES), HOST)
@@ -60,7 +60,7 @@ def test_widths_of_make_bench_are_as_measured(speed: Benchmark):
     assert sentence in " ".join(PERFORMANCE.split())
 
 
-def test_no_lesson_takes_less_time_than_its_matrix_products(speed: Benchmark):
+def test_no_lesson_is_faster_than_its_matrix_products(speed: Benchmark):
     for case in speed.cases:
         for lesson in filter(lambda candidate: candidate.is_implementation, case.seconds):
             multiple = case.multiple(lesson)
@@ -68,7 +68,7 @@ def test_no_lesson_takes_less_time_than_its_matrix_products(speed: Benchmark):
             assert multiple.high >= 1, (case.label, lesson)
 
 
-def test_readme_has_the_figures_of_make_bench(speed: Benchmark):
+def test_readme_figures_equal_the_results_of_make_bench(speed: Benchmark):
     names, sizes = bench.SIZES["small"]
     case = speed.at(problem_of(names[0]), sizes)
     assert case
@@ -100,7 +100,7 @@ def process_rows() -> Iterator[str]:
         yield " | ".join([f"| {above} ÷ {below}", *cells]) + " |"
 
 
-def test_processes_and_statistics_are_as_measured():
+def test_documented_process_statistics_equal_the_measured_ones():
     for row in process_rows():
         assert row in PERFORMANCE, row
 
@@ -120,11 +120,11 @@ def turn_row() -> str:
     return " | ".join(["| `tensorflow_graph` ÷ `torch_tensors`", *cells]) + " |"
 
 
-def test_ratio_by_the_length_of_a_turn_is_as_measured():
+def test_documented_ratios_by_turn_length_equal_the_measured_ones():
     assert turn_row() in PERFORMANCE
 
 
-def test_power_curve_is_as_measured():
+def test_documented_power_curve_equals_the_measured_one():
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for row in rows_of("calibration.csv"):
         counts[int(row["planted_percent"])][row["verdict"]] += 1
@@ -141,7 +141,7 @@ def test_power_curve_is_as_measured():
         assert sentence in " ".join(text.split()), sentence
 
 
-def test_verdicts_of_ten_first_runs_are_as_measured():
+def test_documented_verdicts_of_ten_first_runs_equal_the_measured_ones():
     words: dict[str, Counter[str]] = defaultdict(Counter)
     widths: dict[str, list[float]] = defaultdict(list)
     for row in rows_of("first_runs.csv"):
@@ -154,12 +154,12 @@ def test_verdicts_of_ten_first_runs_are_as_measured():
         assert row in PERFORMANCE, row
 
 
-def test_readme_says_after_how_many_seconds_the_benchmark_stops():
+def test_readme_time_limit_of_the_benchmark_equals_params():
     config = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["benchmark"]
     assert f"or after {config['seconds']} seconds" in " ".join((REPOSITORY / "README.md").read_text().split())
 
 
-def test_every_committed_result_is_used():
+def test_every_committed_result_is_used_by_a_document_or_a_test():
     """By a document, or by a test that compares a run with it."""
     users = [*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "tests").glob("*.py")]
     named = "".join(path.read_text() for path in users)
@@ -172,7 +172,7 @@ if __name__ == "__main__":  # what to write into docs/performance.md
         print(line)
 
 
-def test_every_test_that_reliability_names_is_there():
+def test_every_test_named_in_reliability_exists():
     text = (REPOSITORY / "docs/reliability.md").read_text()
     named = [
         (file, name)

@@ -47,7 +47,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, found: Gpus, versions: dict[str, st
         ("cuda:1", TWO, CUDA, "cuda:1"),
     ],
 )
-def test_device(params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, found: Gpus, versions: dict, device: str):
+def test_device_is_resolved_from_params_gpus_and_versions(
+    params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, found: Gpus, versions: dict, device: str
+):
     machine(monkeypatch, found, versions)
     resolved = resolve(params.model_copy(update={"device": asked}))
     assert resolved.device == device
@@ -63,7 +65,7 @@ def test_device(params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, fou
         ("cuda", MISMATCH, CUDA, "found: the NVIDIA driver does not answer: Driver/library version mismatch."),
     ],
 )
-def test_cuda_that_is_not_there_is_refused(
+def test_unavailable_cuda_device_is_refused(
     params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, gpus_found: Gpus, versions: dict, found: str
 ):
     machine(monkeypatch, gpus_found, versions)
@@ -81,7 +83,7 @@ def test_cuda_that_is_not_there_is_refused(
         (MISMATCH, CUDA, "the NVIDIA driver does not answer: Driver/library version mismatch", True),
     ],
 )
-def test_auto_says_why_it_takes_the_cpu(
+def test_device_auto_gives_its_reason_for_the_cpu(
     params: Params, monkeypatch: pytest.MonkeyPatch, found: Gpus, versions: dict, reason: str, doubtful: bool
 ):
     machine(monkeypatch, found, versions)
@@ -95,7 +97,7 @@ def test_auto_says_why_it_takes_the_cpu(
     assert told == []
 
 
-def test_the_stage_warns_of_a_driver_that_does_not_answer(
+def test_stage_warns_of_a_driver_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     from stages.environment import say_why
@@ -116,7 +118,7 @@ importlib.metadata.distributions = distributions
 """
 
 
-def test_a_framework_that_no_lesson_needs_may_be_missing(params: Params, tmp_path: Path):
+def test_framework_without_lessons_may_be_missing(params: Params, tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_TENSORFLOW)
     script = (
         "from pipeline.environment import resolve; from pipeline.params import load_params\n"
@@ -138,12 +140,12 @@ def test_a_framework_that_no_lesson_needs_may_be_missing(params: Params, tmp_pat
     assert "take the lessons of what is missing out of params.yaml" in done.stderr
 
 
-def test_threads(params: Params):
+def test_threads_are_the_available_cpus_or_those_of_params(params: Params):
     assert resolve(params).threads == available_cpus() <= (os.cpu_count() or 1)
     assert resolve(params.model_copy(update={"threads": 7})).threads == 7
 
 
-def test_it_repeats_and_imports_no_framework():
+def test_resolve_is_deterministic_and_imports_no_framework():
     script = (
         "import sys; from pipeline.environment import resolve; from pipeline.params import load_params;"
         "print(resolve(load_params()) == resolve(load_params()), {'torch', 'tensorflow'} & set(sys.modules))"
@@ -152,7 +154,7 @@ def test_it_repeats_and_imports_no_framework():
     assert done.stdout == "True set()\n"
 
 
-def test_cuda_counts_gpus_as_nvml_does():
+def test_cuda_device_order_is_that_of_nvml():
     code = "import os, pipeline; print(os.environ['CUDA_DEVICE_ORDER'])"
     variables = os.environ | {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
     command = [sys.executable, "-c", code]
@@ -160,7 +162,7 @@ def test_cuda_counts_gpus_as_nvml_does():
     assert done.stdout == "PCI_BUS_ID\n"
 
 
-def test_the_other_interpreter_takes_over(tmp_path: Path):
+def test_stage_continues_in_the_interpreter_of_torch_python(tmp_path: Path):
     """TORCH_PYTHON names another environment's interpreter: a stage goes on in it, with the same arguments."""
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", tmp_path / "torch"], check=True
@@ -192,7 +194,7 @@ def test_variables_that_change_last_bits_are_recorded(params: Params, monkeypatc
     assert resolve(params).variables == before | recorded
 
 
-def test_environment_of_an_older_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_environment_file_of_an_older_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     content = asdict(HOST)
     del content["variables"]

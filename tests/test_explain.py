@@ -47,7 +47,7 @@ def test_every_quantity_of_a_lesson_agrees_to_1e_12_in_float64(name: str):
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_right_lesson_in_another_style_is_called_right(name: str):
+def test_correct_lesson_in_another_style_is_judged_correct(name: str):
     explanation = explanation_of(name, "class Implementation", "class Implementation")
     assert explanation.is_right, explanation.sentence
 
@@ -56,7 +56,7 @@ MISTAKES = yaml.safe_load((REPOSITORY / "tests/mistakes.yaml").read_text(encodin
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_mistake_is_named_with_its_line_and_its_cause(mistake: dict[str, Any]):
+def test_mistake_is_explained_with_its_line_and_cause(mistake: dict[str, Any]):
     explanation = explanation_of(mistake["lesson"], mistake["old"], mistake["new"])
     assert not explanation.is_right
     for part in mistake["says"]:
@@ -64,7 +64,7 @@ def test_mistake_is_named_with_its_line_and_its_cause(mistake: dict[str, Any]):
 
 
 @pytest.mark.parametrize("name", LESSONS)
-def test_sampled_mutants_are_noticed_and_their_lines_named(name: str):
+def test_sampled_mutants_are_noticed_and_named_as_recorded(name: str):
     """All that are noticed in docs/results/mutations.csv must be, and a named one must be named."""
     seed = random.randrange(10**6)
     print(f"seed {seed}")
@@ -82,7 +82,7 @@ def recorded_mutants() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_recorded_mutants_are_those_of_the_lessons_and_95_percent_are_named():
+def test_recorded_mutants_match_the_lessons_and_95_percent_are_named():
     rows = recorded_mutants()
     assert {row["lesson"] for row in rows} == set(LESSONS)
     possible = {(mutant.lesson, str(mutant.line), mutant.after) for name in LESSONS for mutant in mutants(name)}
@@ -92,7 +92,7 @@ def test_recorded_mutants_are_those_of_the_lessons_and_95_percent_are_named():
     assert sum(row["named"] == "1" for row in rows) >= 0.95 * len(rows)
 
 
-def test_unfinished_lesson_is_walked_through_equation_by_equation(make_clone: Callable[..., Clone]):
+def test_explain_names_the_next_equation_of_an_unfinished_lesson(make_clone: Callable[..., Clone]):
     """As README says: each run names the next quantity, until the lesson is right."""
     clone = make_clone("numpy_arrays")
     explain_mine = [sys.executable, "-m", "commands", "explain", "numpy_mine"]
@@ -141,7 +141,7 @@ def test_unfinished_lesson_is_walked_through_equation_by_equation(make_clone: Ca
         (["torch_tensors", "--device", "cuda:99"], "ERROR: DEVICE is cuda:99; found: "),
     ],
 )
-def test_what_cannot_be_explained_is_one_sentence(arguments: list[str], words: str, make_clone: Callable[..., Clone]):
+def test_invalid_explain_arguments_give_one_error(arguments: list[str], words: str, make_clone: Callable[..., Clone]):
     clone = make_clone("numpy_arrays")
     done = clone.run(sys.executable, "-m", "commands", "explain", *arguments, succeeds=False)
     assert words in done.stderr
@@ -149,7 +149,7 @@ def test_what_cannot_be_explained_is_one_sentence(arguments: list[str], words: s
     assert not clone.run("git", "status", "--porcelain", "--", "pipeline").stdout, "it has left a file"
 
 
-def test_what_a_lesson_prints_and_how_it_is_saved_leave_the_exit_status(make_clone: Callable[..., Clone]):
+def test_output_and_encoding_of_a_lesson_do_not_change_the_explanation(make_clone: Callable[..., Clone]):
     clone = make_clone("numpy_arrays")
     file = clone.path / implementation_file("two_layer", "numpy_arrays")
     right = file.read_bytes()
@@ -182,7 +182,7 @@ def test_failed_explanation_leaves_the_parity_report_complete(make_clone: Callab
     assert report.first_wrong("numpy_arrays", "two_layer").sentence == report.RIGHT
 
 
-def test_documented_example_is_what_is_printed():
+def test_documented_explanation_equals_the_printed_one():
     explanation = explanation_of("numpy_arrays", "grad_h = grad_h_relu * (h > 0)", "grad_h = grad_h_relu")
 
     def comparable(text: str) -> list[str]:
@@ -194,7 +194,7 @@ def test_documented_example_is_what_is_printed():
     assert f"numpy_mine: {explanation.sentence}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def test_documented_counts_are_those_of_the_mutants():
+def test_documented_mutant_counts_equal_the_recorded_ones():
     rows, lines = recorded_mutants(), WRONG_LINE.splitlines()
     for column in ("lesson", "kind"):
         for value in {row[column] for row in rows}:

@@ -66,7 +66,7 @@ def test_export_is_a_valid_crate_that_describes_every_file(crate: Path, tmp_path
     assert {file["name"] for file in data["distribution"]} >= {"train_x.npy", "manifest.json"}
 
 
-def test_export_holds_every_output_of_dvc_lock(crate: Path, clone: Clone):
+def test_export_contains_every_output_of_dvc_lock(crate: Path, clone: Clone):
     assert "is as it was exported" in command(clone, "verify")
     lock = yaml.safe_load((crate / "dvc.lock").read_text())["stages"]
     outputs = {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", [])}
@@ -81,7 +81,7 @@ def test_export_holds_every_output_of_dvc_lock(crate: Path, clone: Clone):
             assert (crate / path).is_dir()
 
 
-def test_export_runs_again(crate: Path, tmp_path: Path):
+def test_exported_run_gives_the_same_weights(crate: Path, tmp_path: Path):
     again = Clone(tmp_path / "again")
     subprocess.run(["git", "clone", "-q", crate / "repository.bundle", again.path], check=True)
     again.run("git", "apply", str(crate / "changes.patch"))
@@ -111,7 +111,7 @@ def test_changed_missing_and_added_files_are_reported(crate: Path, clone: Clone,
     assert "is as it was exported" in command(clone, "verify", str(crate))
 
 
-def test_missing_run_folder_or_cache_is_reported(crate: Path, clone: Clone, tmp_path: Path):
+def test_export_without_run_folder_or_cache_gives_an_error(crate: Path, clone: Clone, tmp_path: Path):
     assert "ERROR: Missing argument 'RUN'. `python -m commands export --help`" in command(clone, "export", status=1)
     assert "is no exported run" in command(clone, "verify", str(tmp_path), status=1)
     hidden = clone.path / ".dvc/hidden"

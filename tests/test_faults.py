@@ -99,7 +99,7 @@ def kill(clone: Clone, process: subprocess.Popen, victim: str, draw: random.Rand
     process.wait()
 
 
-def test_kills_on_the_host_cost_one_repro(clone: Clone, draw: random.Random):
+def test_one_repro_restores_the_state_after_a_kill_on_the_host(clone: Clone, draw: random.Random):
     before, began = state(clone), time.monotonic()
     clone.run("dvc", "repro", "-f")
     whole = time.monotonic() - began
@@ -143,7 +143,7 @@ def image() -> str:
 
 
 @pytest.mark.skipif(not image(), reason="needs Docker and the cpu image: docker compose build cpu")
-def test_kills_of_containers_cost_one_repro(clone: Clone, draw: random.Random):
+def test_one_repro_restores_the_state_after_killed_containers(clone: Clone, draw: random.Random):
     clone.run("dvc", "repro")
     before, in_time, kills = state(clone), 0, max(1, KILLS // 5)
     for number in range(kills):
@@ -160,7 +160,7 @@ def test_kills_of_containers_cost_one_repro(clone: Clone, draw: random.Random):
 # The same faults, planted where they were found.
 
 
-def test_dvc_lock_that_is_cut_short_is_complete_after_one_repro(clone: Clone, draw: random.Random):
+def test_truncated_dvc_lock_is_complete_after_one_repro(clone: Clone, draw: random.Random):
     """At random places, and after a line of each kind: such a file is valid YAML."""
     clone.run("dvc", "repro")
     path = clone.path / "dvc.lock"
@@ -199,7 +199,7 @@ def test_flipped_bit_in_the_cache_is_reported_or_repaired(clone: Clone):
     assert clone.digests(*ALIKE) == before
 
 
-def test_deleted_results_are_restored_without_a_stage(clone: Clone):
+def test_deleted_results_are_restored_without_running_a_stage(clone: Clone):
     clone.run("dvc", "repro")
     before, files = clone.digests(*ALIKE), names(clone)
     shutil.rmtree(clone.path / "results")
@@ -207,7 +207,7 @@ def test_deleted_results_are_restored_without_a_stage(clone: Clone):
     assert (clone.digests(*ALIKE), names(clone)) == (before, files)
 
 
-def test_clock_that_jumps_back_changes_nothing(clone: Clone):
+def test_clock_that_jumps_back_leaves_results_unchanged(clone: Clone):
     """Every file is from tomorrow, as after a clock that was wrong."""
     clone.run("dvc", "repro")
     before, tomorrow = clone.digests(*ALIKE), time.time() + 86400
@@ -228,7 +228,7 @@ def small(make_clone: Callable[..., Clone]) -> Clone:
 
 @ROOT
 @pytest.mark.parametrize("full", [".dvc/cache", "results", "models"])
-def test_full_disk_is_reported_and_one_repro_restores(small: Clone, full: str, tmp_path: Path):
+def test_full_disk_is_reported_and_one_repro_restores_the_results(small: Clone, full: str, tmp_path: Path):
     before, folder, params, larger = small.digests(*ALIKE), small.path / full, small.params(), small.params()
     larger["problems"]["two_layer"]["data"]["hidden"] = 800
     larger["problems"]["two_layer"]["train"]["steps"] = 3000
@@ -252,7 +252,7 @@ def test_full_disk_is_reported_and_one_repro_restores(small: Clone, full: str, t
 
 
 @ROOT
-def test_readonly_store_is_a_warning_and_filled_later(clone: Clone, tmp_path: Path):
+def test_read_only_store_gives_a_warning_and_is_filled_later(clone: Clone, tmp_path: Path):
     clone.run("dvc", "repro")
     store = tmp_path / "store"
     store.mkdir()
@@ -272,7 +272,7 @@ def test_readonly_store_is_a_warning_and_filled_later(clone: Clone, tmp_path: Pa
 
 @ROOT
 @pytest.mark.parametrize("folder", ["results", "models", "data"])
-def test_readonly_folder_is_reported(small: Clone, folder: str):
+def test_read_only_folder_is_reported(small: Clone, folder: str):
     before, path = small.digests(*ALIKE), small.path / folder
     small.edit("params.yaml", "seed: 0", "seed: 1")
     with mounted("--bind", path, path):

@@ -19,7 +19,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_arrays_come_back_as_they_were_and_the_bytes_repeat():
+def test_written_arrays_are_read_unchanged_and_their_bytes_repeat():
     write_arrays(Path("a/weights.safetensors"), WEIGHTS)
     write_arrays(Path("b/weights.safetensors"), dict(reversed(WEIGHTS.items())))
     assert Path("a/weights.safetensors").read_bytes() == Path("b/weights.safetensors").read_bytes()
@@ -59,7 +59,7 @@ def test_damaged_weights_are_refused(damage: str, sentence: str):
     assert "dvc repro" in str(error.value)
 
 
-def test_a_failed_write_leaves_the_file_as_it_was():
+def test_failed_write_leaves_the_file_unchanged():
     path = Path("results/a.json")
     files.write_json(path, {"value": 1})
     with pytest.raises(ValueError, match="Out of range"):
@@ -71,14 +71,14 @@ def test_a_failed_write_leaves_the_file_as_it_was():
 
 
 @pytest.mark.parametrize(("content", "sentence"), [(None, "is missing"), ('{"a": 1', "is damaged")])
-def test_json_that_is_not_there_or_not_whole(content: str | None, sentence: str):
+def test_missing_or_truncated_json_is_refused(content: str | None, sentence: str):
     if content:
         Path("a.json").write_text(content)
     with pytest.raises(UserError, match=sentence):
         files.read_json(Path("a.json"))
 
 
-def test_history_comes_back_bit_for_bit():
+def test_written_history_is_read_bit_for_bit():
     losses = [float(np.float32(1) / np.float32(3)), 1e-300, 7.0]
     path = files.result_file("a", "history.csv")
     files.write_rows(path, "step,train_loss", zip(range(0, 9, 4), losses, strict=True))
@@ -94,19 +94,19 @@ def test_history_comes_back_bit_for_bit():
         ('{"train_loss": 1.0, "steps": 3, "more": 4}', "more: Extra inputs are not permitted"),
     ],
 )
-def test_result_of_another_form_is_refused(content: str, sentence: str):
+def test_result_with_wrong_fields_is_refused(content: str, sentence: str):
     Path("metrics.json").write_text(content)
     with pytest.raises(UserError, match=rf"metrics\.json is damaged \({sentence}.*dvc repro"):
         Metrics.read(Path("metrics.json"))
 
 
-def test_result_comes_back_as_it_was():
+def test_written_result_is_read_unchanged():
     Metrics(train_loss=0.1, steps=3).write(Path("metrics.json"))
     assert Metrics.read(Path("metrics.json")) == Metrics(train_loss=0.1, steps=3)
 
 
 @pytest.mark.parametrize("content", ["", "step,loss\n0,1\n", "step,train_loss\n0,x\n", "step,train_loss\n0\n"])
-def test_a_damaged_history(content: str):
+def test_damaged_history_is_refused(content: str):
     path = files.result_file("a", "history.csv")
     path.parent.mkdir(parents=True)
     path.write_text(content)
@@ -118,7 +118,7 @@ def test_a_damaged_history(content: str):
     ("content", "sentence"),
     [(None, "is missing"), ("target,prediction\n", "is damaged"), ("target,prediction\n1.0,nan\n", "is damaged")],
 )
-def test_predictions_that_are_not_there_or_not_whole(content: str | None, sentence: str):
+def test_missing_or_damaged_predictions_are_refused(content: str | None, sentence: str):
     path = files.predictions_file("a")
     if content:
         path.parent.mkdir(parents=True)

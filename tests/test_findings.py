@@ -76,7 +76,7 @@ def judged(
     return dict(zip(keys, found, strict=True))
 
 
-def test_on_a_cpu_a_multiple_is_of_the_fastest_library():
+def test_multiple_on_a_cpu_uses_the_fastest_matrix_products():
     measured = case({"step": 3e-4, "matmul/numpy": 1e-4, "matmul/torch": 2e-4})
     assert measured.matmul(Candidate("step")) == Candidate("numpy", "matmul")
     multiple = measured.multiple(Candidate("step"))
@@ -88,7 +88,7 @@ def test_on_a_cpu_a_multiple_is_of_the_fastest_library():
     assert case({"matmul/torch": 3e-4}).multiple(TENSORS) is None
 
 
-def test_on_a_gpu_a_multiple_is_of_the_same_device_and_precision():
+def test_multiple_on_a_gpu_uses_the_same_device_and_precision():
     names = ("torch_autograd", "cpu/torch_tensors", "torch_autograd+tf32", "matmul/torch")
     autograd, host, tf32, products = map(Candidate.parse, names)
     measured = case(dict.fromkeys(names, 1e-4))._replace(on_gpu=True)
@@ -118,7 +118,7 @@ def replayed(medians: dict[str, float], **sizes: Any) -> Case:
     )
 
 
-def test_autograd_is_judged_where_python_ran():
+def test_ablation_of_autograd_on_a_gpu_uses_eager_steps():
     found = ablations_in([replayed(REPLAYED)], "cuda:0", "torch_tensors", "torch_autograd", "numpy_arrays")
     autograd = found["Autograd"]
     assert autograd.ratio
@@ -130,7 +130,7 @@ def test_autograd_is_judged_where_python_ran():
     assert "eagerly" not in gpu.text
 
 
-def test_ablation_of_cuda_graphs():
+def test_ablation_of_cuda_graphs_compares_replayed_and_eager_steps():
     found = ablations_in([replayed(REPLAYED)], "cuda:0", "torch_tensors", "torch_autograd")
     replaying = found["Replaying torch_autograd"]
     assert replaying.ratio
@@ -141,14 +141,14 @@ def test_ablation_of_cuda_graphs():
     assert "Replaying torch_autograd" not in ablations_of(REPLAYED)
 
 
-def test_a_claim_on_steps_is_judged_where_python_ran():
+def test_claim_on_step_times_on_a_gpu_uses_eager_steps():
     found = judged([replayed(REPLAYED)], "torch_tensors", "torch_autograd", device="cuda:0")["torch_autograd"]
     assert re.search(r"A step takes 1\.[45]\d* × \(", found.text)
     assert "ran eagerly: replaying" in found.text
     assert found.samples.startswith("eager/torch_autograd, eager/torch_tensors at 64")
 
 
-def test_the_loop_in_python_is_judged_where_python_ran():
+def test_claim_on_the_python_loop_on_a_gpu_uses_eager_steps():
     loop = {"torch_loop": 1e-4, "tensorflow_scan": 9e-3}
     short = replayed(loop | {"eager/torch_loop": 4e-3}, min_length=1, max_length=32)
     long = replayed(loop | {"eager/torch_loop": 8e-3}, min_length=32, max_length=32)
@@ -171,12 +171,12 @@ def test_the_loop_in_python_is_judged_where_python_ran():
         ({"stolen_cpus": 0.3}, "the host of this virtual machine took 0.3 of 2 CPUs (steal time)"),
     ],
 )
-def test_process_is_disturbed_by_what_else_uses_the_machine(changes: dict[str, Any], reason: str):
+def test_process_is_disturbed_by_other_users_of_the_machine(changes: dict[str, Any], reason: str):
     conditions = Conditions(**{"cpus_of_other_processes": 0.1, "stolen_cpus": 0.0, "gpu": None} | changes)
     assert disturbance(conditions, threads=2, cpus=2) == reason
 
 
-def test_other_processes_may_use_the_cpus_that_a_benchmark_leaves_idle():
+def test_other_processes_on_idle_cpus_do_not_disturb():
     """A laptop: 8 CPUs, of which a browser takes half a one."""
     browser = Conditions(cpus_of_other_processes=0.5, stolen_cpus=0.0, gpu=None)
     assert disturbance(browser, threads=8, cpus=8) == ""
@@ -184,7 +184,7 @@ def test_other_processes_may_use_the_cpus_that_a_benchmark_leaves_idle():
     assert disturbance(browser, threads=2, cpus=2) == "other processes took 0.5 of 2 CPUs"
 
 
-def test_a_ratio_of_what_was_not_interleaved_is_not_given():
+def test_candidates_that_were_not_interleaved_get_no_ratio():
     measured = case({"numpy_arrays": 1e-4, "torch_tensors": 2e-4})
     apart = {process + 10: samples for process, samples in measured.seconds[TENSORS].items()}
     other = measured._replace(seconds=measured.seconds | {TENSORS: apart})
@@ -193,7 +193,7 @@ def test_a_ratio_of_what_was_not_interleaved_is_not_given():
     assert measured._replace(disturbed={0: BUSY}).ratio(ARRAYS, TENSORS) is None
 
 
-def test_break_even():
+def test_break_even_is_build_time_over_time_saved_per_step():
     count = break_even(case({"build/graph": 0.2, "eager/graph": 2e-3, "graph": 1e-3}), "graph")
     assert count
     assert count.steps
@@ -208,7 +208,7 @@ def test_break_even():
     assert break_even(disturbed, "graph") is None
 
 
-def test_break_even_that_one_process_does_not_reach_is_never():
+def test_break_even_is_never_if_one_process_does_not_reach_it():
     measured = case({"build/graph": 0.2, "eager/graph": 2e-3, "graph": 1e-3})
     seconds = measured.seconds[Candidate("graph", "eager")]
     seconds[2] = seconds[2] * 0.4
@@ -222,7 +222,7 @@ GPU = [
 ]
 
 
-def test_crossover_is_where_it_is_faster_there_and_beyond():
+def test_crossover_is_the_smallest_size_from_which_all_are_faster():
     assert crossover(GPU, ARRAYS, TENSORS) is GPU[1]
     assert crossover(GPU, ARRAYS, TENSORS, 50) is GPU[2]
     assert crossover(GPU, ARRAYS, TENSORS, 100) is None
@@ -230,7 +230,7 @@ def test_crossover_is_where_it_is_faster_there_and_beyond():
     assert crossover([*GPU, slow_again], ARRAYS, TENSORS) is None
 
 
-def test_loops_are_compared_where_the_lengths_alone_differ():
+def test_loops_are_compared_only_between_sizes_that_differ_in_lengths():
     def lengths(shortest: int, longest: int, step: float, hidden: int = 128) -> Case:
         return case({"loop": step}, min_length=shortest, max_length=longest, hidden=hidden)
 
@@ -242,7 +242,7 @@ def test_loops_are_compared_where_the_lengths_alone_differ():
     assert loops([cases[1], lengths(32, 32, 8e-3, hidden=7)], "loop") == []
 
 
-def test_the_claim_of_50_times_needs_a_gpu_to_be_answered():
+def test_claim_of_50_times_is_answered_only_with_a_gpu():
     name = "times_as_fast_as_numpy"
     assert judged(GPU, "torch_tensors")[name].verdict == "not answered here"
     holds = judged(GPU, "torch_tensors", device="cuda:0")[name]
@@ -262,7 +262,7 @@ def test_the_claim_of_50_times_needs_a_gpu_to_be_answered():
 @pytest.mark.parametrize(
     ("eager", "expected"), [((2e-3, 2e-3), "holds"), ((2e-3, 1e-4), "partly"), ((1e-4, 1e-4), "does not hold")]
 )
-def test_the_claim_of_the_static_graph(eager: tuple[float, float], expected: str):
+def test_claim_of_the_static_graph_holds_if_it_pays_for_itself_at_all_sizes(eager: tuple[float, float], expected: str):
     name = "tensorflow_graph"
     cases = [
         case({f"build/{name}": 0.1, f"eager/{name}": seconds, name: 1e-3}, batch_size=batch)
@@ -273,14 +273,14 @@ def test_the_claim_of_the_static_graph(eager: tuple[float, float], expected: str
     assert ("so it never is" in found.text) == (expected != "holds")
 
 
-def test_claim_of_the_static_graph_where_the_times_do_not_tell():
+def test_claim_of_the_static_graph_does_not_hold_with_equal_times():
     name = "tensorflow_graph"
     found = judged([case({f"build/{name}": 0.1, f"eager/{name}": 1e-3, name: 1e-3})], name)["pays_for_itself"]
     assert found.verdict in ("cannot tell", "does not hold")  # the same within 5 %, and so never paid back
     assert "after" not in found.text
 
 
-def test_a_claim_of_two_names_the_samples_that_it_rests_on():
+def test_claim_on_two_implementations_names_its_samples():
     cases = [case({"torch_tensors": 2e-4, "torch_autograd": 4e-4})]
     found = judged(cases, "torch_tensors", "torch_autograd")["torch_autograd"]
     assert re.search(r"A step takes (1\.9|2|2\.0)\d* × \(.*: slower\.", found.text)
@@ -305,7 +305,7 @@ def test_claim_of_an_implementation_that_fails_the_parity_check_does_not_hold(fa
         ({"torch_autograd": Structure(0, 0, None)}, "not answered here"),
     ],
 )
-def test_claim_of_static_and_dynamic_graphs(planted: dict[str, Structure], expected: str):
+def test_claim_of_static_and_dynamic_graphs_follows_from_the_graph_counts(planted: dict[str, Structure], expected: str):
     names = ("tensorflow_graph", "torch_autograd")
     assert judged([case({"numpy_arrays": 1e-4})], *names, structures=planted)["defines_graphs"].verdict == expected
 
@@ -318,7 +318,9 @@ def test_claim_of_static_and_dynamic_graphs(planted: dict[str, Structure], expec
         ({}, ("torch_loop",), "does not hold"),
     ],
 )
-def test_claim_of_the_loop_in_the_graph(planted: dict[str, Structure], failed: tuple[str, ...], expected: str):
+def test_claim_of_the_loop_in_the_graph_follows_from_counts_and_parity(
+    planted: dict[str, Structure], failed: tuple[str, ...], expected: str
+):
     measured = case({"torch_loop": 4e-3, "tensorflow_scan": 9e-3}, min_length=1, max_length=32)
     found = judged([measured], "tensorflow_scan", "torch_loop", structures=planted, failed=failed)["defines_graphs"]
     assert found.verdict == expected
@@ -335,7 +337,9 @@ def test_claim_of_the_loop_in_the_graph(planted: dict[str, Structure], failed: t
         ((40, None), 2e-3, "not answered here"),
     ],
 )
-def test_claim_of_fusion(operations: tuple[int, int | None], without: float, expected: str | tuple[str, ...]):
+def test_claim_of_fusion_follows_from_operation_counts_and_times(
+    operations: tuple[int, int | None], without: float, expected: str | tuple[str, ...]
+):
     measured = case({"tensorflow_graph": 1e-3, "tensorflow_graph+no_xla": without})
     before, after = operations
     structure = Structure(5, 0, 1, operations_before=before, operations_after=after)
@@ -343,7 +347,7 @@ def test_claim_of_fusion(operations: tuple[int, int | None], without: float, exp
     assert found.verdict in ((expected,) if isinstance(expected, str) else expected)
 
 
-def test_every_claim_has_a_criterion_or_is_an_illustration_without_a_verdict():
+def test_claim_without_a_criterion_is_an_illustration():
     measured = case({"numpy_arrays": 2e-4, "torch_tensors": 2e-4, "torch_autograd": 4e-4})
     found = judged([measured], "numpy_arrays", "torch_tensors", "torch_autograd")
     for name, finding in found.items():
@@ -354,14 +358,14 @@ def test_every_claim_has_a_criterion_or_is_an_illustration_without_a_verdict():
     assert re.search(r"`numpy_arrays` \d+, `torch_tensors` \d+, `torch_autograd` 1", found["gets_hairy"].text)
 
 
-def test_busy_machine_gives_no_ratio_and_the_reason():
+def test_busy_machine_gives_the_reason_and_no_ratio():
     cases = [case({"torch_tensors": 2e-4, "torch_autograd": 4e-4}, disturbed=BUSY)]
     found = judged(cases, "torch_tensors", "torch_autograd")["torch_autograd"]
     assert "×" not in found.text
     assert f"cannot tell: {BUSY}" in found.text
 
 
-def test_disturbed_size_leaves_the_others_their_ratios():
+def test_disturbed_size_does_not_remove_ratios_of_other_sizes():
     measured = case({"torch_tensors": 2e-4, "torch_autograd": 4e-4})
     disturbed = case({"torch_tensors": 2e-4, "torch_autograd": 4e-4}, disturbed=BUSY, batch_size=128)
     assert disturbed.ratio(TENSORS, Candidate("torch_autograd")) is None
@@ -396,7 +400,7 @@ MEDIANS = {
 }
 
 
-def test_ablation_is_a_ratio_with_its_interval_and_verdict():
+def test_ablation_has_a_ratio_an_interval_and_a_verdict():
     found = ablations_of(MEDIANS)
     # No own Function and no loop was run; XLA was not left out.
     assert [*found] == ["Autograd", "The static graph", "Fusing operations up front", "The GPU"]
@@ -412,7 +416,7 @@ def test_ablation_is_a_ratio_with_its_interval_and_verdict():
     assert found["Fusing operations up front"].text == "Cannot tell: the graph is too large for XLA to be used."
 
 
-def test_each_headline_differs_in_one_thing_or_says_otherwise():
+def test_headline_compares_one_difference_or_states_several():
     for headline in HEADLINES:
         assert headline.idea in BELOW
         same_lines = headline.above.name == headline.below.name  # one idea is left out of the very same lesson
@@ -428,7 +432,7 @@ def test_each_headline_differs_in_one_thing_or_says_otherwise():
         ), headline
 
 
-def test_ablation_of_the_gpu_needs_one():
+def test_ablation_of_the_gpu_has_a_ratio_only_with_a_gpu():
     assert ablations_of(MEDIANS)["The GPU"] == ("The GPU", "This run had no CUDA device.", None)
     found = ablations_of(MEDIANS | {"cpu/torch_tensors": 2e-3}, device="cuda:0")
     for idea, expected in (("The GPU", 0.5), ("The GPU, over NumPy", 0.25)):
@@ -448,7 +452,7 @@ def test_ablation_on_a_busy_machine_or_without_a_benchmark_has_no_ratio():
     assert ablations_of({"numpy_arrays": 1e-3}) == {}
 
 
-def test_claims_are_judged_where_their_implementations_were_run():
+def test_claim_without_its_implementations_is_not_judged():
     text = "".join(claim.text for claim in CLAIMS)
     assert "50x or greater" in text
     assert judged([case({"numpy_arrays": 1e-4})], "numpy_arrays") == {}

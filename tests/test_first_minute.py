@@ -81,7 +81,7 @@ def write_lock(clone: Clone) -> None:
 
 @pytest.mark.parametrize("fault", STATUS)
 @pytest.mark.parametrize("stage", OUTPUTS)
-def test_fault_in_a_fresh_clone_is_one_sentence(finished_clone: Clone, tmp_path: Path, stage: str, fault: str):
+def test_fault_in_a_fresh_clone_gives_one_error(finished_clone: Clone, tmp_path: Path, stage: str, fault: str):
     clone = Clone(tmp_path / "project")
     shutil.copytree(finished_clone.path, clone.path, symlinks=True)
     process = start(clone, "dvc", "repro", "-s", stage, env={"FAULTY": stage, "FAULT": fault})

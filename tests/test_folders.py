@@ -69,7 +69,7 @@ def export(clone: Clone) -> Path:
     return clone.path / "exported" / run_of(clone)
 
 
-def test_worktree_with_a_cache_elsewhere(finished: Clone, place: Path, tmp_path: Path):
+def test_worktree_with_an_external_cache_is_reproduced_and_exported(finished: Clone, place: Path, tmp_path: Path):
     finished.run("git", "worktree", "add", "-q", "--detach", str(place))
     clone = with_results(finished, place)
     (place / ".dvc/cache").rename(tmp_path / "cache")
@@ -80,7 +80,9 @@ def test_worktree_with_a_cache_elsewhere(finished: Clone, place: Path, tmp_path:
     assert not (place / ".dvc/cache").exists()
 
 
-def test_submodule_with_exported_on_another_disk(finished: Clone, place: Path, tmp_path: Path):
+def test_submodule_with_exported_on_another_disk_is_reproduced_and_exported(
+    finished: Clone, place: Path, tmp_path: Path
+):
     place.mkdir()
     user("init", "-q", folder=place)
     user("submodule", "--quiet", "add", str(finished.path), "project", folder=place)
@@ -91,7 +93,7 @@ def test_submodule_with_exported_on_another_disk(finished: Clone, place: Path, t
         export(clone)
 
 
-def test_folder_of_a_larger_repository_with_a_linked_cache(finished: Clone, place: Path, tmp_path: Path):
+def test_subfolder_with_a_linked_cache_is_reproduced_and_exported(finished: Clone, place: Path, tmp_path: Path):
     clone = Clone(place / "some/where")
     user("clone", "-q", str(finished.path), str(clone.path))
     shutil.rmtree(clone.path / ".git")
@@ -123,7 +125,7 @@ def test_shallow_clone_is_reproduced_and_its_export_names_the_remedy(finished: C
     user("clone", "-q", str(export(clone) / "repository.bundle"), str(tmp_path / "again"))
 
 
-def test_any_setting_and_variable_of_git(finished: Clone, place: Path, tmp_path: Path):
+def test_settings_and_variables_of_git_do_not_change_reproduction(finished: Clone, place: Path, tmp_path: Path):
     """`git clone` with core.autocrlf; an experiment, and a reproduction as from `git rebase --exec`."""
     home = tmp_path / "home"
     (home / "template/hooks").mkdir(parents=True)
@@ -150,7 +152,7 @@ def test_any_setting_and_variable_of_git(finished: Clone, place: Path, tmp_path:
 
 
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv, to be a user who may not write everywhere")
-def test_git_that_cannot_be_written_to(finished: Clone, place: Path):
+def test_read_only_repository_is_reproduced(finished: Clone, place: Path):
     shutil.copytree(finished.path, place, ignore=shutil.ignore_patterns("tmp", *STORE))
     clone = with_results(finished, place)
     folders = [path for path in (place / ".git", *(place / ".git").rglob("*")) if path.is_dir()]

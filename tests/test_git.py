@@ -202,7 +202,7 @@ def again(commit: str, patch: bytes, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("settings", ["usual", "hostile"])
-def test_commit_and_patch_make_the_state_again(
+def test_commit_and_patch_restore_the_state(
     settings: str, commit_: str, tmp_path: Path, request: pytest.FixtureRequest
 ):
     if settings == "hostile":
@@ -221,7 +221,7 @@ def test_commit_and_patch_make_the_state_again(
 
 
 @pytest.mark.usefixtures("hostile")
-def test_bundle_and_fetch_under_any_settings(commit_: str, tmp_path: Path):
+def test_bundle_and_fetch_work_under_hostile_settings(commit_: str, tmp_path: Path):
     git("update-ref", "refs/sweep/x", commit_)
     git("bundle", "create", "--quiet", str(tmp_path / "bundle"), "refs/sweep/x")
     git("init", "--quiet", str(tmp_path / "node"))
@@ -253,20 +253,20 @@ def test_env_file_that_git_tracks_is_not_in_the_patch():
 
 
 @pytest.mark.environments
-def test_touched_files_and_a_copied_checkout_have_no_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_copied_checkout_has_no_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copytree(".", tmp_path / "copy", copy_function=shutil.copyfile)
     monkeypatch.chdir(tmp_path / "copy")
     assert changes() == b""
 
 
 @pytest.mark.environments
-def test_change_that_git_was_told_to_overlook_is_in_the_patch():
+def test_change_of_an_assume_unchanged_file_is_in_the_patch():
     user("update-index", "--assume-unchanged", "pipeline/lesson.py")
     write("pipeline/lesson.py", "x = 2\n")
     assert b"+x = 2" in changes()
 
 
-def test_folder_of_a_larger_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_patch_of_a_subfolder_leaves_out_the_rest_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     larger, project = tmp_path / "larger", tmp_path / "larger/some/where"
     shutil.copytree(".", project, ignore=shutil.ignore_patterns(".git"))
     monkeypatch.chdir(project)
@@ -284,7 +284,9 @@ def test_folder_of_a_larger_repository(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.environments
 @pytest.mark.parametrize("kind", ["worktree", "submodule", "shallow", "shared", "commit of no branch"])
-def test_checkout_of_another_kind(kind: str, commit_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_worktree_submodule_and_other_clones_are_restored(
+    kind: str, commit_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     origin, folder = Path.cwd(), tmp_path / "super/other"
     if kind == "worktree":
         user("worktree", "add", "-q", "--detach", str(folder))
@@ -366,7 +368,7 @@ def conflict() -> None:
         (conflict, "params.yaml is being merged"),
     ],
 )
-def test_reason_why_changes_cannot_be_kept(change, reason: str):
+def test_changes_that_cannot_be_kept_give_the_reason(change, reason: str):
     change()
     with pytest.raises(UserError, match=r"^its changes since its commit could not be kept: ") as error:
         changes()
@@ -374,7 +376,7 @@ def test_reason_why_changes_cannot_be_kept(change, reason: str):
 
 
 @pytest.mark.environments
-def test_submodule_or_repository_that_no_stage_depends_on_is_left_out():
+def test_submodule_that_no_stage_depends_on_is_not_in_the_patch():
     user("submodule", "--quiet", "add", str(Path.cwd()), "elsewhere/one")
     user("commit", "-qm", "a submodule")
     write("elsewhere/one/params.yaml", "changed")
@@ -382,7 +384,7 @@ def test_submodule_or_repository_that_no_stage_depends_on_is_left_out():
     assert changes() == b""
 
 
-def test_folder_outside_git_and_one_without_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_folder_without_git_or_without_a_commit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"This folder is no git repository.* git init "):
         check_repository()
@@ -395,7 +397,9 @@ def test_folder_outside_git_and_one_without_a_commit(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.environments
-def test_worktree_whose_repository_is_gone_is_not_told_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_worktree_without_its_repository_gets_no_advice_to_run_git_init(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     user("worktree", "add", "-q", str(tmp_path / "worktree"))
     Path(".git").rename("moved")
     monkeypatch.chdir(tmp_path / "worktree")
@@ -405,7 +409,7 @@ def test_worktree_whose_repository_is_gone_is_not_told_to_make_one(tmp_path: Pat
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a file away")
-def test_checkout_of_another_owner_shows_the_words_of_git(monkeypatch: pytest.MonkeyPatch):
+def test_checkout_of_another_owner_gets_the_error_of_git(monkeypatch: pytest.MonkeyPatch):
     for path in (".", ".git"):
         os.chown(path, 65534, 65534)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
@@ -422,7 +426,7 @@ def test_checkout_of_another_owner_shows_the_words_of_git(monkeypatch: pytest.Mo
 @pytest.mark.environments
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv, to be a user who may not read everything")
 @pytest.mark.parametrize("name", ["params.yaml", "pipeline/new.py"])
-def test_unreadable_file_is_the_reason(name: str):
+def test_unreadable_file_is_named_as_the_reason(name: str):
     write(name, "changed").chmod(0)
     less = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
     program = (

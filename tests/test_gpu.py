@@ -65,7 +65,7 @@ def on_gpu(name: str, dtype: str = "float32", environment: Environment = GPU) ->
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ON_GPU)
-def test_parity_with_the_reference(name: str, dtype: str):
+def test_losses_weights_and_predictions_equal_the_reference(name: str, dtype: str):
     lesson = on_gpu(name, dtype)
     loop = lesson.placed()
     losses = lesson.run(loop, 1, 3, 9)
@@ -83,7 +83,7 @@ def test_parity_with_the_reference(name: str, dtype: str):
 
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("calls", [(2, 1, 1, 1), (1, 1, 7, 5), (3, 50, 1, 20)])
-def test_batch_runs_eagerly_first_and_is_replayed_when_it_comes_again(name: str, calls: tuple[int, ...]):
+def test_batch_runs_eagerly_first_and_is_replayed_afterwards(name: str, calls: tuple[int, ...]):
     lesson = on_gpu(name, "float64")
     loop = lesson.placed()
     lesson.run(loop, *calls)
@@ -118,7 +118,7 @@ LONG = {"batch_size": 256, "inputs": 64, "hidden": 128, "outputs": 10, "min_leng
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_replayed_steps_are_bitwise_the_eager_ones(name: str):
+def test_replayed_steps_equal_eager_steps_bit_for_bit(name: str):
     sizes = TUTORIAL if LESSONS[name] == "two_layer" else LONG | {"min_length": 1}
     lesson, eager, replayed = both_ways(name, "float32", sizes)
     steps = 3 * len(lesson.chunk["y"])
@@ -129,7 +129,7 @@ def test_replayed_steps_are_bitwise_the_eager_ones(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name in TORCH if LESSONS[name] == "recurrent"])
-def test_long_recurrent_step_in_float64(name: str):
+def test_long_recurrent_float64_steps_equal_eager_steps_bit_for_bit(name: str):
     lesson, eager, replayed = both_ways(name, "float64", LONG)
     steps = 2 * len(lesson.chunk["y"]) + 1
     np.testing.assert_array_equal(lesson.run(replayed, steps), lesson.run(eager, steps))
@@ -138,7 +138,7 @@ def test_long_recurrent_step_in_float64(name: str):
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_training_that_goes_on_from_its_weights_ends_with_the_same_bits(name: str):
+def test_training_continued_from_its_weights_ends_with_the_same_bits(name: str):
     lesson = on_gpu(name)
     whole, part = lesson.placed(), lesson.placed()
     losses = lesson.run(whole, 40)
@@ -151,7 +151,7 @@ def test_training_that_goes_on_from_its_weights_ends_with_the_same_bits(name: st
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_chunks_of_3_3_and_2_batches_again_and_again(name: str):
+def test_streamed_chunks_of_different_sizes_equal_eager_steps(name: str):
     """As data larger than memory are streamed: the last chunk is shorter, and keeps no graph from the next epoch."""
     lesson = on_gpu(name, "float64")
     more = np.random.default_rng(7)
@@ -189,7 +189,7 @@ def test_batches_of_other_lengths_drop_all_graphs(name: str):
 
 @pytest.mark.skipif(not TORCH, reason="there is no torch")
 @pytest.mark.parametrize("name", ["torch_autograd", "torch_function"])
-def test_graphs_stay_valid_when_another_loop_is_dropped_where_cublas_uses_its_workspace(name: str):
+def test_graphs_with_cublas_workspace_stay_valid_after_another_loop_is_dropped(name: str):
     import torch
 
     lesson, eager, kept = both_ways(name, "float32", TUTORIAL)
@@ -227,7 +227,7 @@ def test_matrix_products_keep_their_memory():
 
 
 @pytest.mark.skipif(not TORCH, reason="there is no torch")
-def test_step_that_does_not_change_its_weights_in_place_is_refused():
+def test_step_that_replaces_its_weights_is_refused():
     lesson = on_gpu("torch_tensors")
     loop: Any = lesson.placed()
     step = loop.implementation.step
@@ -243,7 +243,7 @@ def test_step_that_does_not_change_its_weights_in_place_is_refused():
 
 
 @pytest.mark.skipif(not TORCH, reason="there is no torch")
-def test_launch_floor_counts_the_nodes_of_the_step():
+def test_launch_floor_counts_the_graph_nodes_of_the_step():
     pytest.importorskip("cuda.bindings")
     lesson = on_gpu("torch_autograd")
     opened = open_implementation(lesson.name, lesson.problem, GPU, eagerly=True)
@@ -258,7 +258,7 @@ def test_launch_floor_counts_the_nodes_of_the_step():
 
 
 @pytest.mark.skipif(not TORCH, reason="there is no torch")
-def test_benchmark_measures_replays_beside_their_baselines():
+def test_benchmark_measures_replays_and_their_baselines():
     sizes = {"batch_size": 16, "inputs": 256, "hidden": 32, "outputs": 10}
     texts = ["torch_tensors", "torch_autograd", "numpy_arrays", "matmul/torch", "cpu/torch_tensors"]
     candidates = [*map(Candidate.parse, texts), *launch_floors(GPU, ["torch_autograd"])]
@@ -288,7 +288,7 @@ def test_every_quantity_agrees_with_the_equations_in_float64(name: str):
 
 
 @pytest.mark.parametrize("name", ON_GPU)
-def test_training_and_what_is_judged_of_it(name: str):
+def test_training_lowers_the_loss_and_its_gradient_equals_the_reference(name: str):
     """`train` and `outputs`, as the stage `train` calls them."""
     pytest.importorskip("pydantic")
     from pipeline.clock import Stopwatch
@@ -340,7 +340,7 @@ def test_weights_are_bitwise_reproducible(name: str):
 
 @pytest.mark.skipif(COUNT < 2, reason="there is one CUDA device")
 @pytest.mark.parametrize("name", TORCH)
-def test_the_second_device(name: str):
+def test_training_on_the_second_device_equals_the_first(name: str):
     lesson = on_gpu(name, "float64", replace(GPU, device="cuda:1"))
     loop: Any = lesson.placed()
     losses = lesson.run(loop, 6)
@@ -348,7 +348,7 @@ def test_the_second_device(name: str):
     np.testing.assert_allclose(losses, on_gpu(name, "float64").run(on_gpu(name, "float64").placed(), 6), rtol=1e-12)
 
 
-def test_tf32_changes_the_products():
+def test_tf32_lowers_the_precision_of_products():
     torch = pytest.importorskip("torch")
     errors = {}
     for precision in ("highest", "tf32"):
@@ -364,7 +364,7 @@ def test_tf32_changes_the_products():
         assert errors["tf32"] == errors["highest"], "TF32 needs compute capability 8.0"
 
 
-def test_memory_is_given_back_after_a_run():
+def test_gpu_memory_is_released_after_a_run():
     torch = pytest.importorskip("torch")
 
     def once() -> int:
@@ -381,7 +381,7 @@ def test_memory_is_given_back_after_a_run():
     assert once() <= first
 
 
-def test_numpy_beside_the_gpu_has_the_threads_of_the_environment():
+def test_numpy_in_a_gpu_benchmark_uses_the_threads_of_the_environment():
     pytest.importorskip("torch")
     sizes = SimpleNamespace(batch_size=512, inputs=1024, hidden=1024, outputs=64)
     weights, chunk = draw("two_layer", sizes, "float32")
@@ -394,7 +394,7 @@ def test_numpy_beside_the_gpu_has_the_threads_of_the_environment():
     assert after.user - before.user < 1.3 * (after.elapsed - start) + 0.1, "more than one thread was busy"
 
 
-def test_weights_go_to_disk_and_come_back(tmp_path: Any):
+def test_saved_weights_give_the_same_predictions(tmp_path: Any):
     pytest.importorskip("torch")
     lesson = on_gpu("torch_tensors")
     loop = lesson.placed()

@@ -53,7 +53,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
     return answer
 
 
-def test_gpus_are_those_that_nvml_counts_and_cuda_shows(driver: Any, monkeypatch: pytest.MonkeyPatch):
+def test_gpus_found_by_nvml_are_limited_by_cuda_visible_devices(driver: Any, monkeypatch: pytest.MonkeyPatch):
     assert gpus.find() == Gpus([A, B], "580.1", "no NVIDIA GPU")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert gpus.find().devices == [B]
@@ -61,7 +61,7 @@ def test_gpus_are_those_that_nvml_counts_and_cuda_shows(driver: Any, monkeypatch
     assert gpus.find() == Gpus([], "580.1", "no NVIDIA GPU that CUDA_VISIBLE_DEVICES= names")
 
 
-def test_visible_devices_are_read_as_cuda_reads_them(driver: Any):
+def test_cuda_visible_devices_is_read_as_cuda_reads_it(driver: Any):
     for text, devices in {
         "1": [B],
         "GPU-1,0": [B, A],
@@ -79,7 +79,7 @@ def test_visible_devices_are_read_as_cuda_reads_them(driver: Any):
 
 
 @pytest.mark.parametrize("error", NO_DRIVER, ids=str)
-def test_no_driver_is_no_gpu_and_with_a_device_node_doubtful(
+def test_missing_driver_is_doubtful_only_with_a_device_node(
     driver: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: pynvml.NVMLError
 ):
     driver(Init=error)
@@ -92,7 +92,7 @@ def test_no_driver_is_no_gpu_and_with_a_device_node_doubtful(
 
 
 @pytest.mark.parametrize("where", ["Init", "DeviceGetCount", "DeviceGetName", "SystemGetDriverVersion"])
-def test_driver_that_does_not_match_is_doubtful_in_nvmls_own_words(driver: Any, where: str):
+def test_driver_mismatch_is_doubtful_and_quotes_nvml(driver: Any, where: str):
     error = pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
     driver(**{where: error})
     assert gpus.find() == Gpus([], None, f"the NVIDIA driver does not answer: {error}", doubtful=True)
@@ -135,7 +135,7 @@ def test_summary_has_the_range_of_each_reading(driver: Any):
         ({"DeviceGetCurrentClocksEventReasons": 0x88}, "the GPU was throttled: hardware slowdown, power brake"),
     ],
 )
-def test_shared_or_throttled_gpu_is_doubted(
+def test_shared_or_throttled_gpu_gives_a_reason_for_doubt(
     driver: Any, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], doubt: str
 ):
     monkeypatch.setattr(monitor, "IDLE_SECONDS", 0.01)
@@ -146,20 +146,20 @@ def test_shared_or_throttled_gpu_is_doubted(
     assert monitor.disturbed_gpu(monitor.merged([quiet, watched.summary(), None])) == doubt
 
 
-def test_process_that_comes_to_the_gpu_later_is_counted(driver: Any):
+def test_process_that_starts_on_the_gpu_later_is_counted(driver: Any):
     watched = monitor.Monitor("cuda:0")
     for processes, others in ((["this one"], 0), (["this one", "another"], 1)):
         driver(DeviceGetComputeRunningProcesses=lambda _, processes=processes: processes)
         assert (watched.summary() or {})["other_processes"] == others
 
 
-def test_gpu_that_was_used_a_moment_ago_is_waited_for(driver: Any):
+def test_monitor_waits_until_the_gpu_is_idle(driver: Any):
     answers = iter((80, 12, 0))
     driver(DeviceGetUtilizationRates=lambda _: SimpleNamespace(gpu=next(answers)))
     assert (monitor.Monitor("cuda:0").summary() or {})["busy_before_percent"] == 0
 
 
-def test_what_nvml_does_not_know_is_left_out(driver: Any):
+def test_readings_that_nvml_does_not_support_are_left_out(driver: Any):
     unknown = ("ComputeRunningProcesses", "UtilizationRates", "PowerUsage", "CurrentClocksEventReasons")
     driver(**{f"DeviceGet{name}": NOT_SUPPORTED for name in unknown})
     watched = monitor.Monitor("cuda:0")
@@ -170,7 +170,7 @@ def test_what_nvml_does_not_know_is_left_out(driver: Any):
     assert monitor.disturbed_gpu(monitor.merged([summary])) == ""
 
 
-def test_several_processes_are_merged_to_the_worst():
+def test_readings_of_several_processes_are_merged_to_the_worst():
     one = {"other_processes": 0, "sm_clock_mhz": [1700, 1900], "throttled_by": ["too hot"], "power_capped": False}
     two = {"other_processes": None, "sm_clock_mhz": [1600, 1980], "throttled_by": [], "power_capped": True}
     assert monitor.merged([one, two]) == one | {"sm_clock_mhz": [1600, 1980], "power_capped": True}

@@ -78,14 +78,14 @@ def again(graph: Graph) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["numpy_arrays", "torch_tensors"])
-def test_lesson_that_records_nothing_shows_the_graph_of_its_equations(graphs: Any, name: str):
+def test_lesson_without_a_recorded_graph_shows_the_graph_of_its_equations(graphs: Any, name: str):
     (graph,) = graphs_of(name)
     assert graph.title == "On paper: nothing is recorded"
     assert not graph.recorded
     assert (graph.nodes, graph.edges) == (graphs["two_layer"][0].nodes, graphs["two_layer"][0].edges)
 
 
-def test_equations_make_a_node_each_and_edges_with_shapes(graphs: Any):
+def test_each_equation_gives_a_node_and_edges_with_shapes(graphs: Any):
     (graph,) = graphs["two_layer"]
     by_group = {group: [each.name for each in nodes(graph, group=group)] for group in (*layout.GROUPS, "data")}
     assert by_group == {
@@ -100,14 +100,14 @@ def test_equations_make_a_node_each_and_edges_with_shapes(graphs: Any):
     assert taken(graph, node(graph, name="w1", kind="operation"))[1] == ("w1", "inputs × hidden")
 
 
-def test_equations_of_a_loop_have_edges_to_the_next_round(graphs: Any):
+def test_equations_of_a_loop_have_edges_to_the_next_time_step(graphs: Any):
     (graph,) = graphs["recurrent"]
     assert again(graph) == [("h", "h"), ("grad_h", "grad_z")]
     state = node(graph, detail="h[t]")
     assert taken(graph, state) == [("h", "1 × hidden"), ("wh", "hidden × hidden"), ("z", "1 × hidden")]
 
 
-def test_autograd_graph_is_what_autograd_recorded(graphs: Any):
+def test_autograd_graph_has_the_nodes_that_autograd_recorded(graphs: Any):
     (graph,) = graphs["torch_autograd"]
     labels = ["AccumulateGrad", "AccumulateGrad", "MmBackward0", "MmBackward0", "MseLossBackward0", "ReluBackward0"]
     assert sorted(each.label for each in graph.nodes) == labels
@@ -116,12 +116,12 @@ def test_autograd_graph_is_what_autograd_recorded(graphs: Any):
     assert taken(graph, node(graph, name="loss")) == [("y_pred", "N × outputs")]
 
 
-def test_operations_of_torch_have_the_names_that_code_calls_them_by(graphs: Any):
+def test_torch_operations_have_the_names_used_in_code(graphs: Any):
     plain = {each.plain for name in ("torch_autograd", "torch_loop") for graph in graphs[name] for each in graph.nodes}
     assert plain - {""} == {"matmul", "relu", "mse_loss", "split", "slice", "add", "cat"}
 
 
-def test_quantity_has_the_same_name_in_the_graphs_of_all_lessons_of_a_problem(graphs: Any):
+def test_quantity_has_the_same_name_in_all_graphs_of_a_problem(graphs: Any):
     """No variable of these lessons holds h, h_relu, or the gradients between loss and weights."""
     for name in ("torch_autograd", "torch_function", "tensorflow_graph"):
         forward = [each.name for each in nodes(graphs[name][0], group="forward") if each.name]
@@ -135,20 +135,20 @@ def test_quantity_has_the_same_name_in_the_graphs_of_all_lessons_of_a_problem(gr
     assert [each.name for each in nodes(scan, label="ReluGrad")] == ["grad_z"]
 
 
-def test_rounds_of_a_python_loop_are_numbered(graphs: Any):
+def test_nodes_of_a_python_loop_have_their_time_step(graphs: Any):
     for graph, steps in zip(graphs["torch_loop"], (2, 4), strict=True):
         assert [each.time for each in nodes(graph, name="h", plain="relu")] == list(range(1, steps + 1))
         assert {each.time for each in graph.nodes} == {None, *range(1, steps + 1)}
     assert {each.time for name in ("torch_autograd", "tensorflow_scan") for each in graphs[name][0].nodes} == {None}
 
 
-def test_function_of_the_lesson_has_its_own_name(graphs: Any):
+def test_function_of_the_lesson_is_a_node_with_its_name(graphs: Any):
     (graph,) = graphs["torch_function"]
     assert taken(graph, node(graph, label="ReLU")) == [("h", "N × hidden")]
     assert not nodes(graph, label="ReluBackward0")
 
 
-def test_traced_graph_holds_the_gradient_and_the_update(graphs: Any):
+def test_traced_graph_contains_the_gradient_and_the_update(graphs: Any):
     (graph,) = graphs["tensorflow_graph"]
     assert [each.name for each in nodes(graph, label="AssignSub")] == ["w1", "w2"]
     for each in nodes(graph, kind="operation"):
@@ -183,7 +183,7 @@ def test_loop_in_the_graph_is_one_node_with_its_body(graphs: Any):
     assert node(graph, name="grad_wx").label == "Sum"
 
 
-def test_loop_in_python_leaves_a_longer_graph_for_a_longer_batch(graphs: Any):
+def test_python_loop_records_a_longer_graph_for_a_longer_batch(graphs: Any):
     for graph, steps, total in zip(graphs["torch_loop"], (2, 4), (8, 16), strict=True):
         assert graph.title.endswith(f"on a batch of 7 examples of up to {steps} time steps, {total} in all")
         assert len(nodes(graph, name="h", label="ReluBackward0")) == steps
@@ -199,7 +199,7 @@ def test_loop_in_python_leaves_a_longer_graph_for_a_longer_batch(graphs: Any):
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_graph_is_the_same_again_in_another_dtype_and_from_its_file(
+def test_graph_is_the_same_in_another_dtype_and_read_from_its_file(
     graphs: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert graphs_of(name, "float64") == graphs[name]
@@ -212,7 +212,7 @@ def test_graph_is_the_same_again_in_another_dtype_and_from_its_file(
 @pytest.mark.parametrize(
     "content", [{"graphs": [{"title": "no nodes"}], "structure": {"steps": 5}}, {}], ids=["parts", "nothing"]
 )
-def test_damaged_graph_file_is_named(
+def test_damaged_graph_file_is_named_in_the_error(
     content: Any, read: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -221,7 +221,9 @@ def test_damaged_graph_file_is_named(
         read("torch_loop")
 
 
-def test_file_from_before_structures_still_has_its_graphs(graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_graph_file_without_a_structure_still_has_its_graphs(
+    graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     write_graphs("torch_loop", graphs["torch_loop"], Structure(0, 0, None), NO_EXAMPLE)
     content = files.read_json(files.graph_file("torch_loop"))
@@ -232,7 +234,7 @@ def test_file_from_before_structures_still_has_its_graphs(graphs: Any, tmp_path:
         read_structure("torch_loop")
 
 
-def test_recording_changes_nothing_around_it(lesson: Lesson):
+def test_recording_changes_neither_training_nor_global_state(lesson: Lesson):
     """The training continues as it was; random numbers and the profiler stay."""
     expected = lesson.run(lesson.placed(), 6)
     before = sys.getprofile(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
@@ -244,7 +246,7 @@ def test_recording_changes_nothing_around_it(lesson: Lesson):
     assert before == (sys.getprofile(), random.getstate(), str(np.random.get_state()))  # noqa: NPY002
 
 
-def test_recorded_locals_are_those_of_the_lessons_functions(lesson: Lesson):
+def test_recorded_locals_are_those_of_the_functions_of_the_lesson(lesson: Lesson):
     loop = lesson.placed()
     with recorded_locals(loop.implementation) as variables:
         loop.implementation.step(*loop.placed[0])
@@ -341,7 +343,7 @@ def structures() -> dict[str, Structure]:
     return {name: structure_of(name) for name in LESSONS}
 
 
-def test_graphs_that_the_lessons_define(structures: dict[str, Structure]):
+def test_number_of_graphs_of_each_lesson_is_as_documented(structures: dict[str, Structure]):
     assert {name: (structure.steps, structure.graphs) for name, structure in structures.items()} == {
         "numpy_arrays": (STEPS, 0),
         "torch_tensors": (STEPS, 0),
@@ -353,12 +355,12 @@ def test_graphs_that_the_lessons_define(structures: dict[str, Structure]):
     }
 
 
-def test_lengths_are_counted_where_examples_have_lengths(structures: dict[str, Structure]):
+def test_lengths_are_counted_only_for_the_recurrent_problem(structures: dict[str, Structure]):
     lengths = {name: STEPS if problem == "recurrent" else 0 for name, problem in LESSONS.items()}
     assert {name: structure.lengths for name, structure in structures.items()} == lengths
 
 
-def test_autograd_graphs_have_the_nodes_that_are_drawn(graphs: Any, structures: dict[str, Structure]):
+def test_counted_autograd_nodes_equal_the_drawn_ones(graphs: Any, structures: dict[str, Structure]):
     """Five more for each further time step. Without lengths all graphs have the same nodes."""
     for name in ("torch_autograd", "torch_function"):
         assert structures[name].graph_nodes == (len(graphs[name][0].nodes),) * STEPS
@@ -368,7 +370,7 @@ def test_autograd_graphs_have_the_nodes_that_are_drawn(graphs: Any, structures: 
 
 
 @pytest.mark.parametrize("name", LESSONS)
-def test_structure_is_the_same_again_and_from_its_file(
+def test_structure_is_repeatable_and_read_from_its_file(
     structures: dict[str, Structure], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert structure_of(name) == structures[name]
@@ -395,13 +397,13 @@ COUNTED = {  # a lesson, an edit of it, and the graphs that it defines then
 
 
 @pytest.mark.parametrize(("name", "old", "new", "expected"), COUNTED.values(), ids=COUNTED)
-def test_graphs_are_counted_and_not_assumed(name: str, old: str, new: str, expected: int | None, tmp_path: Path):
+def test_graph_count_follows_an_edit_of_the_lesson(name: str, old: str, new: str, expected: int | None, tmp_path: Path):
     structure = record_structure(name, LESSONS[name], edited(name, tmp_path, [(old, new)]), "float32")
     assert (structure.steps, structure.graphs) == (STEPS, expected)
     assert len(structure.graph_nodes) == (expected if name.startswith("torch") else 0)
 
 
-def test_xla_leaves_fewer_instructions_than_there_were_operations(structures: dict[str, Structure]):
+def test_xla_fuses_operations_into_fewer_instructions(structures: dict[str, Structure]):
     """Before: five products, relu and its gradient, three operations of the loss, four of its gradient, and four of the
     update. After: at least the products. How many more depends on the CPU."""
     structure = structures["tensorflow_graph"]
@@ -427,7 +429,7 @@ def test_step_that_xla_cannot_compile_has_no_instructions(tmp_path: Path):
     assert (structure.graphs, structure.operations_before, structure.operations_after) == (1, 18 + 2, None)
 
 
-def test_instructions_are_those_of_the_entry():
+def test_instructions_are_read_from_the_entry_computation():
     from pipeline.graphs.tensorflow import instructions
 
     program = """HloModule step, is_scheduled=true
@@ -472,7 +474,7 @@ def curve(points: list[layout.Point]) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_nothing_overlaps_and_lines_cross_no_node(graphs: Any, name: str):
+def test_boxes_do_not_overlap_and_lines_cross_no_node(graphs: Any, name: str):
     for picture in (each for graph in graphs[name] for each in pictures(layout.arrange(graph))):
         boxes = [*(box for _, box in picture.nodes), *(box for _, box in picture.shapes)]
         for one, other in combinations(boxes, 2):
@@ -486,7 +488,7 @@ def test_nothing_overlaps_and_lines_cross_no_node(graphs: Any, name: str):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_bands_follow_each_other_and_hold_their_own_nodes(graphs: Any, name: str):
+def test_bands_are_in_order_and_contain_their_nodes(graphs: Any, name: str):
     for picture in (layout.arrange(graph) for graph in graphs[name]):
         assert list(picture.bands) == [group for group in layout.GROUPS if group in picture.bands]
         for above, below in pairwise(picture.bands.values()):
@@ -518,7 +520,7 @@ def test_every_node_and_edge_is_drawn(graphs: Any, name: str):
 
 @pytest.mark.browser
 @pytest.mark.skipif(bool(browser.is_missing()), reason=browser.is_missing())
-def test_texts_fit_in_a_real_browser(graphs: Any, tmp_path: Path):
+def test_texts_of_nodes_fit_their_boxes_in_a_browser(graphs: Any, tmp_path: Path):
     page = tmp_path / "page.html"
     svgs = "".join(drawing.svg(graph)[0] for name in DRAWN for graph in graphs[name])
     page.write_text(f"<!doctype html><meta charset=utf-8><style>{drawing.STYLE}</style>{svgs}")

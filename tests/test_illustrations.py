@@ -66,7 +66,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
     return write
 
 
-def test_code_has_no_docstrings_comments_imports_and_blank_lines():
+def test_code_leaves_out_docstrings_comments_imports_and_blank_lines():
     assert code(HAND) == {
         6: "class Implementation:",
         9: "    def step(self, x, y):",
@@ -80,7 +80,7 @@ def test_code_has_no_docstrings_comments_imports_and_blank_lines():
     }
 
 
-def test_difference_holds_lines_of_code_alone(write: Callable[[str, str], None]):
+def test_difference_contains_only_lines_of_code(write: Callable[[str, str], None]):
     write("one", HAND)
     other = HAND.replace("import numpy as np", "import torch").replace("A lesson", "Another").replace("the mask", "m")
     write("alike", other)
@@ -116,7 +116,7 @@ def test_unmarked_backward_pass_is_not_counted(write: Callable[[str, str], None]
     assert backward_lines("toy", "unmarked") is None
 
 
-def test_lessons_backward_passes(monkeypatch: pytest.MonkeyPatch):
+def test_backward_passes_of_the_lessons_have_the_stated_lengths(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(REPOSITORY)
     assert {name: backward_lines(problem, name) for name, problem in LESSONS.items()} == {
         "numpy_arrays": 5,
@@ -129,7 +129,7 @@ def test_lessons_backward_passes(monkeypatch: pytest.MonkeyPatch):
     }
 
 
-def test_backward_pass_by_hand_is_the_same_in_numpy_and_torch_but_for_one_line(monkeypatch: pytest.MonkeyPatch):
+def test_backward_passes_of_numpy_and_torch_differ_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(REPOSITORY)
     lines, same, of = difference(LESSONS["numpy_arrays"], "numpy_arrays", "torch_tensors")
     assert [line.split()[1:3] for line in lines if "grad_" in line] == [["grad_y_pred", "="]] * 2

@@ -103,7 +103,7 @@ def test_bootstrap_over_processes_and_rounds_would_not_cover():
     assert coverage[0.0] > coverage[0.05] + 0.08
 
 
-def test_planted_slowdown_is_found_and_none_is_not():
+def test_verdict_slower_is_given_only_with_a_planted_slowdown():
     generator = np.random.default_rng(1)
     slower = dict.fromkeys((1.0, 1.1), 0)
     for true in slower:
@@ -114,7 +114,7 @@ def test_planted_slowdown_is_found_and_none_is_not():
     assert slower[1.0] <= 4
 
 
-def test_verdict_follows_from_the_interval_alone():
+def test_verdict_follows_from_the_interval():
     assert verdict(Estimate(0.9, 0.8, 0.95)) == "faster"
     assert verdict(Estimate(1.2, 1.1, 1.3)) == "slower"
     assert verdict(Estimate(0.9, 0.8, 1.1)) == "cannot tell"
@@ -126,7 +126,7 @@ def test_verdict_follows_from_the_interval_alone():
     )
 
 
-def test_students_interval_of_few_values():
+def test_interval_of_few_values_is_that_of_student():
     """The 97.5th percentile of 2, 30 and 31 degrees of freedom (Student, 1908)."""
     assert mean([1.0, 2.0, 3.0]).high == pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3)
     for number, quantile in ((31, 2.0423), (32, 2.0395)):
@@ -138,11 +138,11 @@ def test_students_interval_of_few_values():
     assert (verdict(single), single.half_width) == ("cannot tell", float("inf"))
 
 
-def test_geometric_mean_and_half_width():
+def test_geometric_mean_has_an_interval_symmetric_in_logarithms():
     estimate = geometric_mean([1.0, 4.0])
     assert estimate.value == pytest.approx(2)
     assert np.log(estimate.high / 2) == pytest.approx(np.log(2 / estimate.low)) == pytest.approx(estimate.half_width)
 
 
-def test_quartiles():
+def test_spread_is_the_median_and_the_quartiles():
     assert spread([np.arange(3.0), np.arange(3.0, 5.0)]) == (2.0, 1.0, 3.0)

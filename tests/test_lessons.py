@@ -20,7 +20,7 @@ def source(name: str) -> str:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gradient_is_the_references(lesson: Lesson, dtype: str):
+def test_gradient_equals_that_of_the_reference(lesson: Lesson, dtype: str):
     lesson = Lesson(lesson.name, lesson.problem, dtype)
     gradients = gradient_of(lesson.create, lesson.initial, lesson.chunk)
     _, reference = lesson.reference()
@@ -29,7 +29,7 @@ def test_gradient_is_the_references(lesson: Lesson, dtype: str):
         assert error < {"float32": 2e-6, "float64": 1e-14}[dtype], key
 
 
-def test_training_is_gradient_descent_epoch_after_epoch(lesson: Lesson):
+def test_training_equals_gradient_descent_over_several_epochs(lesson: Lesson):
     loop = lesson.placed()
     losses = lesson.run(loop, 3, 3, 1)
     weights = lesson.initial
@@ -49,7 +49,7 @@ def test_steps_do_not_depend_on_how_calls_divide_them(lesson: Lesson):
         np.testing.assert_array_equal(often.weights()[key], weight)
 
 
-def test_more_steps_in_a_call_than_a_graph_takes_at_once(lesson: Lesson):
+def test_600_steps_in_one_call_equal_two_calls_of_300(lesson: Lesson):
     loop = lesson.placed()
     losses = lesson.run(loop, 600)
     assert losses.shape == (600,)
@@ -57,7 +57,7 @@ def test_more_steps_in_a_call_than_a_graph_takes_at_once(lesson: Lesson):
     np.testing.assert_array_equal(losses, lesson.run(lesson.placed(), 300, 300))
 
 
-def test_a_new_chunk_starts_with_its_first_batch(lesson: Lesson):
+def test_new_chunk_starts_with_its_first_batch(lesson: Lesson):
     loop = lesson.placed()
     loop.run(2)
     loop.place({key: array[1:] for key, array in lesson.chunk.items()})
@@ -82,7 +82,7 @@ def test_predictions_weights_and_losses_have_the_dtype_and_shape_of_the_contract
     assert single.shape == (1, SIZES.outputs)
 
 
-def test_weights_are_copies_and_the_initial_ones_are_left_alone(lesson: Lesson):
+def test_weights_are_copies_and_initial_weights_stay_unchanged(lesson: Lesson):
     before = {key: array.copy() for key, array in lesson.initial.items()}
     loop = lesson.placed()
     loop.run(1)
@@ -113,7 +113,7 @@ def recurrent(request: pytest.FixtureRequest) -> Lesson:
     return Lesson(request.param, "recurrent", "float64")
 
 
-def test_padding_does_not_matter_even_if_it_is_nan(recurrent: Lesson):
+def test_nan_padding_changes_no_result(recurrent: Lesson):
     padded = dict(recurrent.chunk)
     padded["x"] = padded["x"].copy()
     padded["x"][np.arange(SIZES.max_length) >= padded["lengths"][..., None]] = np.nan
@@ -131,7 +131,7 @@ def test_padding_does_not_matter_even_if_it_is_nan(recurrent: Lesson):
 
 
 @pytest.mark.parametrize("length", range(1, SIZES.max_length + 1))
-def test_every_length(recurrent: Lesson, length: int):
+def test_gradient_equals_the_reference_at_every_length(recurrent: Lesson, length: int):
     recurrent.chunk["lengths"] = np.full_like(recurrent.chunk["lengths"], length)
     recurrent.chunk["lengths"][:, 3] = 1  # and one that ends at once
     gradients = gradient_of(recurrent.create, recurrent.initial, recurrent.chunk)
@@ -149,7 +149,7 @@ def without_docstring(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("one", "next_one", "most"), list(zip(ORDER, ORDER[1:], (20, 18, 22, 36), strict=False)))
-def test_neighbours_differ_in_the_new_idea_alone(one: str, next_one: str, most: int):
+def test_neighbouring_lessons_differ_in_few_lines(one: str, next_one: str, most: int):
     lines = difflib.ndiff(without_docstring(source(one)), without_docstring(source(next_one)))
     added = sum(line.startswith("+ ") for line in lines)
     print(f"{one} → {next_one}: {added} lines added, at most {most}")
@@ -157,7 +157,7 @@ def test_neighbours_differ_in_the_new_idea_alone(one: str, next_one: str, most: 
 
 
 @pytest.mark.parametrize("name", LESSONS)
-def test_a_lesson_is_short_and_has_nothing_of_the_loop(name: str):
+def test_lesson_is_short_and_has_no_loop_over_steps(name: str):
     text = source(name)
     assert len(text.splitlines()) <= MOST_LINES.get(LESSONS[name], 50)
     docstring = ast.get_docstring(ast.parse(text)) or ""
@@ -187,7 +187,7 @@ def test_a_lesson_is_short_and_has_nothing_of_the_loop(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name in LESSONS if name.startswith("tensorflow")])
-def test_a_graph_is_traced_once(name: str):
+def test_graph_is_traced_once(name: str):
     lesson = Lesson(name, LESSONS[name], "float64")
     loop: Any = lesson.placed()
     for longest in (1, 4, 6):
@@ -201,7 +201,7 @@ def test_a_graph_is_traced_once(name: str):
     assert loop.graph.experimental_get_tracing_count() == 1
 
 
-def test_the_work_of_a_loop_in_python_follows_the_sum_of_the_lengths():
+def test_work_of_the_python_loop_is_proportional_to_the_sum_of_lengths():
     torch = pytest.importorskip("torch")
     lesson = Lesson("torch_loop", "recurrent", "float64")
     loop: Any = lesson.create()

@@ -194,7 +194,7 @@ def test_lesson_without_entries_in_the_tables_is_mapped_by_names():
 # The code, and what changes.
 
 
-def test_all_lines_of_a_file_are_listed_and_step_is_open():
+def test_all_lines_are_listed_and_step_is_not_folded():
     source = source_of("torch_loop")
     runs = listing(source, functions_used(source))
     assert [line.number for run in runs for line in run.lines] == list(range(1, len(source.splitlines()) + 1))
@@ -218,7 +218,7 @@ def test_difference_marks_words_and_folds_unchanged_lines():
     assert source_of("torch_autograd").endswith("\n".join(rebuilt) + "\n")
 
 
-def test_lesson_is_compared_with_the_earlier_one_that_differs_least(page: str):
+def test_lesson_is_compared_with_the_most_similar_earlier_lesson(page: str):
     before = {name: re.search(r'What changes from <a href="#(.*?)"', section(page, name)) for name in ORDER}
     assert {name: found and found[1] for name, found in before.items()} == {
         "numpy_arrays": None,
@@ -255,7 +255,7 @@ def test_lesson_has_idea_equations_code_graph_and_cost(results: dict[str, Any], 
     assert ("On paper: nothing is recorded" in found) == (name in ("numpy_arrays", "torch_tensors"))
 
 
-def test_lessons_are_in_the_order_of_params_and_in_the_contents(page: str):
+def test_lessons_are_listed_in_the_order_of_params(page: str):
     first_static = ORDER.index("tensorflow_graph")
     expected = [*ORDER[:first_static], "static-and-dynamic", *ORDER[first_static:], "in-one-picture", "step-times"]
     assert re.findall(r'<section id="(.*?)"', page) == expected
@@ -263,7 +263,7 @@ def test_lessons_are_in_the_order_of_params_and_in_the_contents(page: str):
     assert contents == ["top", *expected]
 
 
-def test_static_and_dynamic_graphs_are_beside_each_other(results: dict[str, Any], page: str):
+def test_static_and_dynamic_graphs_are_shown_side_by_side(results: dict[str, Any], page: str):
     both = section(page, "in-one-picture")
     assert both.count("<svg") == 3
     short, long = results["graphs"]["torch_loop"]
@@ -274,7 +274,7 @@ def test_static_and_dynamic_graphs_are_beside_each_other(results: dict[str, Any]
     assert "backward" not in re.findall(r'<g class="node (\w+)', both)
 
 
-def test_sizes_learning_rate_and_noise_are_those_of_the_params(results: dict[str, Any], page: str):
+def test_sizes_learning_rate_and_noise_equal_params(results: dict[str, Any], page: str):
     params, top = results["params"], page.split('<section class="words"', maxsplit=1)[0]
     words = text(top)
     for column, problem in enumerate(params.used_problems):
@@ -285,7 +285,7 @@ def test_sizes_learning_rate_and_noise_are_those_of_the_params(results: dict[str
     assert f"standard deviation {params.data.noise:g}" in words
 
 
-def test_words_are_defined_before_they_are_used(page: str):
+def test_linked_words_are_defined_before_the_first_lesson(page: str):
     defined = dict.fromkeys(re.findall(r'id="(word-[\w-]+)"', page))
     assert set(re.findall(r'href="#(word-[\w-]+)"', page)) <= set(defined)
     for word in defined:
@@ -298,7 +298,7 @@ def test_words_are_defined_before_they_are_used(page: str):
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_shares_of_a_trainings_time_add_up_to_100(results: dict[str, Any], name: str):
+def test_shares_of_the_training_time_add_up_to_100_percent(results: dict[str, Any], name: str):
     parts = shares(results["results"][name])
     timing = results["results"][name].timing
     assert sum(part.percent for part in parts) == 100
@@ -326,7 +326,7 @@ def test_lesson_shows_its_loss_curve_and_its_predictions(results: dict[str, Any]
     assert f"Of the held-out loss of {row.test_loss:.3g}, 0.01 is the noise" in text(section(page, name))
 
 
-def test_step_times_are_in_one_table_with_a_comment_on_a_slower_static_graph(results: dict[str, Any]):
+def test_step_times_are_in_one_table_that_explains_a_slower_static_graph(results: dict[str, Any]):
     def times(scan: float) -> str:
         measured = dict(results["results"])
         for name, seconds in (("torch_loop", 0.001), ("tensorflow_scan", scan)):
@@ -344,7 +344,7 @@ def test_step_times_are_in_one_table_with_a_comment_on_a_slower_static_graph(res
     assert "one of torch_loop takes 1.2 times as long" in faster
 
 
-def test_page_says_why_it_gives_no_ratios(results: dict[str, Any], page: str):
+def test_page_without_ratios_gives_the_reason(results: dict[str, Any], page: str):
     reason = "other processes took 1.0 of 2 CPUs"
     seconds = {Candidate("numpy_arrays"): {0: np.full(3, 1e-4)}}
     case = samples.Case("two_layer", results["params"].problems["two_layer"].sizes, seconds, {0: reason}, on_gpu=False)
@@ -364,7 +364,7 @@ def test_only_lines_with_equations_are_tab_stops(page: str):
         assert bool(stops) == ("data-eq=" in line)
 
 
-def test_examples_of_lengths_are_what_the_lessons_compute():
+def test_examples_of_lengths_equal_what_the_lessons_compute():
     batch = {"x": np.ones((3, 4, 2), np.float32), "lengths": np.array(LENGTHS), "y": np.ones((3, 1), np.float32)}
     weights = {"wx": np.ones((2, 2), np.float32), "wh": np.ones((2, 2), np.float32), "wo": np.ones((2, 1), np.float32)}
     for name, expected in (("torch_loop", BATCH_SIZES), ("tensorflow_scan", ENDS)):
@@ -373,7 +373,7 @@ def test_examples_of_lengths_are_what_the_lessons_compute():
         assert np.asarray(placed).tolist() == expected
 
 
-def test_example_of_grad_doubles_in_every_element(page: str):
+def test_second_backward_without_clearing_doubles_the_gradient(page: str):
     name, once, twice = gradient_twice("two_layer")
     assert (name, once.shape) == ("w2", (2, 2))
     np.testing.assert_array_equal(twice, 2 * once)
@@ -382,7 +382,9 @@ def test_example_of_grad_doubles_in_every_element(page: str):
         assert f"{value:.4f}" in section(page, "torch_autograd")
 
 
-def test_page_is_small_needs_no_network_and_no_framework(finished_pipeline: Clone, results: dict[str, Any], page: str):
+def test_page_is_small_and_needs_no_network_and_no_framework(
+    finished_pipeline: Clone, results: dict[str, Any], page: str
+):
     assert len(page.encode()) <= 1_500_000
     assert not re.search(r"""(src|href)=["']https?:|@import|url\(""", page)
     imported = "import sys, stages.report; print(sorted({'torch', 'tensorflow', 'mlflow'} & sys.modules.keys()))"
@@ -390,7 +392,7 @@ def test_page_is_small_needs_no_network_and_no_framework(finished_pipeline: Clon
     assert write(**results) == page
 
 
-def test_edited_and_new_lessons_change_the_page(results: dict[str, Any], page: str, tmp_path: Path):
+def test_edited_and_new_lessons_change_only_related_sections(results: dict[str, Any], page: str, tmp_path: Path):
     """`write` reads the lessons' files below the current folder, and takes the graphs from its caller."""
     assert MODULE
     shutil.copytree(REPOSITORY / "pipeline/lessons", tmp_path / "pipeline/lessons")
@@ -420,7 +422,7 @@ def test_edited_and_new_lessons_change_the_page(results: dict[str, Any], page: s
         assert section(changed, name).replace(" of 8 ·", " of 7 ·") == section(page, name)
 
 
-def test_page_without_graphviz_says_what_to_install(
+def test_page_without_graphviz_names_the_packages_to_install(
     results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(sys.modules, "pygraphviz", None)  # as where GLib is missing
@@ -429,7 +431,7 @@ def test_page_without_graphviz_says_what_to_install(
 
 
 @pytest.mark.parametrize("name", ["numpy_arrays", "tensorflow_scan"])
-def test_page_of_one_lesson(results: dict[str, Any], name: str):
+def test_page_of_one_lesson_has_no_comparison(results: dict[str, Any], name: str):
     params = results["params"].model_copy(update={"implementations": {name: LESSONS[name]}})
     page = write(**results | {"params": params})
     assert re.findall(r'<section id="(.*?)"', page) == [name, "step-times"]
@@ -439,7 +441,7 @@ def test_page_of_one_lesson(results: dict[str, Any], name: str):
 # What a student can try.
 
 
-def test_exercises_belong_to_lessons_and_are_shown(page: str):
+def test_every_exercise_is_shown_with_its_lesson(page: str):
     assert EXERCISES.keys() <= LESSONS.keys()
     for name, exercise in EXERCISES.items():
         shown = text(section(page, name).split('class="try"')[1])
@@ -452,14 +454,14 @@ def test_exercises_belong_to_lessons_and_are_shown(page: str):
     assert len({exercise.promised + exercise.new.strip() for exercise in EXERCISES.values()}) == len(EXERCISES)
 
 
-def test_eighth_lesson_is_the_first_exercise(page: str):
+def test_writing_a_new_lesson_is_the_first_exercise(page: str):
     first = text(page.split('id="set-up"', maxsplit=1)[1].split("</section>", maxsplit=1)[0])
     assert "make explain NAME=numpy_mine PROBLEM=two_layer" in first
     assert "first __init__, then the line for h" in first
     assert page.index('id="set-up"') < page.index('class="try">\n<h3>')
 
 
-def test_page_needs_no_other_file(page: str):
+def test_links_lead_to_the_page_or_contain_the_file(page: str):
     """Each link leads to a place on the page, or holds the file itself."""
     ids = set(re.findall(r' id="(.*?)"', page))
     for link in re.findall(r'href="(.*?)"', page):
@@ -471,7 +473,7 @@ def test_page_needs_no_other_file(page: str):
 
 @pytest.mark.faults  # minutes; .ci/run has them
 @pytest.mark.parametrize("name", EXERCISES)
-def test_exercise_prints_what_the_page_promises(finished: Clone, name: str):
+def test_exercise_prints_the_promised_output(finished: Clone, name: str):
     exercise = EXERCISES[name]
     finished.edit(str(implementation_file(LESSONS[name], name)), exercise.old, exercise.new)
     printed = finished.run("bash", "-c", f"{exercise.command} 2>&1", succeeds=None).stdout
@@ -483,7 +485,7 @@ def test_exercise_prints_what_the_page_promises(finished: Clone, name: str):
         assert len(rows) == exercise.times
 
 
-def test_edit_of_the_pictures_code_retrains_nothing(finished: Clone):
+def test_edit_of_drawing_code_retrains_nothing(finished: Clone):
     finished.edit("pipeline/graphs/record.py", "N, PRIMES = 7,", "N, PRIMES = 5,")
     finished.edit("pipeline/lessons_page/layout.py", "MARGIN, BAND = 14,", "MARGIN, BAND = 15,")
     changed = json.loads(finished.run("dvc", "status", "--json").stdout)
@@ -519,7 +521,7 @@ def test_page_fetches_nothing_and_reports_no_error(opened: Any, address: str):
 
 
 @in_a_browser
-def test_line_and_its_equations_mark_each_other(opened: Any):
+def test_hovering_over_a_line_marks_its_equations_and_back(opened: Any):
     name = "torch_autograd"
     hover(opened, f"#{name}-L{line_of(name, 'loss.backward()')} code")
     backward = [f"{name}-L{line_of(name, 'loss.backward()')}", *(f"{name}-e{number}" for number in range(5, 10))]
@@ -534,7 +536,7 @@ def test_line_and_its_equations_mark_each_other(opened: Any):
 
 
 @in_a_browser
-def test_keys_go_from_lesson_to_lesson_and_the_contents_follow(opened: Any):
+def test_keys_move_between_lessons_and_update_the_contents(opened: Any):
     opened.execute_script("location.hash = ''; scrollTo(0, 0)")
     assert press(opened, "j") == f"#{ORDER[0]}"
     assert press(opened, "n") == f"#{ORDER[1]}"
@@ -546,7 +548,7 @@ def test_keys_go_from_lesson_to_lesson_and_the_contents_follow(opened: Any):
 
 
 @in_a_browser
-def test_keys_during_a_smooth_scroll_are_counted(opened: Any, address: str):
+def test_keys_pressed_during_a_smooth_scroll_are_counted(opened: Any, address: str):
     browser.prefer(opened, "light", motion="no-preference")
     opened.get("about:blank")
     opened.get(address)
@@ -566,7 +568,7 @@ def test_keys_during_a_smooth_scroll_are_counted(opened: Any, address: str):
 
 @in_a_browser
 @pytest.mark.parametrize("width", [390, 1280, 1440])
-def test_nothing_is_covered_or_cut_off(opened: Any, address: str, width: int):
+def test_content_is_not_covered_or_cut_off(opened: Any, address: str, width: int):
     opened.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": True}
     )
@@ -590,7 +592,7 @@ def test_nothing_is_covered_or_cut_off(opened: Any, address: str, width: int):
 
 
 @in_a_browser
-def test_link_to_a_word_opens_nothing_and_marks_it(opened: Any, address: str):
+def test_link_to_a_word_highlights_its_definition(opened: Any, address: str):
     opened.get(f"{address}#word-parity")
     colour = "return getComputedStyle(document.getElementById('word-parity')).backgroundColor"
     marked_colour = opened.execute_script(colour)
@@ -612,7 +614,7 @@ def test_link_to_a_line_opens_its_fold_and_marks_its_equations(opened: Any, addr
 
 @in_a_browser
 @pytest.mark.parametrize("width", [380, 1100, 1900])
-def test_page_fits_the_width(opened: Any, width: int):
+def test_page_fits_the_width_with_readable_text(opened: Any, width: int):
     opened.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": True}
     )
@@ -625,7 +627,7 @@ def test_page_fits_the_width(opened: Any, width: int):
 
 @in_a_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(opened: Any, address: str, scheme: str):
+def test_page_has_no_serious_accessibility_violation(opened: Any, address: str, scheme: str):
     browser.prefer(opened, scheme)
     opened.get(address)
     assert browser.violations(opened) == []

@@ -29,11 +29,11 @@ def loaded(tmp_path: Path, key: str, value: Any) -> Any:
     return load_params(path)
 
 
-def test_the_default_is_valid():
+def test_default_params_are_valid():
     assert load_params().implementations
 
 
-def test_a_number_that_yaml_reads_as_text_is_the_number(tmp_path: Path):
+def test_number_that_yaml_reads_as_text_is_accepted(tmp_path: Path):
     path = tmp_path / "params.yaml"
     text = (REPOSITORY / "params.yaml").read_text()
     path.write_text(text.replace("learning_rate: 0.2 ", "learning_rate: 1e-3 "))
@@ -79,7 +79,7 @@ def test_a_number_that_yaml_reads_as_text_is_the_number(tmp_path: Path):
         ("seed", -1, "seed is -1"),
     ],
 )
-def test_what_it_may_not_hold(tmp_path: Path, key: str, value: Any, sentence: str):
+def test_invalid_value_is_refused_with_a_sentence(tmp_path: Path, key: str, value: Any, sentence: str):
     with pytest.raises(UserError) as error:
         loaded(tmp_path, key, value)
     assert sentence in str(error.value)
@@ -87,7 +87,7 @@ def test_what_it_may_not_hold(tmp_path: Path, key: str, value: Any, sentence: st
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_key_is_named(tmp_path: Path):
+def test_missing_key_is_named_in_the_error(tmp_path: Path):
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     del content["train"]["learning_rate"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
@@ -133,14 +133,14 @@ def test_a_missing_key_is_named(tmp_path: Path):
         "text",
     ],
 )
-def test_scalar_is_what_dvc_reads_or_text_which_no_number_is(scalar: str):
+def test_scalar_is_read_as_dvc_reads_it_or_as_text(scalar: str):
     ours = yaml.load(f"key: {scalar}\n", _StrictLoader)["key"]  # noqa: S506 (a safe one)
     dvc = parse_yaml(f"key: {scalar}\n", "params.yaml")["key"]
     assert repr(ours) == repr(dvc) or ours == scalar
 
 
 @pytest.mark.parametrize("scalar", ["010", "0o10", "1_000", "1:30", "yes", "2026-01-01"])
-def test_scalar_that_means_something_else_to_others_is_refused(tmp_path: Path, scalar: str):
+def test_scalar_that_yaml_readers_disagree_on_is_refused(tmp_path: Path, scalar: str):
     text = (REPOSITORY / "params.yaml").read_text()
     assert "seed: 0 " in text
     (tmp_path / "params.yaml").write_text(text.replace("seed: 0 ", f"seed: {scalar} "))
@@ -152,12 +152,12 @@ def test_scalar_that_means_something_else_to_others_is_refused(tmp_path: Path, s
     ("content", "sentence"),
     [("train: [1, 2", "is not valid YAML"), ("just text", "must hold `key: value` lines"), ("", "must hold")],
 )
-def test_what_is_no_params_file(tmp_path: Path, content: str, sentence: str):
+def test_invalid_yaml_is_refused(tmp_path: Path, content: str, sentence: str):
     (tmp_path / "params.yaml").write_text(content)
     with pytest.raises(UserError, match=sentence):
         load_params(tmp_path / "params.yaml")
 
 
-def test_a_missing_file(tmp_path: Path):
+def test_missing_params_file_gives_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="is missing"):
         load_params(tmp_path / "params.yaml")

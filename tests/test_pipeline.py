@@ -58,19 +58,21 @@ LESSON = f"lessons/two_layer/{NUMPY}.py"
         ("graphs/on_paper.py", "\nfrom ", "\nfrom  ", ["graphs", "report"]),
     ],
 )
-def test_edit_reruns_what_depends_on_it(changed: Clone, file: str, old: str, new: str, stages: list[str]):
+def test_edit_reruns_only_the_stages_that_depend_on_it(
+    changed: Clone, file: str, old: str, new: str, stages: list[str]
+):
     changed.edit(f"pipeline/{file}", old, new)
     assert sorted(changed.stages_run("dvc", "repro", "report")) == sorted(stages)
 
 
-def test_the_learning_rate_reruns_training_but_not_data(changed: Clone):
+def test_changed_learning_rate_reruns_training_but_not_data(changed: Clone):
     changed.write_params(changed.params() | {"train": changed.params()["train"] | {"learning_rate": 0.02}})
     ran = changed.stages_run("dvc", "repro", "report")
     assert {f"train@{NUMPY}", "train@numpy_again", "compare"} <= set(ran)
     assert not any(stage.startswith(("generate", "benchmark")) for stage in ran)
 
 
-def test_going_back_restores_without_running(changed: Clone):
+def test_reverted_params_restore_the_results_without_running(changed: Clone):
     before = changed.digests("models/**/*.*", "results/**/*.*")
     changed.write_params(changed.params() | {"seed": 3})
     changed.run("dvc", "repro", "report")
@@ -80,7 +82,7 @@ def test_going_back_restores_without_running(changed: Clone):
     assert changed.digests("models/**/*.*", "results/**/*.*") == before
 
 
-def test_an_eighth_is_one_file_and_one_line(changed: Clone):
+def test_eighth_lesson_needs_one_file_and_one_line_of_params(changed: Clone):
     source = (changed.path / f"pipeline/lessons/two_layer/{NUMPY}.py").read_text()
     (changed.path / "pipeline/lessons/two_layer/numpy_eighth.py").write_text(source)
     changed.edit("params.yaml", "numpy_again: two_layer", "numpy_again: two_layer\n  numpy_eighth: two_layer")
@@ -94,7 +96,7 @@ def test_an_eighth_is_one_file_and_one_line(changed: Clone):
     (changed.path / "pipeline/lessons/two_layer/numpy_eighth.py").unlink()
 
 
-def test_a_new_framework_is_one_module(changed: Clone):
+def test_new_framework_needs_one_runtime_module_and_one_lesson(changed: Clone):
     """NumPy under another name: a runtime and a lesson, and nothing else."""
     runtime = (changed.path / "pipeline/runtimes/numpy.py").read_text()
     lesson = (changed.path / f"pipeline/lessons/two_layer/{NUMPY}.py").read_text()
@@ -112,7 +114,7 @@ def test_a_new_framework_is_one_module(changed: Clone):
         (changed.path / file).unlink()
 
 
-def test_float64_passes_its_far_smaller_tolerance(changed: Clone):
+def test_float64_passes_its_smaller_tolerances(changed: Clone):
     changed.write_params(changed.params() | {"dtype": "float64"})
     changed.run("dvc", "repro", "compare")
     comparison = json.loads((changed.path / "results/parity.json").read_text())
@@ -121,7 +123,7 @@ def test_float64_passes_its_far_smaller_tolerance(changed: Clone):
     assert comparison["tolerances"]["predictions"] < 1e-9
 
 
-def test_an_experiment_with_another_rate(changed: Clone):
+def test_experiment_with_another_learning_rate_is_listed(changed: Clone):
     changed.run("dvc", "exp", "run", "-S", "train.learning_rate=0.01", "-n", "slower")
     shown = json.loads(changed.run("dvc", "exp", "show", "--json").stdout)
     assert "slower" in json.dumps(shown)
@@ -159,7 +161,7 @@ def results(clone: Clone) -> dict[str, bytes]:
         ("device: auto", "device: cuda:99", "device is cuda:99; found: "),
     ],
 )
-def test_bad_params(changed: Clone, old: str, new: str, sentence: str):
+def test_invalid_params_leave_the_results_unchanged(changed: Clone, old: str, new: str, sentence: str):
     before = results(changed)
     changed.edit("params.yaml", old, new)
     done = changed.run("dvc", "repro", succeeds=False)
@@ -167,7 +169,7 @@ def test_bad_params(changed: Clone, old: str, new: str, sentence: str):
     assert results(changed) == before
 
 
-def test_no_params_at_all(changed: Clone):
+def test_missing_params_file_leaves_the_results_unchanged(changed: Clone):
     before = results(changed)
     (changed.path / "params.yaml").unlink()
     assert "params.yaml" in changed.run("dvc", "repro", succeeds=False).stderr
@@ -176,7 +178,7 @@ def test_no_params_at_all(changed: Clone):
     assert results(changed) == before
 
 
-def test_too_little_memory_is_said(changed: Clone):
+def test_memory_limit_of_the_shell_gives_an_error(changed: Clone):
     """Where the estimate of beforehand does not see a limit, as one of the shell's."""
     before = results(changed)
     changed.edit("params.yaml", "hidden: 8\n", "hidden: 8000000\n")
@@ -185,7 +187,7 @@ def test_too_little_memory_is_said(changed: Clone):
     assert results(changed) == before
 
 
-def test_a_loss_that_diverges(changed: Clone):
+def test_diverging_loss_leaves_the_results_unchanged(changed: Clone):
     before = results(changed)
     changed.edit("params.yaml", "learning_rate: 0.05", "learning_rate: 1.0e+30")
     done = changed.run("dvc", "repro", f"train@{NUMPY}", succeeds=False)
@@ -194,7 +196,7 @@ def test_a_loss_that_diverges(changed: Clone):
     assert results(changed) == before
 
 
-def test_altered_data_is_refused_by_a_stage_and_repaired_by_repro(changed: Clone):
+def test_altered_data_are_refused_by_a_stage_and_restored_by_repro(changed: Clone):
     before = results(changed)
     path = changed.path / "data/two_layer/train_x.npy"
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
@@ -216,12 +218,12 @@ def test_damaged_weights_are_refused(changed: Clone):
     assert "not finite" in changed.run(sys.executable, "-m", "stages.evaluate", NUMPY, succeeds=False).stderr
 
 
-def test_a_name_that_is_not_listed(small: Clone):
+def test_implementation_missing_from_params_is_refused(small: Clone):
     done = small.run(sys.executable, "-m", "stages.train", "torch_loop", succeeds=False)
     assert "torch_loop is not in params.yaml under implementations" in done.stderr
 
 
-def test_without_git(make_clone: Callable[..., Clone]):
+def test_pipeline_without_git_runs_with_no_scm(make_clone: Callable[..., Clone]):
     clone = make_clone(NUMPY)
     (clone.path / ".git").rename(clone.path / "git")
     assert "not a git repository" in clone.run("dvc", "repro", succeeds=False).stderr
@@ -231,7 +233,7 @@ def test_without_git(make_clone: Callable[..., Clone]):
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred")
-def test_lost_relu_mask_is_shown_everywhere_and_ends_the_pipeline(changed: Clone):
+def test_dropped_relu_mask_fails_the_pipeline_and_names_line_35(changed: Clone):
     changed.edit(f"pipeline/lessons/two_layer/{NUMPY}.py", "grad_h_relu * (h > 0)", "grad_h_relu")
     line = "grad_h is the first quantity that differs: line 35, `grad_h = grad_h_relu`, should compute"
     for _ in range(2):  # once more, and it says so again
@@ -257,7 +259,7 @@ def test_lost_relu_mask_is_shown_everywhere_and_ends_the_pipeline(changed: Clone
     changed.run("dvc", "repro")
 
 
-def test_an_interrupted_stage_leaves_the_last_good_results(changed: Clone):
+def test_interrupted_stage_keeps_the_last_good_results(changed: Clone):
     before = results(changed)
     changed.edit("params.yaml", "steps: 30", "steps: 100000000")
     # A shell's background job, as CI's may be, hands on that Ctrl-C is to be ignored.
@@ -285,7 +287,7 @@ def test_an_interrupted_stage_leaves_the_last_good_results(changed: Clone):
 
 
 @pytest.mark.faults  # for its time
-def test_a_gpu_machine_with_few_packages_runs_the_stages(make_clone: Callable[..., Clone], tmp_path: Path):
+def test_stages_run_without_dvc_mlflow_ray_and_tensorflow(make_clone: Callable[..., Clone], tmp_path: Path):
     """The lessons of NumPy and PyTorch where there is no TensorFlow, no DVC, no MLflow and no Ray: only the stages."""
     absent = ["dvc", "mlflow", "ray", "tensorflow", "pandas"]
     (tmp_path / "sitecustomize.py").write_text(

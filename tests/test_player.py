@@ -46,7 +46,7 @@ def keys_of(problem: str, example: Example) -> list[str]:
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_small_batch_has_one_decimal_and_relu_switches_some_of_it_off(problem: str):
+def test_small_batch_has_one_decimal_and_active_and_inactive_relus(problem: str):
     paper = small_step(problem)
     for array in (*paper.weights.values(), *paper.batch.values()):
         np.testing.assert_array_equal(array, np.round(array, 1))
@@ -148,7 +148,7 @@ class TestInABrowser:
             panel.press("next")
         assert [label for label, _ in panel.matrices(".tiles .matrix")] == keys_of(problem, example)
 
-    def test_rows_of_examples_that_ended_name_the_quantity_they_are_taken_from(self, opened: Any):
+    def test_rows_of_ended_examples_name_their_source(self, opened: Any):
         panel = Panel(opened, "torch_loop")
         panel.press("first")
         remarks, used = {}, {}
@@ -176,7 +176,7 @@ class TestInABrowser:
         )
         assert not Panel(opened, "tensorflow_scan").all(".order")[0].text
 
-    def test_transposed_operand_stands_beside_the_result(self, opened: Any, examples: dict[str, Example]):
+    def test_transposed_operands_equal_the_transposed_inputs(self, opened: Any, examples: dict[str, Example]):
         for name in LESSONS:
             panel = Panel(opened, name)
             panel.press("last")
@@ -188,7 +188,7 @@ class TestInABrowser:
                         np.testing.assert_array_equal(array, given[label.removesuffix(".T")].T)
                 panel.press("next")
 
-    def test_changed_number_gives_what_the_equations_give(self, panel: Panel, examples: dict[str, Example]):
+    def test_changed_number_updates_all_quantities_by_the_equations(self, panel: Panel, examples: dict[str, Example]):
         example, problem = examples[panel.name], LESSONS[panel.name]
         key = next(iter(example.weights))
         field = panel.all(f".given [data-key={key}] input")[0]
@@ -215,7 +215,7 @@ class TestInABrowser:
         for (_, array), value in zip(panel.matrices(".tiles .matrix"), example.values, strict=True):
             np.testing.assert_array_equal(array, as_matrix(value.value))
 
-    def test_field_that_holds_no_number_is_invalid_until_it_is_left(self, panel: Panel):
+    def test_field_without_a_number_is_invalid_and_reset_when_left(self, panel: Panel):
         field = panel.all(".given input")[0]
         before = field.get_attribute("value")
         field.send_keys(Keys.CONTROL + "a")
@@ -240,7 +240,9 @@ class TestInABrowser:
         assert panel.status().startswith(f"2 of {count}")
         assert opened.execute_script("return location.hash") == before
 
-    def test_line_equation_and_node_are_marked_with_the_numbers(self, panel: Panel, examples: dict[str, Example]):
+    def test_line_equation_and_node_of_the_current_quantity_are_marked(
+        self, panel: Panel, examples: dict[str, Example]
+    ):
         value = examples[panel.name].values[-1]
         panel.press("last")
         marked = "return [...document.querySelectorAll(arguments[0])].map(each => each.dataset.eq ?? each.dataset.name)"
@@ -254,7 +256,7 @@ class TestInABrowser:
         panel.press("first")
         assert panel.all(".picture .marked")
 
-    def test_node_of_the_same_time_step_is_marked_in_the_graph(self, opened: Any, examples: dict[str, Example]):
+    def test_node_of_the_current_time_step_is_marked(self, opened: Any, examples: dict[str, Example]):
         panel = Panel(opened, "torch_loop")
         panel.press("first")
         keys = keys_of(LESSONS["torch_loop"], examples["torch_loop"])
@@ -266,7 +268,7 @@ class TestInABrowser:
             panel.press("next")
         assert places == [[0], [1], [2], [2]]  # grad_h[2] is computed at t = 3, where backward passes that time step
 
-    def test_every_control_is_reached_with_the_tab_key(self, panel: Panel):
+    def test_tab_key_reaches_every_control(self, panel: Panel):
         opened = panel.opened
         controls = "[...document.querySelectorAll(arguments[0])].filter(each => each.offsetParent)"
         count = opened.execute_script(f"return {controls}.length", f"#{panel.name} .player :is(button, input)")
@@ -278,7 +280,7 @@ class TestInABrowser:
             opened.switch_to.active_element.send_keys(Keys.TAB)
         assert reached == count
 
-    def test_arrow_keys_go_from_node_to_node_of_a_graph(self, opened: Any):
+    def test_arrow_keys_move_between_nodes_of_a_graph(self, opened: Any):
         first = opened.find_element(By.CSS_SELECTOR, ".drawn svg .node[tabindex='0']")
         opened.execute_script("arguments[0].focus()", first)
         first.send_keys(Keys.ARROW_RIGHT)
@@ -287,7 +289,7 @@ class TestInABrowser:
         assert active.get_attribute("tabindex") == "0"
         assert first.get_attribute("tabindex") == "-1"
 
-    def test_equation_under_the_pointer_shows_its_values(self, panel: Panel, examples: dict[str, Example]):
+    def test_hovering_over_an_equation_shows_its_values(self, panel: Panel, examples: dict[str, Example]):
         example = examples[panel.name]
         keys = keys_of(LESSONS[panel.name], example)
         pointed = "document.querySelector(arguments[0]).dispatchEvent(new Event('pointerover', {bubbles: true}))"
@@ -298,7 +300,7 @@ class TestInABrowser:
             of_equation = [k for v, k in zip(example.values, keys, strict=True) if v.equation == value.equation]
             assert panel.opened.execute_script(labels) == [*before, *of_equation]
 
-    def test_print_shows_all_quantities_alike(self, panel: Panel):
+    def test_printed_page_shows_all_quantities_alike(self, panel: Panel):
         values = """return new Set([...arguments[0].querySelectorAll(arguments[1])]
             .map(each => getComputedStyle(each)[arguments[2]])).size"""
         cells, frames = (".tiles .plus", "color"), (".tiles > *", "border")
@@ -312,7 +314,7 @@ class TestInABrowser:
         finally:
             panel.opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
-    def test_invitation_switches_a_column_of_relu_off(self, panel: Panel, examples: dict[str, Example]):
+    def test_suggested_change_sets_a_column_of_relu_to_0(self, panel: Panel, examples: dict[str, Example]):
         example, problem = examples[panel.name], LESSONS[panel.name]
         text = panel.all(".invitation")[0].text.replace("−", "-")
         change = re.search(r"Try (.+) in row (\d+), column (\d+) of (\w+): .* column (\d+) of (\S+)\. ", text)
@@ -327,7 +329,7 @@ class TestInABrowser:
         ):
             assert (np.nansum(paper.values[paper.order[place][1]][:, int(zeros) - 1]) == 0) == is_off
 
-    def test_bar_of_a_narrow_window_does_not_cover_what_is_marked(self, opened: Any):
+    def test_bar_of_a_narrow_window_does_not_cover_the_marked_line(self, opened: Any):
         size = opened.get_window_size()
         opened.set_window_size(500, 900)
         try:
@@ -346,6 +348,6 @@ class TestInABrowser:
         finally:
             opened.set_window_size(size["width"], size["height"])
 
-    def test_graph_of_a_loop_is_shown_in_part(self, opened: Any):
+    def test_graph_of_a_long_loop_is_shown_in_part(self, opened: Any):
         assert Panel(opened, "torch_loop").all(".picture svg.part")
         assert not Panel(opened, "torch_autograd").all(".picture svg.part")

@@ -33,7 +33,7 @@ def difference(loss: Callable[[], float], array: Array, index: tuple[int, ...], 
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_gradient_is_that_of_finite_differences(problem: str):
+def test_gradient_equals_finite_differences(problem: str):
     module = load_problem(problem)
     weights, batch = example(problem)
     _, gradients = module.loss_and_gradients(weights, *batch)
@@ -44,7 +44,7 @@ def test_gradient_is_that_of_finite_differences(problem: str):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_at_exactly_0_the_gradient_is_that_of_the_side_where_relu_is_off(problem: str):
+def test_relu_has_derivative_0_at_0(problem: str):
     module = load_problem(problem)
     weights, batch = example(problem, count=1)
     batch[0][...] = np.abs(batch[0])  # so that a smaller weight takes the argument of relu below 0
@@ -62,7 +62,7 @@ def test_at_exactly_0_the_gradient_is_that_of_the_side_where_relu_is_off(problem
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_equations_compute_what_loss_and_gradients_does(problem: str):
+def test_equations_equal_loss_and_gradients(problem: str):
     module = load_problem(problem)
     weights, (x, *lengths, y) = example(problem)
     paper = Paper(problem, weights, {"x": x, **({"lengths": lengths[0]} if lengths else {}), "y": y}, 0.1)
@@ -75,7 +75,7 @@ def test_equations_compute_what_loss_and_gradients_does(problem: str):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_equations_have_the_shapes_that_they_state(problem: str):
+def test_equations_have_their_stated_shapes(problem: str):
     """Sizes are different primes here, so that no two of them are mistaken for each other."""
     module, sizes = load_problem(problem), SimpleNamespace(inputs=3, hidden=11, outputs=2, min_length=7, max_length=7)
     weights, generator = module.draw_weights(sizes, np.random.default_rng(0)), np.random.default_rng(1)
@@ -90,13 +90,13 @@ def test_equations_have_the_shapes_that_they_state(problem: str):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_every_line_that_looks_like_an_equation_is_one(problem: str):
+def test_every_indented_line_of_the_docstring_is_an_equation(problem: str):
     docstring = load_problem(problem).__doc__ or ""
     assert [line for line in docstring.splitlines() if line.startswith("    ") and not equation_in(line)] == []
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_the_loss_is_that_of_the_predictions(problem: str):
+def test_loss_equals_the_loss_of_the_predictions(problem: str):
     module = load_problem(problem)
     weights, batch = example(problem)
     loss, _ = module.loss_and_gradients(weights, *batch)
@@ -104,7 +104,7 @@ def test_the_loss_is_that_of_the_predictions(problem: str):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_operations_are_those_of_the_products(problem: str):
+def test_operations_equal_those_of_the_matrix_products(problem: str):
     """Of lengths that are all alike: `operations` is of the mean length, and has all products of a step."""
     module = load_problem(problem)
     sizes = type(SIZES)(batch_size=6, inputs=7, hidden=5, outputs=3, min_length=4, max_length=4)
@@ -116,7 +116,7 @@ def test_operations_are_those_of_the_products(problem: str):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_no_constant_has_a_smaller_loss_than_the_best_one(problem: str):
+def test_best_constant_has_the_smallest_loss_of_all_constants(problem: str):
     module, (_, batch) = load_problem(problem), example(problem, count=50)
     y = batch[-1]
     best = module.best_constant(y)
@@ -124,7 +124,7 @@ def test_no_constant_has_a_smaller_loss_than_the_best_one(problem: str):
         assert module.loss(np.broadcast_to(best + change, y.shape), y) > module.loss(np.broadcast_to(best, y.shape), y)
 
 
-def test_the_recurrent_reference_is_its_equations_example_by_example():
+def test_recurrent_predictions_equal_a_loop_over_examples():
     module = load_problem("recurrent")
     weights, (x, lengths, _) = example("recurrent")
     for n in range(len(x)):
@@ -134,7 +134,7 @@ def test_the_recurrent_reference_is_its_equations_example_by_example():
         np.testing.assert_allclose(module.predict(weights, x, lengths)[n], h @ weights["wo"], rtol=1e-12)
 
 
-def test_lengths_go_from_1_to_max_length_and_padding_is_0():
+def test_lengths_are_1_to_max_length_and_padding_is_0():
     inputs = load_problem("recurrent").draw_inputs(SIZES, 1000, np.random.default_rng(0))
     assert set(inputs["lengths"]) == set(range(1, SIZES.max_length + 1))
     padding = np.arange(SIZES.max_length) >= inputs["lengths"][:, None]

@@ -84,14 +84,14 @@ def opened(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]
 
 
 @pytest.mark.parametrize("name", LESSONS)
-def test_the_time_breakdown_adds_up_to_the_wall_clock(content: dict[str, Any], name: str):
+def test_time_breakdown_adds_up_to_the_wall_clock(content: dict[str, Any], name: str):
     timing = content["results"][name].timing
     assert timing.breakdown_seconds.keys() == TIME_BREAKDOWN.keys()
     assert sum(timing.breakdown_seconds.values()) == pytest.approx(timing.wall_seconds, abs=1e-6)
     assert min(timing.breakdown_seconds.values()) >= 0
 
 
-def test_it_says_what_was_run_on_what_when_and_from_which_commit(content: dict[str, Any], page: str):
+def test_report_names_device_versions_date_and_commit(content: dict[str, Any], page: str):
     timing, environment = content["results"]["numpy_arrays"].timing, content["environment"]
     commit = git("rev-parse", "HEAD")
     assert f"<code>{commit[:12]}</code> with changes" in page  # params.yaml is not the committed one
@@ -100,7 +100,7 @@ def test_it_says_what_was_run_on_what_when_and_from_which_commit(content: dict[s
     assert timing.measured_at[:16].replace("T", " ") in page
 
 
-def test_figures_are_files_too(content: dict[str, Any]):
+def test_figures_are_also_written_as_files(content: dict[str, Any]):
     _, figures = written(content)
     assert figures.keys() == {
         "loss_two_layer", "loss_recurrent", "predictions", "time_breakdown", "step_time_two_layer",
@@ -135,7 +135,7 @@ def test_noise_floor_is_the_variance_of_the_noise_in_the_targets(content: dict[s
     assert figures["predictions"] != without_band["predictions"]
 
 
-def test_numbers_of_weights_and_examples_are_on_the_page(page: str):
+def test_report_shows_the_numbers_of_weights_and_examples(page: str):
     """Of the sizes in conftest.py: 20 × 8 + 8 × 3 weights, and 4 × 6 + 6 × 6 + 6 × 3."""
     assert "Training fits 184 weights to 96 examples (two_layer) and 78 weights to 96 examples (recurrent)." in page
 
@@ -156,13 +156,13 @@ def test_problem_with_another_loss_has_no_noise_floor(content: dict[str, Any], m
     assert "predictions" not in figures
 
 
-def test_the_same_results_make_the_same_report(content: dict[str, Any], page: str):
+def test_same_results_give_the_same_report(content: dict[str, Any], page: str):
     """To the byte, whatever the time is."""
     os.utime(files.ENVIRONMENT)
     assert written(content)[0] == page
 
 
-def test_settings_of_matplotlib_change_no_figure(finished: Clone, tmp_path: Path):
+def test_matplotlib_settings_of_the_user_change_no_figure(finished: Clone, tmp_path: Path):
     before = finished.digests("report/*.svg")
     (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.grid: true\nlines.linewidth: 9\n")
     settings = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MPLCONFIGDIR": str(tmp_path)}
@@ -175,7 +175,7 @@ def changed_timing(content: dict[str, Any], name: str, **changes: Any) -> dict[s
     return content["results"] | {name: result._replace(timing=result.timing.model_copy(update=changes))}
 
 
-def test_what_an_earlier_run_measured_is_labelled(content: dict[str, Any], page: str):
+def test_timings_of_an_earlier_run_are_labelled(content: dict[str, Any], page: str):
     assert "in an earlier run" not in page
     earlier = "2026-01-02T03:04:05.678+00:00"
     labelled, _ = written(
@@ -185,7 +185,7 @@ def test_what_an_earlier_run_measured_is_labelled(content: dict[str, Any], page:
     assert "2026-01-02 03:04 UTC<br>on " in labelled
 
 
-def test_failed_parity_check_is_on_the_page(content: dict[str, Any]):
+def test_failed_parity_check_is_shown_in_the_report(content: dict[str, Any]):
     rows = {
         name: row.model_copy(update={"failed": ["gradient"]}) for name, row in content["parity"].implementations.items()
     }
@@ -198,7 +198,7 @@ def test_failed_parity_check_is_on_the_page(content: dict[str, Any]):
 RATIO = re.compile(r"[\d.e+-]+ × \([\d.e+-]+ … [\d.e+-]+\)")
 
 
-def test_a_benchmark_on_a_busy_machine_gives_no_ratio(content: dict[str, Any], page: str):
+def test_benchmark_on_a_busy_machine_gives_no_ratio(content: dict[str, Any], page: str):
     measured = content["benchmark"]
     busy = CALM.model_copy(update={"cpus_of_other_processes": 1.4})
     processes = {"processes": [busy] * len(measured.provenance.processes), "cpus": 2}
@@ -235,7 +235,7 @@ def on_a_gpu(taken: Iterable[samples.Sample]) -> Iterator[samples.Sample]:
             yield sample._replace(candidate=candidate, seconds=factor * seconds)
 
 
-def test_a_benchmark_on_a_gpu_says_what_was_replayed_and_names_both_baselines(content: dict[str, Any]):
+def test_gpu_benchmark_names_replays_and_both_baselines(content: dict[str, Any]):
     """The figures are made up of this machine's; the page is not."""
     gpu = {"other_processes": 0, "busy_before_percent": 0, "throttled_by": [], "power_capped": False}
     device = {"device": "cuda:0", "device_name": "NVIDIA H100"}
@@ -266,7 +266,7 @@ def test_a_benchmark_on_a_gpu_says_what_was_replayed_and_names_both_baselines(co
     assert "×" not in cpu_row.rpartition("<td")[2], "a step on the host is no multiple of the GPU's matrix products"
 
 
-def test_what_make_bench_measured_is_shown(content: dict[str, Any], page: str):
+def test_results_of_make_bench_are_shown(content: dict[str, Any], page: str):
     """Its table has the samples of `benchmark`, beside what only `make bench` measures."""
     module = Candidate("torch_module", "peers", "fused")
     taken = [samples.Sample.from_row(row) for row in files.read_samples()]
@@ -281,7 +281,7 @@ def test_what_make_bench_measured_is_shown(content: dict[str, Any], page: str):
 
 
 @pytest.mark.parametrize("name", ["numpy_arrays", "tensorflow_graph", "torch_loop"])
-def test_a_report_of_one_alone(content: dict[str, Any], name: str):
+def test_report_of_one_implementation_is_written(content: dict[str, Any], name: str):
     params = content["params"].model_copy(update={"implementations": {name: LESSONS[name]}})
     measured = content["benchmark"]
     cases = [
@@ -304,13 +304,13 @@ def test_a_report_of_one_alone(content: dict[str, Any], name: str):
     assert {"time_breakdown", f"loss_{LESSONS[name]}"} <= figures.keys()
 
 
-def test_a_missing_benchmark_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_benchmark_gives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^results/benchmark\.csv is missing\. `dvc repro benchmark` makes it\.$"):
         samples.read()
 
 
-def test_benchmark_that_a_sweep_left_out_is_said(finished: Clone):
+def test_report_states_that_a_sweep_left_the_benchmark_out(finished: Clone):
     for path in (files.BENCHMARK, files.BENCHMARK_PROVENANCE):
         (finished.path / path).write_bytes(b"")
     finished.run(sys.executable, "-m", "stages.report")
@@ -322,7 +322,7 @@ def test_benchmark_that_a_sweep_left_out_is_said(finished: Clone):
 
 
 @needs_browser
-def test_nothing_is_fetched_and_nothing_goes_wrong(opened: Any, page: str):
+def test_report_fetches_nothing_and_logs_no_error(opened: Any, page: str):
     messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
     asked = {each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"}
     theirs = ("chrome:", "data:")  # the browser's own first page
@@ -332,7 +332,7 @@ def test_nothing_is_fetched_and_nothing_goes_wrong(opened: Any, page: str):
 
 
 @needs_browser
-def test_every_claim_every_implementation_and_every_figure_is_seen(opened: Any):
+def test_report_shows_every_claim_implementation_and_figure(opened: Any):
     text = opened.find_element("tag name", "body").text
     for name in LESSONS:
         assert name in text
@@ -374,7 +374,7 @@ def test_report_begins_with_parity_and_ablations(opened: Any):
 
 
 @needs_browser
-def test_it_leads_to_the_lessons(opened: Any):
+def test_report_links_to_the_lessons(opened: Any):
     (link,) = opened.execute_script("return [...document.querySelectorAll('.pages a')].map(each => each.href)")
     assert link == opened.current_url.replace("report.html", "lessons.html")
     assert f'<section id="{next(iter(LESSONS))}"' in Path("lessons.html").read_text()
@@ -382,7 +382,7 @@ def test_it_leads_to_the_lessons(opened: Any):
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(opened: Any, scheme: str):
+def test_page_has_no_serious_accessibility_violation(opened: Any, scheme: str):
     """With the ratios and figures that a page of the lessons' tests lacks."""
     browser.prefer(opened, scheme)
     assert browser.violations(opened) == []
@@ -390,7 +390,7 @@ def test_axe_finds_nothing_serious(opened: Any, scheme: str):
 
 @needs_browser
 @pytest.mark.parametrize("width", [360, 380, 1100, 1200, 1900])
-def test_it_fits_a_phone_a_desk_and_a_projector(opened: Any, width: int):
+def test_report_fits_narrow_and_wide_screens(opened: Any, width: int):
     opened.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     )
@@ -401,7 +401,7 @@ def test_it_fits_a_phone_a_desk_and_a_projector(opened: Any, width: int):
 
 
 @needs_browser
-def test_light_and_dark(opened: Any):
+def test_report_follows_the_light_and_dark_scheme(opened: Any):
     seen = {}
     for scheme in ("light", "dark"):
         opened.execute_cdp_cmd(

@@ -63,7 +63,7 @@ def weights_row(output: str) -> str:
     return row
 
 
-def test_beginning_of_an_id_reproduces_uncommitted_params(clone: Clone, server: str):
+def test_abbreviated_run_id_reproduces_uncommitted_params(clone: Clone, server: str):
     run_id = newest(server, "implementation")
     output = reproduced(clone, server, run_id[:12], 0)
     assert "bitwise identical: every digest is equal" in output
@@ -76,7 +76,7 @@ def test_beginning_of_an_id_reproduces_uncommitted_params(clone: Clone, server: 
     assert shown.data.tags["verdict"] == "bitwise identical"
 
 
-def test_state_with_an_edited_and_a_new_lesson_is_identical(clone: Clone, server: str):
+def test_state_with_an_edited_and_a_new_lesson_is_reproduced(clone: Clone, server: str):
     lesson = clone.path / f"pipeline/lessons/two_layer/{NUMPY}.py"
     text = lesson.read_text()
     lesson.write_text(text.replace("2 * (y_pred - y) / y.size", "(y_pred - y) * (2 / y.size)"))
@@ -95,7 +95,7 @@ def test_state_with_an_edited_and_a_new_lesson_is_identical(clone: Clone, server
     assert "numpy_again: weights" in output
 
 
-def test_another_clone_needs_git_history_alone(clone: Clone, server: str, tmp_path: Path):
+def test_another_clone_reproduces_with_only_the_git_history(clone: Clone, server: str, tmp_path: Path):
     run_id = newest(server, "implementation")
     subprocess.run(["git", "clone", "-q", clone.path, tmp_path / "other"], check=True)
     other = Clone(tmp_path / "other")
@@ -142,7 +142,7 @@ def another_run(client: mlflow.MlflowClient, experiment: str = "seven-ways", **t
     ],
     ids=str,
 )
-def test_id_of_a_run_that_cannot_be_made_again(clone: Clone, server: str, tags: dict[str, str], sentence: str):
+def test_run_of_another_kind_is_refused_with_the_reason(clone: Clone, server: str, tags: dict[str, str], sentence: str):
     client = mlflow.MlflowClient(server)
     run_id = another_run(client, **tags)
     assert sentence in reproduced(clone, server, run_id, 2)
@@ -164,14 +164,14 @@ def test_run_without_a_tag_or_its_children_cannot_be_reproduced(clone: Clone, se
     client.set_tag(owner, name, value)
 
 
-def test_make_prints_which_status_the_command_had(clone: Clone):
+def test_make_prints_the_exit_status_of_the_command(clone: Clone):
     for arguments, status in ((["RUN=zzz"], "Error 2"), ([], "Error 1")):
         done = clone.run("make", "reproduce", *arguments, succeeds=None, env={"SEVEN_WAYS_IMAGE": "none"})
         assert done.returncode == 2
         assert status in done.stderr
 
 
-def test_last_bit_of_a_weight_differs(clone: Clone, server: str):
+def test_one_changed_bit_of_a_weight_is_reported_as_differing(clone: Clone, server: str):
     path = clone.path / f"models/{NUMPY}/weights.safetensors"
     weights = {key: array.copy() for key, array in read_arrays(path).items()}
     bits = weights["w2"].view(np.uint32)

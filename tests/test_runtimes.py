@@ -37,7 +37,7 @@ def factors(batches: int) -> list[Factors]:
     return [products(weights, *batch.values()) for batch in batches_of(chunk)[:batches]]
 
 
-def test_new_framework_is_one_module(monkeypatch: pytest.MonkeyPatch):
+def test_new_framework_needs_only_two_members_of_runtime(monkeypatch: pytest.MonkeyPatch):
     """NumPy in a module of another name, with the two things that a Runtime has to have."""
     numpys: Any = sys.modules[load_runtime("numpy").__module__]
 
@@ -63,7 +63,7 @@ def test_new_framework_is_one_module(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("name", TENSORFLOW)
-def test_graph_and_its_lines_run_eagerly_compute_the_same(name: str):
+def test_eager_steps_equal_graph_steps(name: str):
     lesson = Lesson(name, LESSONS[name], "float64")
     graph = lesson.placed()
     opened = open_implementation(name, lesson.problem, HOST, eagerly=True)
@@ -84,7 +84,7 @@ def test_graph_and_its_lines_run_eagerly_compute_the_same(name: str):
         ("tensorflow_scan", {"inputs": 4, "hidden": 6, "outputs": 3, "min_length": 1, "max_length": 3}, False),
     ],
 )
-def test_xla_compiles_graphs_that_are_small_and_have_one_loop(name: str, sizes: dict[str, int], compiled: bool):
+def test_xla_compiles_only_small_graphs_without_an_inner_loop(name: str, sizes: dict[str, int], compiled: bool):
     weights, chunk = draw(LESSONS[name], SimpleNamespace(batch_size=4, **sizes), "float32")
     loop: Any = open_implementation(name, LESSONS[name], HOST).create(weights, 0.1)
     loop.place(chunk)
@@ -94,7 +94,7 @@ def test_xla_compiles_graphs_that_are_small_and_have_one_loop(name: str, sizes: 
     assert graph._jit_compile is (True if compiled else None)
 
 
-def test_chunk_of_data_is_trained_on_where_it_lies(tmp_path: Path):
+def test_memory_mapped_chunk_is_not_copied(tmp_path: Path):
     weights, chunk = draw("two_layer", TINY, "float32")
     np.save(tmp_path / "x.npy", chunk["x"])
     mapped = np.load(tmp_path / "x.npy", mmap_mode="c")  # as pipeline/training/data.py reads it
@@ -104,7 +104,7 @@ def test_chunk_of_data_is_trained_on_where_it_lies(tmp_path: Path):
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch", "tensorflow"])
-def test_matrix_products_are_repeated_any_number_of_times(framework: str):
+def test_matrix_products_run_any_number_of_times(framework: str):
     batches = factors(4)
     products = load_runtime(framework)(HOST).multiply(batches)
     for count in (0, 1, len(batches) + 1):
@@ -121,14 +121,14 @@ def test_tensorflow_multiplies_all_batches_in_one_execution():
         np.testing.assert_allclose(product, left @ right, rtol=1e-4, atol=1e-4)
 
 
-def test_threads_are_set_whatever_the_affinity_is():
+def test_blas_threads_follow_the_environment():
     for threads in (1, HOST.threads):
         load_runtime("numpy")(replace(HOST, threads=threads))
         blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
         assert set(blas) == {threads}
 
 
-def test_last_apply_decides_for_the_process():
+def test_last_applied_runtime_sets_the_process_settings():
     import torch
 
     strict, free = (load_runtime("torch")(replace(HOST, deterministic=value)) for value in (True, False))
@@ -138,7 +138,7 @@ def test_last_apply_decides_for_the_process():
     assert strict.device == free.device == "cpu"
 
 
-def test_tensorflow_without_its_cuda_libraries_is_a_sentence():
+def test_tensorflow_without_cuda_libraries_gives_an_error():
     with pytest.raises(UserError, match=r"TensorFlow [\d.]+ sees 0 GPUs, and so cannot use cuda:0"):
         load_runtime("tensorflow")(GPU)
 
@@ -147,7 +147,7 @@ def test_tensorflow_without_its_cuda_libraries_is_a_sentence():
 
 
 @pytest.mark.parametrize("name", [name for name in LESSONS if name.startswith("numpy")])
-def test_weights_of_numpy_begin_at_a_cache_line(name: str):
+def test_numpy_weights_are_aligned_to_cache_lines(name: str):
     lesson = Lesson(name, LESSONS[name], "float32")
     for gap in range(16, 96, 16):
         kept = np.empty(100_000 + gap, np.uint8)
@@ -191,17 +191,17 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
-def test_kept_memory_costs_no_page_faults_and_by_default_it_does():
+def test_keeping_freed_memory_avoids_page_faults():
     assert int(run_python(FAULTS, "default")) > 100 * 63
     assert int(run_python(FAULTS, "kept")) < 100
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+def test_keeping_freed_memory_does_nothing_without_mallopt(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runtimes.ctypes, "CDLL", lambda _: SimpleNamespace())
     runtimes.keep_freed_memory()
 
 
-def test_peak_of_memory_is_what_was_in_use_at_once():
+def test_peak_memory_is_the_largest_simultaneous_use():
     assert 95 < float(run_python(PEAK)) < 115
 
 
@@ -210,7 +210,7 @@ def test_peak_of_memory_is_what_was_in_use_at_once():
 
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("calls", [(2, 7, 1, 1, 5), (1, 1, 3, 3, 2, 6), (16,)])
-def test_batch_runs_eagerly_first_and_is_replayed_when_it_comes_again(cuda: Any, name: str, calls: tuple[int, ...]):
+def test_batch_runs_eagerly_first_and_is_replayed_afterwards(cuda: Any, name: str, calls: tuple[int, ...]):
     lesson = Lesson(name, LESSONS[name], "float64")
     plain, captured = lesson.loop(cuda.PythonLoop), lesson.loop(cuda.CudaGraphs)
     np.testing.assert_array_equal(lesson.run(captured, *calls), lesson.run(plain, *calls))
@@ -219,7 +219,7 @@ def test_batch_runs_eagerly_first_and_is_replayed_when_it_comes_again(cuda: Any,
         np.testing.assert_array_equal(captured.weights()[key], weight)
 
 
-def test_nothing_is_captured_before_the_first_steps_or_for_steps_that_do_not_come(cuda: Any):
+def test_nothing_is_captured_before_first_steps_or_for_steps_not_taken(cuda: Any):
     lesson = Lesson("torch_tensors", "two_layer", "float64")
     loop = lesson.loop(cuda.CudaGraphs)
     loop.compile()
@@ -234,7 +234,7 @@ def test_nothing_is_captured_before_the_first_steps_or_for_steps_that_do_not_com
     assert (loop.captures, loop.replays) == (3, 0)
 
 
-def test_single_batch_is_taken_twice_before_it_is_captured(cuda: Any):
+def test_single_batch_runs_twice_before_it_is_captured(cuda: Any):
     lesson = Lesson("torch_autograd", "two_layer", "float64")
     lesson.chunk = {key: array[:1] for key, array in lesson.chunk.items()}
     loop = lesson.loop(cuda.CudaGraphs)
@@ -243,7 +243,7 @@ def test_single_batch_is_taken_twice_before_it_is_captured(cuda: Any):
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_new_chunk_takes_over_the_graphs_of_batches_like_its_own(cuda: Any, name: str):
+def test_new_chunk_reuses_the_graphs_of_batches_of_the_same_shapes(cuda: Any, name: str):
     lesson = Lesson(name, LESSONS[name], "float64")
     other = {key: array[::-1].copy() for key, array in lesson.chunk.items()}
     if "lengths" in other:
@@ -277,7 +277,7 @@ def test_graphs_of_a_loop_are_dropped_together(cuda: Any):
     assert loop.captures == captures + 3
 
 
-def test_graphs_stay_valid_when_another_loop_is_dropped(cuda: Any):
+def test_graphs_stay_valid_after_another_loop_is_dropped(cuda: Any):
     lesson = Lesson("torch_autograd", "two_layer", "float64")
     one, other = lesson.loop(cuda.CudaGraphs), lesson.loop(cuda.CudaGraphs)
     for loop in (one, other):
@@ -288,7 +288,7 @@ def test_graphs_stay_valid_when_another_loop_is_dropped(cuda: Any):
     lesson.run(one, 3)
 
 
-def test_no_two_that_are_alive_share_a_capture_stream(cuda: Any):
+def test_existing_graphs_do_not_share_a_capture_stream(cuda: Any):
     kept = cuda.Graphs("cuda:0")
     for _ in range(70):
         assert cuda.Graphs("cuda:0").stream.cuda_stream != kept.stream.cuda_stream
@@ -349,7 +349,7 @@ def test_launch_floor_has_as_many_kernels_as_a_step_has_nodes(cuda: Any, monkeyp
     assert len(launched) == 1 + 2 + 3 + 1
 
 
-def test_one_graph_for_all_batches_takes_the_same_steps(cuda: Any):
+def test_one_graph_for_all_batches_gives_the_same_losses(cuda: Any):
     lesson = Lesson("torch_autograd", "two_layer", "float64")
     static: Any = torch_static_graph.Loop(lesson.initial, learning_rate=0.1, device="cpu", option="torch_autograd")
     static.place(lesson.chunk)
@@ -359,7 +359,7 @@ def test_one_graph_for_all_batches_takes_the_same_steps(cuda: Any):
     assert (static.captures, static.replays) == (1, 7)
 
 
-def test_step_that_does_not_change_its_weights_in_place_is_refused(cuda: Any, monkeypatch: pytest.MonkeyPatch):
+def test_step_that_replaces_its_weights_is_refused(cuda: Any, monkeypatch: pytest.MonkeyPatch):
     lesson = Lesson("torch_tensors", "two_layer", "float64")
     loop = lesson.loop(cuda.CudaGraphs)
     lesson.run(loop, 3)
@@ -381,7 +381,7 @@ def gpu_tests(*options: str, **variables: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_gpu_tests_need_few_packages(tmp_path: Path):
+def test_gpu_tests_run_without_optional_packages(tmp_path: Path):
     """They run to their end where much is absent, even if only to say that there is no GPU."""
     absent = ["dvc", "mlflow", "ray", "rich", "selenium", "tensorflow", "xdist", "yaml"]
     (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({absent}))\n")
@@ -391,7 +391,7 @@ def test_gpu_tests_need_few_packages(tmp_path: Path):
     assert "error" not in done.stdout.lower()
 
 
-def test_gpu_tests_fail_where_they_run_nothing():
+def test_gpu_tests_with_require_gpu_fail_without_a_gpu():
     import torch
 
     if torch.cuda.is_available():

@@ -37,7 +37,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_value_is_the_best_where_the_paired_difference_excludes_0_although_seeds_differ_more():
+def test_best_value_is_found_by_the_paired_difference():
     table = written({0.1: 0.1, 0.2: 0.0, 0.4: 0.3})
     (sentence,) = seeds.better(table)
     pattern = r"two_layer \(numpy_arrays\), train.learning_rate: 0.2 is the best of 3; the next loses (\S+) \("
@@ -49,7 +49,7 @@ def test_value_is_the_best_where_the_paired_difference_excludes_0_although_seeds
     assert losses[0].low < losses[1].high  # unpaired, nothing could be said
 
 
-def test_no_value_is_the_best_where_it_is_chance():
+def test_equal_values_give_no_best_value():
     (sentence,) = seeds.better(written({0.1: 0.0, 0.2: 0.0}))
     assert "no value can be said to be the best" in sentence
 
@@ -64,7 +64,7 @@ def test_values_with_two_seeds_are_left_out():
     assert "0.1, 0.2 left out: too few seeds: 0.4 is the best of 2" in sentence
 
 
-def test_failed_parity_is_counted_in_every_seed():
+def test_failed_parity_check_is_counted_for_every_seed():
     table = written({0.2: 0.0}, gradient=1e-2)
     (row,) = table.rows()
     assert (row.passed, row.seeds) == (0, 12)
@@ -73,13 +73,13 @@ def test_failed_parity_is_counted_in_every_seed():
     assert written({0.2: 0.0}).passed() == (12, 12)
 
 
-def test_measure_that_is_no_number_fails_parity():
+def test_nan_measure_fails_the_parity_check():
     (row,) = written({0.2: 0.0}, gradient=float("nan")).rows()
     assert row.passed == 0
     assert not row.worst["gradient"] <= 1
 
 
-def test_seed_without_a_result_has_not_passed_and_changes_no_mean():
+def test_seed_without_a_result_counts_as_not_passed_and_leaves_the_mean():
     rows = [tuple(row.values()) for row in written({0.2: 0.0}, count=4) and files.read_rows(files.SEEDS)]
     before = seeds.read(load_params()).rows()[0]
     failed = ("", 4, 0.2, "numpy_arrays", "two_layer", "", "", "", "", "")
@@ -103,14 +103,14 @@ def test_seed_without_a_result_has_not_passed_and_changes_no_mean():
     ],
     ids=["empty", "columns", "number", "no rows", "another lesson"],
 )
-def test_unusable_table_is_a_warning(content: str, reason: str, capsys: pytest.CaptureFixture[str]):
+def test_unusable_seed_table_gives_a_warning(content: str, reason: str, capsys: pytest.CaptureFixture[str]):
     files.write_bytes(files.SEEDS, content.encode())
     assert seeds.read_if_usable(load_params()) is None
     output = capsys.readouterr().err
     assert output.startswith(f"WARNING: the report leaves the seeds out: {files.SEEDS} {reason}"), output
 
 
-def test_interval_of_a_mean_covers_it():
+def test_interval_of_a_mean_covers_the_true_mean():
     generator = np.random.default_rng(8)
     intervals = [mean(list(generator.normal(3.0, 2.0, 24))) for _ in range(1000)]
     assert 930 <= sum(interval.low < 3.0 < interval.high for interval in intervals) <= 970
@@ -118,7 +118,7 @@ def test_interval_of_a_mean_covers_it():
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_gradient_off_by_1_percent_fails_in_every_seed_and_implementation(make_clone: Callable[..., Clone]):
+def test_gradient_off_by_1_percent_fails_for_every_seed_and_implementation(make_clone: Callable[..., Clone]):
     clone = make_clone(*LESSONS)
     clone.commit()
     output = run_seeds(clone)

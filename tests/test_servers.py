@@ -63,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.environments
-def test_what_is_not_mlflow_costs_one_warning_and_results_are_sent_later(send: Send, project: Clone):
+def test_server_that_is_not_mlflow_gives_one_warning_and_results_are_sent_later(send: Send, project: Clone):
     assert send(f"sqlite:///{project.path}/before.db") == ""
     for content, cause in ANSWERS.values():
         with answering(content) as uri:
@@ -79,7 +79,7 @@ def test_what_is_not_mlflow_costs_one_warning_and_results_are_sent_later(send: S
 
 
 @pytest.mark.environments
-def test_a_store_that_fails_after_it_was_opened_is_a_sentence(project: Clone, monkeypatch: pytest.MonkeyPatch):
+def test_store_that_fails_after_opening_gives_an_error(project: Clone, monkeypatch: pytest.MonkeyPatch):
     client, experiment = store.connect()
     monkeypatch.setattr(client._client, "search_runs", lambda *_: json.loads("{"))
     with pytest.raises(UserError, match=r"^MLflow at sqlite:.*cannot be read: JSONDecodeError"):
@@ -90,7 +90,7 @@ def test_a_store_that_fails_after_it_was_opened_is_a_sentence(project: Clone, mo
 
 @pytest.mark.environments
 @pytest.mark.parametrize("command", ["reproduce", "export", "track", "ui"])
-def test_each_command_ends_in_a_sentence(finished_pipeline: Clone, command: str, tmp_path: Path):
+def test_damaged_database_gives_one_line_from_each_command(finished_pipeline: Clone, command: str, tmp_path: Path):
     (tmp_path / "damaged").write_text("no database, but long enough to be taken for one" * 100)
     arguments = {"reproduce": ["abc"], "export": ["abc"], "ui": ["0"]}.get(command, [])
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/damaged"}
@@ -117,7 +117,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.environments
-def test_a_private_certificate_is_trusted_when_it_is_named(send: Send, server: str, certificate: Path):
+def test_private_certificate_is_trusted_when_named(send: Send, server: str, certificate: Path):
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate, f"{certificate}.key")
     with server_double(behind=server, passed=10_000, tls=tls) as double:
@@ -135,7 +135,7 @@ def test_a_private_certificate_is_trusted_when_it_is_named(send: Send, server: s
 
 
 @pytest.mark.environments
-def test_a_password_in_the_address_logs_in_and_is_written_nowhere(
+def test_password_in_the_address_logs_in_and_is_not_written(
     send: Send, server: str, project: Clone, capsys: pytest.CaptureFixture[str]
 ):
     with server_double(behind=server, passed=10_000, account="me:se@cret/7") as double:
@@ -164,7 +164,7 @@ def test_a_password_in_the_address_logs_in_and_is_written_nowhere(
         ("sqlite:////home/me@host/mlflow.db", "sqlite:////home/me@host/mlflow.db"),
     ],
 )
-def test_no_message_and_no_receipt_has_the_password_of_an_address(
+def test_messages_and_receipts_leave_out_the_password_of_an_address(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, uri: str, name: str
 ):
     monkeypatch.chdir(tmp_path)
@@ -183,7 +183,7 @@ def test_no_message_and_no_receipt_has_the_password_of_an_address(
     assert f"MLflow at {name} was not brought up to date" in texts[1]
 
 
-def test_ui_names_the_server_without_its_password(monkeypatch: pytest.MonkeyPatch):
+def test_ui_prints_the_server_address_without_its_password(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI names a server, and its UI is there: http://host:5000$"):
         command(monkeypatch, "ui", "0")
@@ -198,7 +198,7 @@ def sql(path: Path, statement: str) -> None:
 
 
 @pytest.mark.environments
-def test_an_older_schema_is_a_sentence_with_the_command_that_helps(
+def test_older_schema_gives_an_error_with_the_upgrade_command(
     send: Send, project: Clone, monkeypatch: pytest.MonkeyPatch
 ):
     store.connect()
@@ -212,7 +212,7 @@ def test_an_older_schema_is_a_sentence_with_the_command_that_helps(
 
 
 @pytest.mark.environments
-def test_a_deleted_experiment_is_restored_by_the_command_of_the_warning(send: Send, project: Clone):
+def test_deleted_experiment_gives_a_warning_with_the_restore_command(send: Send, project: Clone):
     client, experiment = store.connect()
     client.delete_experiment(experiment)
     sentence = f"In MLflow at {database(project)} the experiment seven-ways is deleted. Restore it: "
@@ -227,7 +227,7 @@ def test_a_deleted_experiment_is_restored_by_the_command_of_the_warning(send: Se
 
 
 @pytest.mark.environments
-def test_artifacts_on_s3_without_boto3_are_one_warning_and_no_pile_of_runs(send: Send, tmp_path: Path):
+def test_artifacts_on_s3_without_boto3_give_one_warning_and_one_run(send: Send, tmp_path: Path):
     uri = f"sqlite:///{tmp_path}/s3.db"
     mlflow.MlflowClient(uri).create_experiment(store.EXPERIMENT, artifact_location="s3://bucket")
     for _ in range(2):
@@ -236,7 +236,7 @@ def test_artifacts_on_s3_without_boto3_are_one_warning_and_no_pile_of_runs(send:
 
 
 @pytest.mark.environments
-def test_a_database_that_does_not_answer_costs_seconds(project: Clone, monkeypatch: pytest.MonkeyPatch):
+def test_database_that_does_not_answer_fails_within_10_seconds(project: Clone, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "4")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for port in (9, silent.getsockname()[1]):
@@ -254,14 +254,14 @@ def test_a_database_that_does_not_answer_costs_seconds(project: Clone, monkeypat
 
 
 @pytest.mark.environments
-def test_an_answer_that_takes_six_seconds_is_waited_for(send: Send, server: str):
+def test_answer_that_takes_six_seconds_is_accepted(send: Send, server: str):
     with server_double(behind=server, passed=10_000, seconds={4: 6, 30: 6}) as double:
         assert send(double.uri, **DEFAULT) == ""
     assert children(server).keys() == TWO.keys()
 
 
 @pytest.mark.environments
-def test_a_server_that_never_answers_costs_seconds_and_the_warning_names_the_setting(send: Send, tmp_path: Path):
+def test_server_that_hangs_gives_a_warning_with_the_timeout_setting(send: Send, tmp_path: Path):
     for server in running_server(tmp_path):
         for passed in (0, 5, 12, 30):
             with server_double("hangs", behind=server, passed=passed) as double:
@@ -275,7 +275,7 @@ def test_a_server_that_never_answers_costs_seconds_and_the_warning_names_the_set
 
 
 @pytest.mark.environments
-def test_a_limit_of_the_user_is_left_alone(monkeypatch: pytest.MonkeyPatch, project: Clone):
+def test_request_timeout_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch, project: Clone):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     store.connect()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
@@ -285,7 +285,7 @@ def test_a_limit_of_the_user_is_left_alone(monkeypatch: pytest.MonkeyPatch, proj
 
 
 @pytest.mark.environments
-def test_a_store_is_opened_twice_and_its_variable_is_left_alone(project: Clone, monkeypatch: pytest.MonkeyPatch):
+def test_opening_a_store_twice_sets_no_variable(project: Clone, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert store.connect()[1] == store.connect()[1]
     assert "MLFLOW_TRACKING_URI" not in os.environ
@@ -298,7 +298,7 @@ NAMES = ["a#b c", "ä%zz?d=1&e;f", "a%41b"]
 
 @pytest.mark.environments
 @pytest.mark.parametrize("name", NAMES)
-def test_a_checkout_of_any_name_has_its_store_in_itself(finished: Clone, name: str, tmp_path: Path):
+def test_checkout_with_special_characters_contains_its_store(finished: Clone, name: str, tmp_path: Path):
     clone = Clone(finished.path.rename(tmp_path / name))
     clone.write_params(clone.params() | {"implementations": TWO})
     before = set(tmp_path.iterdir())
@@ -317,7 +317,7 @@ def test_a_checkout_of_any_name_has_its_store_in_itself(finished: Clone, name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_own_store_is_named_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_store_of_a_checkout_has_a_relative_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     experiment = tmp_path / name / ".dvc/tmp/exps/tmp1"
     experiment.mkdir(parents=True)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -330,7 +330,7 @@ def test_an_own_store_is_named_from_the_working_folder(tmp_path: Path, monkeypat
     assert store.tracking_uri() == "sqlite:////tmp/a%b.db"
 
 
-def test_a_users_own_address_with_odd_letters_is_one_warning(send: Send, tmp_path: Path):
+def test_invalid_store_address_gives_one_warning(send: Send, tmp_path: Path):
     (tmp_path / "a#b").mkdir()
     (tmp_path / "folder").write_text("")
     for uri in (f"sqlite:///{tmp_path}/folder/a%b.db", f"sqlite:///{tmp_path}/folder/%41#.db", "http://[::1", "x:///%"):
@@ -347,9 +347,7 @@ def locations(path: Path) -> list[str]:
 
 
 @pytest.mark.environments
-def test_a_store_follows_a_checkout_that_was_moved_or_copied(
-    project: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_store_works_in_a_moved_or_copied_checkout(project: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     log_results(load_params())
     name, there = store.checkout(), tmp_path / "there"
     moved = Clone(project.path.rename(there))
@@ -385,13 +383,13 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("port", ["abc", "99999", "-1", "1.5"])
-def test_a_port_that_is_none_is_a_sentence(monkeypatch: pytest.MonkeyPatch, port: str):
+def test_invalid_port_is_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch, port: str):
     with pytest.raises(UserError, match=r"says what it takes\.$"):
         command(monkeypatch, "ui", port)
 
 
 @pytest.mark.environments
-def test_a_port_that_only_root_may_use_is_a_sentence(finished_pipeline: Clone):
+def test_privileged_port_is_refused_with_a_sentence(finished_pipeline: Clone):
     without = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service"]
     done = finished_pipeline.run(*without, sys.executable, "-m", "commands", "ui", "80", succeeds=False)
     assert done.stderr.startswith("ERROR: port 80 of 127.0.0.1 cannot be used: Permission denied. ")

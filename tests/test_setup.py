@@ -51,7 +51,7 @@ def setup(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_without_python_the_message_says_what_to_install(checkout: Path, tools: Path):
+def test_missing_python_is_reported_with_the_remedy(checkout: Path, tools: Path):
     done = setup(checkout, PATH=str(tools))
     assert done.returncode == 1
     assert "no Python was found (looked for python3.11, python3 and python)" in done.stderr
@@ -59,14 +59,14 @@ def test_without_python_the_message_says_what_to_install(checkout: Path, tools: 
     assert not (checkout / ".venv").exists()
 
 
-def test_a_python_other_than_3_11_is_refused(checkout: Path, tools: Path):
+def test_python_other_than_3_11_is_refused(checkout: Path, tools: Path):
     done = setup(checkout, PATH=str(tools), PYTHON="/bin/false")
     assert done.returncode == 1
     assert "PYTHON=/bin/false is not a Python 3.11" in done.stderr
 
 
 @pytest.mark.skipif(Path(sys.prefix) != REPOSITORY / ".venv", reason="not run from the checkout's .venv")
-def test_with_nothing_changed_nothing_is_installed(tools: Path):
+def test_unchanged_checkout_installs_nothing(tools: Path):
     done = setup(REPOSITORY, PATH=str(tools))  # which could not install: there is no Python on its PATH
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -85,7 +85,7 @@ def run(checkout: Path, *command: str, **settings: str) -> subprocess.CompletedP
     return subprocess.run(command, cwd=checkout, env=inherited | settings, capture_output=True, text=True, check=False)
 
 
-def test_uv_gets_the_settings_of_pip(uv_checkout: Path):
+def test_settings_of_pip_are_passed_to_uv(uv_checkout: Path):
     (uv_checkout / "pip.conf").write_text(
         "[global]\nindex-url = https://mirror.example/simple\ncert = /ca.crt\ntarget = /nowhere\ntimeout = 7\n"
         "extra-index-url =\n    https://one.example/\n    https://two.example/\n[install]\ntimeout = 9.5\n"
@@ -130,7 +130,7 @@ def write_wheel(checkout: Path, *modules: str) -> Path:
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_package_is_installed_by_its_hash_alone(uv_checkout: Path, damaged: bool):
+def test_package_is_installed_only_with_its_locked_hash(uv_checkout: Path, damaged: bool):
     wheel = write_wheel(uv_checkout, "tiny.py")
     digest = hashlib.sha256(wheel.read_bytes() + b"damage" * damaged).hexdigest()
     (uv_checkout / "requirements/build.txt").write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
@@ -171,13 +171,13 @@ def set_up(checkout: Path, sets: str = "export") -> subprocess.CompletedProcess[
 
 
 @pytest.mark.environments
-def test_settings_of_pip_do_not_lead_elsewhere(tiny_checkout: Path):
+def test_target_settings_of_pip_are_ignored(tiny_checkout: Path):
     assert (tiny_checkout / ".venv-export/lib/python3.11/site-packages/rocrate").is_dir()
     assert not (tiny_checkout / "foreign").exists()
 
 
 @pytest.mark.environments
-def test_environment_that_lost_a_package_is_made_again(tiny_checkout: Path):
+def test_environment_without_a_package_is_recreated(tiny_checkout: Path):
     assert set_up(tiny_checkout).stderr == ""
     package = tiny_checkout / ".venv-export/lib/python3.11/site-packages/rocrate"
     shutil.rmtree(package)
@@ -186,14 +186,14 @@ def test_environment_that_lost_a_package_is_made_again(tiny_checkout: Path):
 
 
 @pytest.mark.environments
-def test_environment_of_an_older_install_script_is_made_again(tiny_checkout: Path):
+def test_environment_of_an_older_install_script_is_recreated(tiny_checkout: Path):
     with (tiny_checkout / "requirements/install.sh").open("a") as script:
         script.write("# changed\n")
     assert "installing the locked requirements into .venv-export" in set_up(tiny_checkout).stderr
 
 
 @pytest.mark.environments
-def test_environment_that_cannot_be_imported_is_not_complete(tiny_checkout: Path):
+def test_environment_with_a_failing_import_is_incomplete(tiny_checkout: Path):
     (tiny_checkout / "requirements/audit.txt").write_text((tiny_checkout / "requirements/export.txt").read_text())
     for _ in range(2):  # the second time, too: there is no stamp
         done = set_up(tiny_checkout, "audit")
@@ -202,7 +202,7 @@ def test_environment_that_cannot_be_imported_is_not_complete(tiny_checkout: Path
 
 
 @pytest.mark.environments
-def test_scripts_of_a_copied_checkout_run_its_own_environment(
+def test_scripts_of_a_copied_checkout_use_the_environment_of_the_copy(
     tiny_checkout: Path, tmp_path_factory: pytest.TempPathFactory
 ):
     copy = tmp_path_factory.mktemp("a copy") / "checkout"

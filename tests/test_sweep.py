@@ -116,7 +116,7 @@ def cluster(
             kill_group(process)
 
 
-def test_queued_experiments_give_what_serial_runs_give(clone: Clone):
+def test_queued_experiments_give_the_results_of_serial_runs(clone: Clone):
     """On this machine without a cluster; one diverges and fails."""
     queue(clone, "train.learning_rate=0.05,0.02")
     queue(clone, "train.learning_rate=1e9", name="diverging")
@@ -140,7 +140,7 @@ def test_queued_experiments_give_what_serial_runs_give(clone: Clone):
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
-def test_shares_of_a_node_have_a_cpu_each_and_no_benchmark(clone: Clone):
+def test_shares_of_a_node_get_one_cpu_each_and_no_benchmark(clone: Clone):
     queue(clone, "seed=1,2", *LONG)
     output = sweep(clone, "--share", "1")
     first = output.index(": done on ")
@@ -151,7 +151,7 @@ def test_shares_of_a_node_have_a_cpu_each_and_no_benchmark(clone: Clone):
     assert ', shared"' in timing
 
 
-def test_killed_node_loses_nothing(clone: Clone):
+def test_experiments_of_a_killed_node_are_run_again(clone: Clone):
     queue(clone, "seed=1,2", *LONG)
     with cluster(WHOLE, WHOLE) as (environment, nodes):
         process = start_command(clone, "sweep", env=environment)
@@ -215,7 +215,7 @@ def test_full_disk_moves_the_experiment_to_another_node(clone: Clone, tmp_path: 
     assert len(experiments(clone)) == 3
 
 
-def test_each_experiment_sees_one_gpu_and_none_on_the_cpu(clone: Clone):
+def test_gpu_experiment_sees_one_gpu_and_cpu_experiment_sees_none(clone: Clone):
     """Two GPUs as Ray counts them. Which of them a stage would see is in its environment."""
     sees = "import os\nprint('SEES', os.environ['CUDA_VISIBLE_DEVICES'])\n"
     clone.edit("stages/generate.py", "if __name__", f"{sees}if __name__")
@@ -230,7 +230,7 @@ def test_each_experiment_sees_one_gpu_and_none_on_the_cpu(clone: Clone):
     assert seen["cpu-2"] == [""]
 
 
-def test_some_stages_alone_and_shared_data_once_a_node(clone: Clone):
+def test_sweep_of_chosen_stages_generates_shared_data_once_per_node(clone: Clone):
     queue(clone, "train.learning_rate=0.05,0.02", name="rate")
     with cluster(WHOLE) as (environment, _):
         sweep(clone, f"train@{NUMPY}", env=environment)
@@ -245,7 +245,7 @@ def test_some_stages_alone_and_shared_data_once_a_node(clone: Clone):
     assert (clone.path / WEIGHTS).stat().st_size
 
 
-def test_objects_travel_through_the_dvc_remote_if_there_is_one(clone: Clone, tmp_path: Path):
+def test_objects_are_sent_through_the_dvc_remote(clone: Clone, tmp_path: Path):
     clone.run("dvc", "remote", "add", "-d", "here", str(tmp_path / "remote"))
     clone.commit()
     queue(clone, "seed=3")
@@ -297,7 +297,7 @@ def test_ctrl_c_keeps_finished_experiments(clone: Clone, where: str):
     assert not left, left
 
 
-def test_next_sweep_goes_on_after_a_kill_and_logs_what_an_unreachable_server_missed(clone: Clone):
+def test_next_sweep_continues_after_a_kill_and_logs_missing_runs(clone: Clone):
     queue(clone, "seed=1,2,3")
     process = start_command(clone, "sweep")
     output_until(process, "1 of 3 done")

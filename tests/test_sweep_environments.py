@@ -47,7 +47,7 @@ def server(answer: bytes | None) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("address", ["abc", "host", "auto", "ray://host:10001", "host:", "host:99999", "a b:1", "::1"])
-def test_ray_address_that_names_no_head_is_a_sentence(address: str, monkeypatch: pytest.MonkeyPatch):
+def test_ray_address_without_a_head_gives_an_error(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     message = rf"^RAY_ADDRESS={re.escape(address)} names no head of a cluster\. Set it to HOST:PORT"
     with pytest.raises(UserError, match=message), ray_cluster.cluster(1):
@@ -62,7 +62,7 @@ def test_ray_address_that_names_no_head_is_a_sentence(address: str, monkeypatch:
     ],
     ids=["silent", "web server"],
 )
-def test_ray_address_of_another_server_is_a_sentence(
+def test_ray_address_of_another_server_gives_an_error(
     answer: bytes | None, reason: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(ray_cluster, "ANSWERS_WITHIN", 1)
@@ -77,14 +77,14 @@ def test_ray_address_of_another_server_is_a_sentence(
             pass
 
 
-def test_ray_address_without_a_server_is_a_sentence(monkeypatch: pytest.MonkeyPatch):
+def test_ray_address_without_a_server_gives_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(UserError, match=r"\(Connection refused\)"), ray_cluster.cluster(1):
         pass
 
 
 @pytest.mark.skipif(not os.access("/sys/fs/cgroup/cpu/cgroup.procs", os.W_OK), reason="needs root and cgroup version 1")
-def test_quota_of_an_outer_cgroup_counts():
+def test_quota_of_an_outer_cgroup_limits_the_cpus():
     outer = Path("/sys/fs/cgroup/cpu", f"seven-ways-{os.getpid()}")
     inner = outer / "inner"
     before = available_cpus()
@@ -100,7 +100,7 @@ def test_quota_of_an_outer_cgroup_counts():
     assert (done.stdout, before) == ("1\n", available_cpus())
 
 
-def test_two_experiments_that_time_themselves_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_experiments_with_benchmarks_do_not_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     waiting, began = threading.Event(), threading.Event()
 
@@ -124,7 +124,7 @@ def git(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
-def test_experiment_of_other_files_than_were_queued_is_refused(tmp_path: Path):
+def test_experiment_with_files_changed_after_queueing_is_refused(tmp_path: Path):
     git(tmp_path, "init", "-q")
     revisions = []
     for number, lock in ((1, "before"), (1, "after"), (2, "after")):
@@ -196,7 +196,7 @@ def test_entry_that_cannot_be_logged_is_named_and_the_next_is_logged(clone: Clon
 
 
 @pytest.mark.environments
-def test_sweep_in_a_folder_of_a_shallow_clone_with_a_cache_elsewhere(clone: Clone, tmp_path: Path):
+def test_sweep_works_in_a_subfolder_of_a_shallow_clone_with_an_external_cache(clone: Clone, tmp_path: Path):
     """And behind a dead proxy, with a long TMPDIR; one experiment diverges, and the benchmark is the user's."""
     outer = tmp_path / "outer"
     outer.mkdir()
@@ -240,7 +240,7 @@ def test_sweep_in_a_folder_of_a_shallow_clone_with_a_cache_elsewhere(clone: Clon
 
 @pytest.mark.environments
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may hide the processes of the cluster")
-def test_sweep_joins_a_cluster_of_two_nodes_on_one_machine(clone: Clone):
+def test_sweep_on_a_cluster_of_two_nodes_imports_all_results(clone: Clone):
     """As from a container: no node of the cluster is seen. What cannot be pushed arrives, and a benchmark is shared."""
     clone.run("dvc", "remote", "add", "-d", "nowhere", "/proc/nowhere")
     clone.set("benchmark.processes", 0)
@@ -271,7 +271,7 @@ def test_sweep_joins_a_cluster_of_two_nodes_on_one_machine(clone: Clone):
 
 
 @pytest.mark.environments
-def test_seed_is_here_if_its_results_are_of_this_code_and_in_the_cache(clone: Clone):
+def test_seed_is_finished_only_with_cached_results_of_the_current_code(clone: Clone):
     """Three seeds of which the second fails; then an edited lesson, a new one, and an empty cache."""
     train = "stages/train.py"
     clone.edit(train, "if __name__", "from pipeline.params import load_params\n\nif __name__")

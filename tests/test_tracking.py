@@ -58,7 +58,7 @@ def md5sum(path: Path) -> str:
 # What MLflow is sent.
 
 
-def test_a_run_for_each_implementation_has_its_facts(clone: Clone):
+def test_run_of_each_implementation_has_its_metrics_and_tags(clone: Clone):
     (parent,) = runs(database(clone), "tags.role = 'pipeline'")
     client = mlflow.MlflowClient()
     implementations = children(database(clone))
@@ -112,7 +112,7 @@ def test_a_run_for_each_implementation_has_its_facts(clone: Clone):
         assert {"timing.json", "outputs.safetensors"} <= artifacts
 
 
-def test_the_run_of_a_state_has_the_report_and_what_reproduces_it(clone: Clone):
+def test_run_of_a_state_has_the_report_and_the_files_to_reproduce_it(clone: Clone):
     (parent,) = runs(database(clone), "tags.role = 'pipeline'")
     client, run_id, metrics = mlflow.MlflowClient(), parent.info.run_id, parent.data.metrics
     artifacts = {file.path for file in client.list_artifacts(run_id)}
@@ -126,7 +126,7 @@ def test_the_run_of_a_state_has_the_report_and_what_reproduces_it(clone: Clone):
     assert client.get_experiment("1").tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_a_model_that_passed_the_parity_check_is_registered_predicts_and_unpickles_nothing(clone: Clone):
+def test_model_that_passes_the_parity_check_is_registered_and_predicts(clone: Clone):
     client = mlflow.MlflowClient(database(clone))
     for name, run in children(database(clone)).items():
         assert client.get_model_version_by_alias(name, "parity-passed").run_id == run.info.run_id
@@ -146,7 +146,7 @@ def test_a_model_that_passed_the_parity_check_is_registered_predicts_and_unpickl
 
 
 @pytest.mark.faults
-def test_a_clean_environment_with_the_recorded_requirements_predicts(clone: Clone, tmp_path: Path):
+def test_model_predicts_in_a_clean_environment_of_its_requirements(clone: Clone, tmp_path: Path):
     mlflow.set_tracking_uri(database(clone))
     requirements = mlflow.pyfunc.get_model_dependencies("models:/torch_loop@parity-passed")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
@@ -167,7 +167,7 @@ np.save(sys.argv[2], model.predict({key: np.load(f"{folder}/test_{key}.npy") for
     np.testing.assert_allclose(np.load(predictions), load_problem("recurrent").predict(weights, *inputs))
 
 
-def test_an_implementation_that_fails_the_parity_check_is_shown_and_not_registered(project: Clone):
+def test_implementation_that_fails_the_parity_check_is_not_registered(project: Clone):
     path = project.path / "results/parity.json"
     report = json.loads(path.read_text())
     report["implementations"]["numpy_arrays"]["failed"] = ["gradient", "loss_curve"]
@@ -184,7 +184,7 @@ def test_an_implementation_that_fails_the_parity_check_is_shown_and_not_register
     assert [model.name for model in mlflow.MlflowClient().search_registered_models()] == ["torch_loop"]
 
 
-def test_what_git_ignores_is_not_sent(project: Clone):
+def test_files_that_git_ignores_are_not_sent(project: Clone):
     (project.path / "pipeline/secret.key").write_text("a password")
     with (project.path / ".git/info/exclude").open("a") as file:
         file.write("/pipeline/secret.key\n")
@@ -194,7 +194,7 @@ def test_what_git_ignores_is_not_sent(project: Clone):
     assert not [path for path in artifacts if path.name == "secret.key" or b"a password" in path.read_bytes()]
 
 
-def test_links_into_dvcs_cache_are_sent_as_files(project: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_links_into_the_dvc_cache_are_sent_as_files(project: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """As `dvc config cache.type symlink` makes them."""
     for path in [path for folder in ("models", "results") for path in (project.path / folder).rglob("*.*")]:
         if path.is_file():
@@ -208,12 +208,12 @@ def test_links_into_dvcs_cache_are_sent_as_files(project: Clone, tmp_path: Path,
 # When, and nothing twice.
 
 
-def test_nothing_to_do_imports_no_mlflow(clone: Clone):
+def test_current_results_are_tracked_without_importing_mlflow(clone: Clone):
     imported = "import sys; from stages import track; track.main(); print({'mlflow', 'requests'} & sys.modules.keys())"
     assert clone.run(sys.executable, "-c", imported).stdout.endswith("set()\n")
 
 
-def test_a_damaged_receipt_sends_nothing_twice(project: Clone, capsys: pytest.CaptureFixture[str]):
+def test_damaged_receipt_sends_nothing_twice(project: Clone, capsys: pytest.CaptureFixture[str]):
     receipts, uri = project.path / "mlruns/receipts.json", database(project)
     log_results(load_params())
     for content in ("", "{", "[1]", f'{{"{uri}": 1}}', f'{{"{uri}": {{}}}}', f'{{"{uri}": {{"state": null}}}}'):
@@ -228,7 +228,7 @@ def test_a_damaged_receipt_sends_nothing_twice(project: Clone, capsys: pytest.Ca
     assert len(runs(uri)) == 3
 
 
-def test_a_run_deleted_in_the_ui_is_sent_again_when_asked_for(project: Clone):
+def test_run_deleted_in_the_ui_is_sent_again_by_make_track(project: Clone):
     log_results(load_params())
     mlflow.MlflowClient().delete_run(children(database(project))["torch_loop"].info.run_id)
     log_results(load_params())
@@ -238,14 +238,14 @@ def test_a_run_deleted_in_the_ui_is_sent_again_when_asked_for(project: Clone):
     assert len(runs(database(project))) == 3
 
 
-def test_a_deleted_store_is_filled_again(project: Clone):
+def test_deleted_store_is_filled_again(project: Clone):
     log_results(load_params())
     project.path.joinpath("mlflow.db").unlink()
     project.run(*TRACK)
     assert children(f"{database(project)}?timeout=5").keys() == TWO.keys()  # an address that MLflow has not opened yet
 
 
-def test_the_runs_that_a_killed_sender_left_are_deleted_and_what_is_lacking_is_sent(project: Clone):
+def test_incomplete_runs_of_a_killed_sender_are_replaced(project: Clone):
     kill = """
 import os, signal
 from pipeline.tracking import store
@@ -261,7 +261,7 @@ track.main()
     assert children(database(project)).keys() == TWO.keys()
 
 
-def test_a_failed_training_is_a_failed_run_which_the_next_sender_ends(project: Clone):
+def test_failed_training_is_logged_as_a_failed_run(project: Clone):
     log_results(load_params())
     params = project.params()
     project.write_params(params | {"train": params["train"] | {"learning_rate": 1e30}})
@@ -277,7 +277,7 @@ def test_a_failed_training_is_a_failed_run_which_the_next_sender_ends(project: C
 
 
 @pytest.mark.faults
-def test_four_processes_that_make_a_store_at_once_send_nothing_twice(project: Clone):
+def test_four_processes_creating_a_store_at_once_send_nothing_twice(project: Clone):
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(TRACK, cwd=project.path, **pipes) for _ in range(4)]
     for process in processes:
@@ -289,7 +289,7 @@ def test_four_processes_that_make_a_store_at_once_send_nothing_twice(project: Cl
 
 
 @pytest.mark.faults
-def test_a_temporary_experiment_is_sent_to_the_same_store(project: Clone):
+def test_temporary_experiment_is_sent_to_the_same_store(project: Clone):
     project.write_params(project.params() | {"implementations": {"numpy_arrays": "two_layer"}})
     project.run("git", "add", "-A")
     project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "params")
@@ -303,7 +303,7 @@ def test_a_temporary_experiment_is_sent_to_the_same_store(project: Clone):
 # A training under way.
 
 
-def test_a_training_under_way_is_shown_and_a_terminated_one_is_a_failed_run(project: Clone):
+def test_running_training_is_shown_and_terminated_training_is_failed(project: Clone):
     uri = database(project)
     project.set("problems.two_layer.train.steps", 100_000_000)
     process = subprocess.Popen(TRAIN, cwd=project.path, env=os.environ | {"MLFLOW_LIVE": "1"})
@@ -326,7 +326,7 @@ def test_a_training_under_way_is_shown_and_a_terminated_one_is_a_failed_run(proj
     assert children(uri).keys() == TWO.keys()
 
 
-def test_a_training_never_waits_for_a_hanging_server(project: Clone, monkeypatch: pytest.MonkeyPatch):
+def test_training_does_not_wait_for_a_hanging_server(project: Clone, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_LIVE", "1")
     with server_double("hangs") as double:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", double.uri)
@@ -338,7 +338,7 @@ def test_a_training_never_waits_for_a_hanging_server(project: Clone, monkeypatch
         assert not double.released.is_set()  # all calls returned before the server had answered anything
 
 
-def test_a_training_without_mlflow_beside_its_framework_gets_one_warning(
+def test_training_without_mlflow_gives_one_warning(
     project: Clone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(sys.modules, "mlflow", None)
@@ -369,13 +369,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ("HTML", "hotel"),
     ],
 )
-def test_a_server_that_does_not_answer_properly_costs_one_request_and_one_warning(send: Send, broken: str, cause: str):
+def test_broken_server_gets_one_request_and_gives_one_warning(send: Send, broken: str, cause: str):
     with server_double(broken) as double:
         assert_one_warning(send(double.uri), double.uri, cause)
         assert len(double.requests) == 1
 
 
-def test_a_server_that_is_not_running_does_not_fail_the_pipeline(clone: Clone):
+def test_unreachable_server_does_not_fail_the_pipeline(clone: Clone):
     uri = "http://user:password@127.0.0.1:9"
     done = clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": uri})
     assert_one_warning(done.stderr, "http://127.0.0.1:9", "Connection refused")
@@ -384,7 +384,7 @@ def test_a_server_that_is_not_running_does_not_fail_the_pipeline(clone: Clone):
     assert clone.run(sys.executable, "-c", timeout).stdout == "5\n"
 
 
-def test_a_password_is_sent_and_a_wrong_one_is_a_warning(send: Send, server: str):
+def test_password_is_sent_and_a_wrong_password_gives_a_warning(send: Send, server: str):
     with server_double(behind=server, passed=10_000, account="me:secret") as double:
         assert_one_warning(send(double.uri), double.uri, "401")
         account = {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "secret"}
@@ -396,7 +396,7 @@ def test_a_password_is_sent_and_a_wrong_one_is_a_warning(send: Send, server: str
         assert len(double.requests) == asked
 
 
-def test_a_proxy_is_used_unless_no_proxy_names_the_server(send: Send, server: str):
+def test_proxy_is_used_unless_no_proxy_names_the_server(send: Send, server: str):
     with server_double(behind=server, passed=10_000) as proxy:
         variables = {"HTTP_PROXY": proxy.uri, "http_proxy": proxy.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
         assert send("http://mlflow.invalid", **variables, NO_PROXY="", no_proxy="") == ""
@@ -408,7 +408,7 @@ def test_a_proxy_is_used_unless_no_proxy_names_the_server(send: Send, server: st
 
 
 @pytest.mark.faults
-def test_what_a_server_lost_in_the_middle_is_sent_later_and_nothing_twice(send: Send, tmp_path: Path):
+def test_results_lost_by_a_failing_server_are_sent_later_and_once(send: Send, tmp_path: Path):
     for server in running_server(tmp_path):
         for passed in (4, 12, 30, 60):
             with server_double("hangs", behind=server, passed=passed) as double:
@@ -419,7 +419,7 @@ def test_what_a_server_lost_in_the_middle_is_sent_later_and_nothing_twice(send: 
         assert len(runs(server)) == 3
 
 
-def test_a_damaged_locked_or_newer_database_or_a_folder_costs_one_warning(send: Send, tmp_path: Path):
+def test_unusable_database_gives_one_warning(send: Send, tmp_path: Path):
     uris = {name: f"sqlite:///{tmp_path}/{name}" for name in ("no-database", "folder", "locked", "newer")}
     (tmp_path / "no-database").write_text("this is no database, but long enough to be taken for one" * 100)
     assert_one_warning(send(uris["no-database"]), uris["no-database"], "not a database")
@@ -439,7 +439,7 @@ def test_a_damaged_locked_or_newer_database_or_a_folder_costs_one_warning(send: 
     assert len(runs(new)) == 3
 
 
-def test_a_read_only_database_costs_one_warning(send: Send, project: Clone, tmp_path: Path):
+def test_read_only_database_gives_one_warning(send: Send, project: Clone, tmp_path: Path):
     assert send(f"sqlite:///{tmp_path}/first") == ""
     project.write_params(project.params() | {"seed": 5})
     folder = tmp_path / "read-only"
@@ -452,7 +452,7 @@ def test_a_read_only_database_costs_one_warning(send: Send, project: Clone, tmp_
 
 
 @pytest.mark.parametrize("error", [OSError("no"), MemoryError("no"), AssertionError("no"), LookupError("no")], ids=repr)
-def test_any_exception_of_a_store_is_a_warning(send: Send, monkeypatch: pytest.MonkeyPatch, error: Exception):
+def test_any_exception_of_a_store_gives_a_warning(send: Send, monkeypatch: pytest.MonkeyPatch, error: Exception):
     def fail(*_: Any) -> None:
         raise error
 
@@ -460,7 +460,7 @@ def test_any_exception_of_a_store_is_a_warning(send: Send, monkeypatch: pytest.M
     assert_one_warning(send("sqlite:///x.db"), f"sqlite:///{Path.cwd()}/x.db", f"{type(error).__name__}: no")
 
 
-def test_an_interrupt_and_a_damaged_result_pass(send: Send, project: Clone, monkeypatch: pytest.MonkeyPatch):
+def test_interrupt_and_damaged_result_are_raised(send: Send, project: Clone, monkeypatch: pytest.MonkeyPatch):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -476,14 +476,14 @@ def test_an_interrupt_and_a_damaged_result_pass(send: Send, project: Clone, monk
 # The UI.
 
 
-def test_the_ui_on_a_port_that_is_taken(clone: Clone):
+def test_ui_on_a_port_in_use_gives_an_error(clone: Clone):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         done = clone.run(sys.executable, "-m", "commands", "ui", port, succeeds=False)
     assert f"port {port} of 127.0.0.1 is taken" in done.stderr
 
 
-def test_the_ui_of_a_server_is_the_servers(clone: Clone):
+def test_ui_of_a_tracking_server_prints_its_address(clone: Clone):
     uri = "http://127.0.0.1:9"
     done = clone.run(sys.executable, "-m", "commands", "ui", "0", succeeds=False, env={"MLFLOW_TRACKING_URI": uri})
     assert done.stderr == f"ERROR: MLFLOW_TRACKING_URI names a server, and its UI is there: {uri}\n"

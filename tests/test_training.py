@@ -61,7 +61,7 @@ def train(
     )
 
 
-def test_streaming_in_chunks_is_the_same_training(drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch):
+def test_streaming_in_chunks_gives_the_same_training(drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch):
     whole = train(drawn)
     monkeypatch.setattr(data, "CHUNK_BYTES", 4 * 16 * 23 * 8)
     assert len(drawn.chunks(16)) == 2
@@ -72,7 +72,7 @@ def test_streaming_in_chunks_is_the_same_training(drawn: data.DataSet, monkeypat
 
 
 @pytest.mark.parametrize("steps", [1, 7, 45])
-def test_any_number_of_steps(drawn: data.DataSet, steps: int):
+def test_training_takes_any_number_of_steps(drawn: data.DataSet, steps: int):
     stopwatch = clock.Stopwatch(lambda: None)
     done = train(drawn, steps=steps, stopwatch=stopwatch)
     assert len(done.losses) == steps
@@ -96,7 +96,7 @@ class Slow:
             self.calls.append(steps)
 
 
-def test_a_slow_first_call_does_not_make_the_later_ones_short(drawn: data.DataSet):
+def test_slow_first_call_does_not_shorten_later_calls(drawn: data.DataSet):
     """On a GPU it holds what happens once: the libraries' start, kernels that are loaded, a thread that is made."""
     stopwatch = Slow()
     train(drawn, steps=1000, stopwatch=stopwatch)
@@ -117,7 +117,9 @@ class Noting(clock.Stopwatch):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_training_with_cuda_graphs(cuda: Any, drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch, streamed: bool):
+def test_training_with_cuda_graphs_is_the_same_and_times_captures_as_compile(
+    cuda: Any, drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch, streamed: bool
+):
     """With the captures of tests/fake_cuda.py: the same training, and captures are booked apart from the steps."""
     name = "torch_autograd"
 
@@ -145,13 +147,13 @@ def test_a_training_with_cuda_graphs(cuda: Any, drawn: data.DataSet, monkeypatch
     assert captured_in == ["compile"] * batches
 
 
-def test_a_training_of_less_than_an_epoch_captures_nothing(cuda: Any, drawn: data.DataSet):
+def test_training_of_one_epoch_captures_nothing(cuda: Any, drawn: data.DataSet):
     create = open_implementation("torch_tensors", "two_layer", GPU).create
     done = train(drawn, create, steps=6, name="torch_tensors")
     assert (done.loop.captures, done.loop.replays) == (0, 0)
 
 
-def test_a_long_training_keeps_every_nth_loss(drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch):
+def test_long_training_keeps_every_nth_loss(drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch):
     every = train(drawn, steps=45)
     monkeypatch.setattr(history, "KEPT_LOSSES", 10)
     kept = history.kept_steps(45)
@@ -162,7 +164,7 @@ def test_a_long_training_keeps_every_nth_loss(drawn: data.DataSet, monkeypatch: 
     assert len(history.kept_steps(10**8)) <= 10
 
 
-def test_a_stopwatch_keeps_a_bounded_number_of_calls():
+def test_stopwatch_keeps_a_bounded_number_of_calls():
     stopwatch = clock.Stopwatch(lambda: None)
     for _ in range(10 * clock.KEPT_CALLS):
         with stopwatch.measure("train", steps=3):
@@ -171,7 +173,7 @@ def test_a_stopwatch_keeps_a_bounded_number_of_calls():
     assert stopwatch.steps == 30 * clock.KEPT_CALLS
 
 
-def test_a_training_of_any_length_hears_of_its_progress_in_calls_of_bounded_size(drawn: data.DataSet):
+def test_progress_is_reported_in_calls_of_bounded_size(drawn: data.DataSet):
     steps = []
     training.train(
         "numpy_arrays",
@@ -186,7 +188,7 @@ def test_a_training_of_any_length_hears_of_its_progress_in_calls_of_bounded_size
     assert max(np.diff(steps)) == training.CALL_STEPS
 
 
-def test_progress_in_a_log_is_a_line_every_few_seconds_and_then_less_often(
+def test_progress_in_a_log_has_fewer_lines_as_time_passes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     seconds = [0.0]
@@ -202,7 +204,7 @@ def test_progress_in_a_log_is_a_line_every_few_seconds_and_then_less_often(
     assert 20 < len(lines) < 45
 
 
-def test_weights_that_are_not_the_trainings_are_refused(drawn: data.DataSet):
+def test_changed_weights_are_refused_by_the_evaluation(drawn: data.DataSet):
     done = train(drawn)
     found = outputs(create, done.loop, drawn, 16) | {"train_loss": done.losses}
     reference = reference_run("two_layer", drawn, steps=30, batch_size=16, learning_rate=0.05)
@@ -212,12 +214,12 @@ def test_weights_that_are_not_the_trainings_are_refused(drawn: data.DataSet):
         evaluate("two_layer", drawn, weights=weights, outputs=found, reference=reference)
 
 
-def test_a_loss_that_is_not_finite_is_refused_by_name_step_and_rate(drawn: data.DataSet):
+def test_non_finite_loss_is_refused_with_name_step_and_rate(drawn: data.DataSet):
     with pytest.raises(UserError, match=r"numpy_arrays: the loss is (inf|nan) at step \d+ with learning rate 1e\+50"):
         train(drawn, rate=1e50)
 
 
-def test_the_time_breakdown_adds_up_to_the_wall_clock(monkeypatch: pytest.MonkeyPatch):
+def test_time_breakdown_adds_up_to_the_wall_clock(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(clock, "process_seconds", lambda: 1.0 + now[0])
@@ -247,14 +249,14 @@ def test_the_time_breakdown_adds_up_to_the_wall_clock(monkeypatch: pytest.Monkey
     assert 2 < summary["step_seconds_p95"] <= 3
 
 
-def test_the_process_is_as_old_as_its_start(tmp_path: Path):
+def test_process_seconds_counts_from_the_start_of_the_process(tmp_path: Path):
     code = "import time; time.sleep(0.3); from pipeline.clock import process_seconds; print(process_seconds())"
     with clock.timed(lambda: None) as seconds:
         age = float(subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY))
     assert 0.3 < age < seconds[0] + 0.02  # the kernel counts in hundredths
 
 
-def test_the_clock_is_read_when_the_device_is_idle():
+def test_clock_is_read_when_the_device_is_idle():
     events = []
     stopwatch = clock.Stopwatch(lambda: events.append("idle"))
     with stopwatch.measure("train", steps=1):
@@ -279,7 +281,7 @@ def measured(drawn: data.DataSet, create: Callable, name: str = NUMPY) -> Evalua
     )
 
 
-def test_the_lesson_as_it_is_passes(params: Params, drawn: data.DataSet):
+def test_unchanged_lesson_passes_the_parity_check(params: Params, drawn: data.DataSet):
     report = judge(params, {NUMPY: measured(drawn, create)})
     assert report.passed, table(report)
     row = report.implementations[NUMPY]
@@ -341,7 +343,7 @@ def test_wrong_forward_pass_fails_the_parity_check(
     assert failed in judge(params, {NUMPY: evaluation}).implementations[NUMPY].failed
 
 
-def test_weights_that_are_not_those_of_the_predictions_are_refused(drawn: data.DataSet):
+def test_initial_weights_are_refused_by_the_evaluation(drawn: data.DataSet):
     done = train(drawn, create)
     results = outputs(create, done.loop, drawn, 16) | {"train_loss": done.losses}
     reference = reference_run("two_layer", drawn, steps=30, batch_size=16, learning_rate=0.05)
@@ -349,7 +351,7 @@ def test_weights_that_are_not_those_of_the_predictions_are_refused(drawn: data.D
         evaluate("two_layer", drawn, weights=drawn.initial, outputs=results, reference=reference)
 
 
-def test_shown_predictions_are_of_all_outputs_and_the_whole_test_set():
+def test_chosen_points_cover_all_outputs_and_the_whole_test_set():
     y = np.arange(50_000.0).reshape(5000, 10)
     points = chosen_points(y, -y)
     targets = {target for target, _ in points}
@@ -360,7 +362,7 @@ def test_shown_predictions_are_of_all_outputs_and_the_whole_test_set():
     assert chosen_points(y[:2], -y[:2]) == [(number, -number) for number in range(20)]
 
 
-def test_measure_that_is_not_a_number_fails(params: Params, drawn: data.DataSet):
+def test_nan_measure_exceeds_its_tolerance(params: Params, drawn: data.DataSet):
     evaluation = measured(drawn, create)
     parity = evaluation.parity.model_copy(update={"loss_curve": float("nan")})
     assert parity.over(params.tolerances) == ["loss_curve"]

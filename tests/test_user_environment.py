@@ -69,7 +69,7 @@ KINDS = ["path", "safe path", "home", "optimised", "shell", "function", "git", "
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_variables_of_a_shell_do_not_change_a_stage(clone: Clone, foreign: dict[str, dict[str, str]], kind: str):
+def test_shell_variables_do_not_change_a_stage(clone: Clone, foreign: dict[str, dict[str, str]], kind: str):
     before = (clone.path / "results/parity.json").read_bytes()
     done = clone.run("dvc", "repro", "-f", "-s", "compare", env=foreign[kind])
     assert "Running stage 'compare'" in done.stdout
@@ -78,14 +78,12 @@ def test_variables_of_a_shell_do_not_change_a_stage(clone: Clone, foreign: dict[
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_variables_of_a_shell_do_not_reach_commands_of_make(
-    clone: Clone, foreign: dict[str, dict[str, str]], kind: str
-):
+def test_shell_variables_do_not_reach_commands_of_make(clone: Clone, foreign: dict[str, dict[str, str]], kind: str):
     done = clone.run("make", "-s", "repro", "ARGS=-f -s compare", env=foreign[kind])
     assert "Running stage 'compare'" in done.stdout
 
 
-def test_whole_run_under_foreign_variables_and_a_latin_1_locale(
+def test_run_with_foreign_variables_and_a_latin_1_locale_gives_the_same_results(
     clone: Clone, foreign: dict[str, dict[str, str]], latin: dict[str, str]
 ):
     before = clone.digests(*ALIKE)
@@ -123,13 +121,13 @@ def test_terminal_without_a_character_shows_a_question_mark(clone: Clone, variab
         output(stage)
 
 
-def test_benchmark_that_was_left_out_is_a_line(clone: Clone):
+def test_skipped_benchmark_prints_its_reason(clone: Clone):
     clone.set("benchmark.processes", 0)
     output = clone.run("dvc", "repro", "benchmark").stdout
     assert "Nothing is measured: benchmark.processes is 0 in params.yaml" in output
 
 
-def test_another_version_than_the_recorded_one_is_refused(clone: Clone):
+def test_version_other_than_the_recorded_one_is_refused(clone: Clone):
     environment = json.loads((clone.path / "environment.json").read_text())
     environment["versions"]["numpy"] = "1.0"
     (clone.path / "environment.json").write_text(json.dumps(environment))
@@ -141,7 +139,7 @@ def test_another_version_than_the_recorded_one_is_refused(clone: Clone):
     assert clone.digests(*ALIKE) == before
 
 
-def test_variable_that_changes_last_bits_is_recorded_and_trains_again(clone: Clone):
+def test_variable_that_changes_last_bits_is_recorded_and_reruns_training(clone: Clone):
     ran = clone.run("dvc", "repro", env={"OPENBLAS_CORETYPE": "Haswell", "OMP_NUM_THREADS": "1"}).stdout
     assert f"Running stage 'train@{NUMPY}'" in ran
     for file in ("environment.json", f"results/{NUMPY}/timing.json"):
@@ -159,7 +157,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(library)
 
 
-def test_file_system_without_flock_is_one_warning(clone: Clone, without: str):
+def test_file_system_without_flock_gives_one_warning(clone: Clone, without: str):
     variables = {"LD_PRELOAD": without, "NO_FLOCK": str(clone.path)}
     before = clone.digests(*ALIKE)
     shutil.rmtree(clone.path / ".dvc/tmp")
@@ -173,7 +171,7 @@ def test_file_system_without_flock_is_one_warning(clone: Clone, without: str):
     assert clone.digests(*ALIKE) == before
 
 
-def test_file_system_without_chmod_names_another_place_for_the_cache(clone: Clone, without: str, tmp_path: Path):
+def test_file_system_without_chmod_gives_a_warning_with_the_remedy(clone: Clone, without: str, tmp_path: Path):
     variables = {"LD_PRELOAD": without, "NO_CHMOD": str(clone.path)}
     clone.run("rm", "-rf", ".dvc/cache", "dvc.lock")
     done = clone.run("dvc", "repro", "generate@two_layer", env=variables, succeeds=False)
@@ -184,7 +182,7 @@ def test_file_system_without_chmod_names_another_place_for_the_cache(clone: Clon
 
 
 @ROOT
-def test_read_only_checkout_is_a_sentence(clone: Clone):
+def test_read_only_checkout_gives_one_error(clone: Clone):
     with mounted("--bind", clone.path, clone.path):
         subprocess.run(["mount", "-o", "remount,bind,ro", clone.path], check=True)
         for command in (["dvc", "repro"], [sys.executable, "-m", "stages.environment"]):
@@ -205,7 +203,7 @@ def of_another_user(original: Clone) -> Iterator[Clone]:
 
 @ROOT
 @pytest.mark.parametrize(("mode", "succeeds"), [(0o644, True), (0o600, False)])
-def test_lock_file_of_another_user(of_another_user: Clone, mode: int, succeeds: bool):
+def test_lock_file_of_another_user_must_be_readable(of_another_user: Clone, mode: int, succeeds: bool):
     lock = of_another_user.path / ".dvc/tmp/run.lock"
     os.chown(lock, 0, 0)
     lock.chmod(mode)

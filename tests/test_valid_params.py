@@ -14,7 +14,7 @@ def clone(make_clone: Callable[..., Clone]) -> Clone:
     return make_clone(*LESSONS, benchmark=True)
 
 
-def test_every_size_may_be_one(clone: Clone):
+def test_pipeline_runs_with_every_size_1(clone: Clone):
     """One test example leaves no variance for R². With one time step no gradient reaches wh."""
     params: dict[str, Any] = clone.params()
     for problem in params["problems"].values():
@@ -25,7 +25,7 @@ def test_every_size_may_be_one(clone: Clone):
     assert "NaN" not in clone.run("dvc", "repro").stdout
 
 
-def test_targets_that_are_all_zero_and_a_benchmark_left_out_that_would_not_fit(clone: Clone):
+def test_pipeline_runs_with_zero_targets_and_a_skipped_huge_benchmark(clone: Clone):
     params = clone.params() | {"data": {"target": "random", "noise": 0}, "seed": 2**128 - 1, "dtype": "float64"}
     params["train"]["learning_rate"] = 1e-300
     params["benchmark"]["processes"] = 0
