@@ -17,7 +17,7 @@ from pipeline.benchmark.headlines import HEADLINES
 from pipeline.benchmark.samples import Benchmark
 
 RESULTS = REPOSITORY / "docs/results"
-PERFORMANCE = (REPOSITORY / "docs/performance.md").read_text()
+PERFORMANCE = (REPOSITORY / "docs/reference/performance.md").read_text()
 STATISTICS = {
     "median of pairs": lambda above, below: np.median(np.log(above / below)),
     "fastest rounds": lambda above, below: np.log(above.min() / below.min()),
@@ -161,19 +161,19 @@ def test_readme_time_limit_of_the_benchmark_equals_params():
 
 def test_every_committed_result_is_used_by_a_document_or_a_test():
     """By a document, or by a test that compares a run with it."""
-    users = [*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "tests").glob("*.py")]
+    users = [*(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "tests").glob("*.py")]
     named = "".join(path.read_text() for path in users)
     for path in RESULTS.iterdir():
         assert f"results/{path.name}" in named, path.name
 
 
-if __name__ == "__main__":  # what to write into docs/performance.md
+if __name__ == "__main__":  # what to write into docs/reference/performance.md
     for line in process_rows():
         print(line)
 
 
 def test_every_test_named_in_reliability_exists():
-    text = (REPOSITORY / "docs/reliability.md").read_text()
+    text = (REPOSITORY / "docs/reference/reliability.md").read_text()
     named = [
         (file, name)
         for file, names in re.findall(r"(test_\w+\.py): (test_\w+(?:, test_\w+)*)", text)

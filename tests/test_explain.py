@@ -19,7 +19,7 @@ from pipeline.parity import report
 from pipeline.parity.explain import Explanation, explain, table
 from pipeline.results import FirstWrong
 
-WRONG_LINE = (REPOSITORY / "docs/wrong-line.md").read_text(encoding="utf-8")
+WRONG_LINE = (REPOSITORY / "docs/explanation/wrong-line.md").read_text(encoding="utf-8")
 # Right lessons, each with other means of Python or of a framework than ours.
 STYLES = {file.stem: file.relative_to(REPOSITORY) for file in sorted(REPOSITORY.glob("tests/styles/*/*.py"))}
 SAMPLE = 10  # mutants of each lesson; tests/mutations.py tries all

@@ -3,7 +3,7 @@
 A ratio is taken within each process, where the two are interleaved: the median over rounds of the one's time over the
 other's in the same round. The machine is faster in one tenth of a second than in the next, for both candidates alike,
 and the pairs cancel that. The ratio of the two fastest rounds, or of their lower quartiles, does not: over 30 processes
-it varied up to three times as much (docs/performance.md, tests/test_intervals.py).
+it varied up to three times as much (docs/reference/performance.md, tests/test_intervals.py).
 
 The processes are what is independent, so the confidence interval is Student's t over their logarithms. A benchmark goes
 on until its headlines are narrow enough, and an interval that is looked at again and again is narrow too early: at the

@@ -2,7 +2,7 @@
 
 `main` is a server. It imports the frameworks once, and for each task on its standard input it forks a process that
 measures and prints an answer. An import takes seconds and a fork takes none; ten processes that were started afresh
-gave the same ratios with the same spread as thirty forked ones (docs/performance.md).
+gave the same ratios with the same spread as thirty forked ones (docs/reference/performance.md).
 
 In every round each candidate takes a turn, in a random order, so that a slow minute of the machine, or a neighbour that
 leaves its threads awake, is there for all alike. Before the timed part of a turn the candidate runs untimed, so that
