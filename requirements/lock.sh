@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=requirements/uv.sh
 source ./uv.sh
 unset UV_FIND_LINKS UV_INDEX  # a lock is made from one index, whatever else pip is told to look at
-for set in uv build cpu dev peers audit export mlflow torch-cuda tensorflow-cuda; do
+for set in uv build cpu dev peers audit export docs mlflow torch-cuda tensorflow-cuda; do
   platform=(--universal)
   [[ $set != *-cuda ]] || platform=(--python-platform x86_64-manylinux_2_28)
   # triton is for torch.compile alone; playwright and what it needs are not used (dev.in).
