@@ -51,11 +51,12 @@ check-gpu:  ## the lessons on an NVIDIA GPU, here or in the image: docker compos
 	  echo "$$python -m pytest -m gpu tests/test_gpu.py $(ARGS)"; \
 	  REQUIRE_GPU=1 $$python -m pytest -m gpu tests/test_gpu.py $(ARGS) || exit 1; done
 
-check: setup  ## ruff, pyright and hadolint
+check: setup  ## ruff, pyright, hadolint and the English
 	ruff check
 	ruff format --check
 	pyright
 	hadolint docker/Dockerfile
+	python -m tests.prose
 
 explain: setup  ## the first wrong line of a lesson, or the next one: make explain NAME=torch_autograd [DEVICE=cuda] [PROBLEM=…]
 	@python -m commands explain $(call quoted,NAME) $(if $(PROBLEM),--problem $(call quoted,PROBLEM)) $(if $(DEVICE),--device $(call quoted,DEVICE))
