@@ -74,7 +74,7 @@ export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/
 	@requirements/setup.sh export
 	@python -m commands export $(call quoted,RUN)
 
-verify-export: setup  ## whether every file of what was exported is as it was: EXPORT=FOLDER, or all in exported/
+verify-export: setup  ## verify the checksums of an exported run: EXPORT=FOLDER, or of all runs in exported/
 	@python -m commands verify $(call quoted,EXPORT)
 
 track: setup  ## send the MLflow store what it lacks of the current results, after runs were deleted there

@@ -188,7 +188,7 @@ def write(
 
 
 def prose(docstring: str) -> str:
-    """A docstring as HTML: paragraphs, equations as MathML, and other indented lines as they stand."""
+    """A docstring as HTML: paragraphs, equations as MathML, and other indented lines unchanged."""
     html = []
     for block in re.split(r"\n\s*\n", docstring.strip()):
         lines = block.splitlines()

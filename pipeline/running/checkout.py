@@ -5,7 +5,7 @@ repairs what a killed run left: DVC's own lock (.dvc/tmp/rwlock), and a dvc.lock
 process becomes DVC, and the kernel releases its lock when it ends, however it ends.
 
 There are two kernel locks, because host and containers do not see each other's processes: .dvc/tmp/run.lock is held by
-DVC, and .dvc/tmp/stage.lock by a stage (pipeline/running/stage.py), which can briefly outlive a killed DVC.
+DVC, and .dvc/tmp/stage.lock by a stage (pipeline/running/stage.py), which can run briefly after DVC was killed.
 """
 
 import os

@@ -38,7 +38,7 @@ OF_REPOSITORIES = {
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Have this process sent a signal when its parent ends, however that ends. It outlives an exec, but not a fork."""
+    """Let the kernel send this process a signal when its parent ends. The setting survives an exec, but not a fork."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 

@@ -161,8 +161,8 @@ def train(
 
 
 def _from_step(done: int, chunks: list[slice], batch_size: int) -> Iterator[tuple[slice, int]]:
-    """The chunks in the order of the steps after those done, for ever, and the batch with which each begins: 0 but for
-    the first, which may have been left half done."""
+    """Endlessly, the chunks in the order of the steps that follow, each with the batch at which it begins. This is 0
+    except for the first chunk, of which some batches may be done."""
     skipped = done % (chunks[-1].stop // batch_size) * batch_size
     for chunk in cycle(chunks):
         if skipped < chunk.stop:
