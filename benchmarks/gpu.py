@@ -110,7 +110,7 @@ def _candidates(environment: Environment) -> list[Candidate]:
 
 def _compiled(environment: Environment, config: BenchmarkConfig, *, after: int) -> list[Sample]:
     """Samples of torch.compile in processes of its own, numbered from `after` on. None, if it fails: it says why."""
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # otherwise a pool of processes keeps running, and counts as other processes
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes that keeps running
     size = Size(PROBLEM, dict(zip(KEYS, TUTORIAL, strict=True)), [COMPILED])
     try:
         samples, _ = benchmark([size], config=config, dtype="float32", environment=environment, on_process=print)

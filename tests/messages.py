@@ -47,7 +47,7 @@ def messages() -> dict[str, list[str]]:
                 for node in ast.walk(function):
                     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
                         message = " ".join(template(node.args[0], names).split())
-                        if message.strip("… ") and message not in listed[path.as_posix()]:
+                        if " " in message and message not in listed[path.as_posix()]:
                             listed[path.as_posix()].append(message)
     return {path: texts for path, texts in listed.items() if texts}
 
