@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh [SET]: makes .venv from the hash-locked requirements, or .venv-SET for the set peers, export or audit. It does nothing
+# setup.sh [SET]: makes .venv from the hash-locked requirements, or .venv-SET for the set peers, export, docs or audit. It does nothing
 # where the environment already holds them. PYTHON names the interpreter to use; it must be a Python 3.11.
 set -euo pipefail
 if [[ -e /opt/image.digest ]]; then  # in an image, which has all packages but those of the sets
@@ -63,6 +63,7 @@ case ${1:-} in
     echo ../../../../.venv/lib/python3.11/site-packages >"$packages/project.pth"  # JAX beside all that .venv has
     modules=(jax) ;;
   export) modules=("mlcroissant, rocrate") ;;
+  docs) modules=("mkdocs, material") ;;
   audit) modules=("pip_audit, cyclonedx_py") ;;
   *) modules=(tensorflow "mlflow, mlflow.store.tracking.sqlalchemy_store, torch, matplotlib.pyplot" "ray, pytest") ;;
 esac
