@@ -4,7 +4,10 @@ import errno
 import os
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -175,8 +178,34 @@ def ui(port: int) -> None:
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not as an argument: `ps` shows arguments, and it may hold a password
     address = f"http://{HOST}:{port}/#/experiments/{experiment}/runs?{store.TRAINING}"
     print(f"{address} (Ctrl-C stops it)", flush=True)
-    command = ["mlflow", "server", "--artifacts-destination", (store.root() / "mlruns").as_uri()]
-    os.execv(sys.executable, [sys.executable, "-m", *command, "--host", HOST, "--port", str(port), "--workers", "1"])
+    command = ["mlflow", "server", "--artifacts-destination", (store.root() / "mlruns").as_uri(), "--host", HOST]
+    sys.exit(_serve([*command, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level error"]))
+
+
+def _serve(command: list[str]) -> int:
+    """Run MLflow's server until it ends or is interrupted. Returns its exit status; interrupted by Ctrl-C it is 0.
+
+    What the server prints before it answers requests is shown only if it fails: it has hints and warnings for those
+    who develop MLflow.
+    """
+    with tempfile.TemporaryFile("w+") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the server
+        )
+        try:
+            status = server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+        output.seek(0)
+        print(output.read().strip(), file=sys.stderr)
+        return status or 1
 
 
 def main() -> None:

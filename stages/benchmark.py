@@ -16,14 +16,18 @@ def main() -> None:
     check_memory(params)
     config = BenchmarkConfig(**params.benchmark.model_dump())
     plan = default_plan(params, environment)
-    taken, meanwhile = benchmark(plan, config=config, dtype=params.dtype, environment=environment, on_process=print)
+    taken, meanwhile = benchmark(plan, config=config, dtype=params.dtype, environment=environment)
     where = BenchmarkProvenance(**provenance(environment, environment.device, environment.device_name), **meanwhile)
     files.write_rows(files.BENCHMARK, samples.HEADER, taken)
     where.write(files.BENCHMARK_PROVENANCE)
     measured = samples.collect(taken, where)
-    for case in measured.cases:
-        for name, line in case.lines(params.implementations):
-            print(f"{case.label}: {name}: {line}")
+    rows = [
+        (name, *line.split(", "))
+        for problem in params.used_problems
+        if (case := measured.at(problem, params.problems[problem].sizes))
+        for name, line in case.lines(params.names_of(problem))
+    ]
+    print("\n".join("  ".join(cell.ljust(18) for cell in row).rstrip() for row in rows))
     if measured.doubt:
         print(f"WARNING: some ratios are not given: {measured.doubt}.")
     print(f"The benchmark stopped after {len(where.processes)} processes: {where.stopped}.")

@@ -30,7 +30,6 @@ FLAGS = [
     "disable-sync",
     "window-size=1600,900",
 ]
-CLOSED = "[col-id*='Run Name'] button:has(path[d^='M7.25 7.25V4.5'])"  # the plus before a parent run
 
 
 def is_missing() -> str:
@@ -53,23 +52,18 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 
 def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, bytes]:
-    """The text of the runs page and a picture of it, when all of `expected` stand there."""
+    """The text of the runs page in a fresh profile, and a picture of it, when it shows all of `expected`.
+
+    Nothing is clicked.
+    """
     with chromium() as browser:
-        browser.get(server)
-        # What a user would click: the assistant's panel shut, and below, the parent's rows opened.
-        browser.execute_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
-        browser.execute_script("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
         browser.get(f"{server}/#/experiments/{experiment}/runs?{TRAINING}")
-        browser.refresh()  # what differs after the # alone loads nothing
         deadline, text = time.monotonic() + 40, ""
         while not all(name in text for name in expected):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the page does not show {[name for name in expected if name not in text]}: {text}")
-            for parent in browser.find_elements(By.CSS_SELECTOR, CLOSED):
-                parent.click()
             time.sleep(0.5)
             text = browser.find_element(By.TAG_NAME, "body").text
-        browser.execute_script("document.querySelector('.ag-body-viewport').scrollTop = 0")
         time.sleep(1)
         return text, browser.get_screenshot_as_png()
 

@@ -91,6 +91,12 @@ def test_time_breakdown_adds_up_to_the_wall_clock(content: dict[str, Any], name:
     assert min(timing.breakdown_seconds.values()) >= 0
 
 
+def test_first_lines_name_the_fastest_implementation_of_each_problem(content: dict[str, Any], page: str):
+    quickest = changed_timing(content, "torch_loop", step_seconds_median=1e-6)
+    assert "A step of recurrent took 1 µs with torch_loop, the fastest." in written(content, results=quickest)[0]
+    assert page.count(", the fastest.") == len(PROBLEMS)
+
+
 def test_report_names_device_versions_date_and_commit(content: dict[str, Any], page: str):
     timing, environment = content["results"]["numpy_arrays"].timing, content["environment"]
     commit = git("rev-parse", "HEAD")

@@ -9,11 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import browser
 import mlflow
 import numpy as np
 import pytest
@@ -44,6 +46,36 @@ def clone(finished_pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) ->
     clone = Clone(path)
     assert clone.stages_run("dvc", "repro") == []
     return clone
+
+
+@contextmanager
+def started_ui(clone: Clone) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The address that `make ui` prints, when the server answers, and its process, the first of a group."""
+    command = ["make", "--no-print-directory", "-o", "setup", "ui", "PORT=0"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        command,
+        cwd=clone.path,
+        env=outside_variables() | {"PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout
+        address, _, hint = process.stdout.readline().partition(" ")
+        assert hint == "(Ctrl-C stops it)\n", process.communicate()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"{address.partition('#')[0]}health", timeout=5):
+                break
+            time.sleep(0.2)
+        yield address, process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def milliseconds(run: Run) -> int:
@@ -121,6 +153,9 @@ def test_run_of_a_state_has_the_report_and_the_files_to_reproduce_it(clone: Clon
     assert "numpy_arrays" in parent.data.tags["mlflow.note.content"]
     assert {"worst_parity.gradient", "claims_that_hold", "step_microseconds.torch_loop"} <= metrics.keys()
     assert metrics["wall_seconds"] == milliseconds(parent) / 1000
+    assert metrics["implementations"] == len(LESSONS)
+    rows = children(database(clone))
+    assert metrics["worst_parity"] == max(run.data.metrics["worst_parity"] for run in rows.values())
     table = client.load_table(parent.info.experiment_id, "parity_table.json", run_ids=[run_id])
     assert set(table["implementation"]) == set(LESSONS)
     assert client.get_experiment("1").tags["mlflow.experimentKind"] == "custom_model_development"
@@ -474,6 +509,46 @@ def test_interrupt_and_damaged_result_are_raised(send: Send, project: Clone, mon
 
 
 # The UI.
+
+
+def test_runs_are_in_the_order_of_the_page(clone: Clone):
+    """The newest state, then its implementations as in params.yaml; then the states before it."""
+    other = clone.path.parent / "other"
+    shutil.copytree(clone.path, other, symlinks=True)
+    changed = Clone(other)
+    changed.write_params(changed.params() | {"seed": 5})
+    changed.run(*TRACK)
+    mlflow.set_tracking_uri(database(changed))
+    shown = mlflow.search_runs(experiment_names=["seven-ways"], order_by=["tags.`order` DESC"], output_format="list")
+    states = [run.data.tags["state"] for run in shown if "state" in run.data.tags]  # pyright: ignore
+    names = [run.data.tags.get("implementation", "state") for run in shown]  # pyright: ignore
+    assert names == ["state", *LESSONS] * 2
+    receipts = json.loads((other / "mlruns/receipts.json").read_text())
+    assert states[0] == receipts[database(changed)]["state"] != states[1]
+
+
+@pytest.mark.browser
+def test_ui_shows_the_runs_of_the_newest_state_without_a_click(clone: Clone):
+    with started_ui(clone) as (address, _):
+        columns = ("parity", "held_out_loss", "step_microseconds", "worst_parity", "device")
+        server, _, rest = address.partition("/#")
+        assert rest == f"/experiments/1/runs?{store.TRAINING}"
+        text, _ = browser.runs_page(server, *LESSONS, *columns)
+    (parent,) = runs(database(clone), "tags.role = 'pipeline'")
+    for run in [parent, *children(database(clone)).values()]:
+        assert str(run.data.metrics["worst_parity"]) in text
+        for metric in ("held_out_loss", "step_microseconds"):
+            assert run is parent or str(run.data.metrics[metric])[:6] in text
+
+
+def test_ctrl_c_ends_the_ui_quietly(clone: Clone):
+    with started_ui(clone) as (address, process):
+        with urllib.request.urlopen(address.partition("#")[0], timeout=30) as answer:
+            assert answer.status == 200
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT  # of Make itself
+    assert (output, errors) == ("", "")
 
 
 def test_ui_on_a_port_in_use_gives_an_error(clone: Clone):

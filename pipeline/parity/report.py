@@ -44,6 +44,10 @@ def gate() -> None:
             f"{' '.join(sentences(report))} Correct the implementation (`make explain NAME={next(iter(failed))}` shows "
             "each line), or change the tolerances in params.yaml under parity."
         )
+    print(
+        f"All implementations pass the parity check. Open {files.REPORT} and {files.LESSONS}; `make ui` shows the runs."
+    )
+    print("Try next: dvc exp run -n half -S train.learning_rate=0.1")
 
 
 def sentences(report: ParityReport) -> list[str]:

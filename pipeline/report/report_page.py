@@ -75,6 +75,7 @@ def write(
             for case in source.cases
             if (rows := _alternatives(case, list(results)))
         ],
+        fastest=list(_fastest(params, results)),
         time_breakdown=TIME_BREAKDOWN,
         breakdowns={name: breakdown(result.timing) for name, result in results.items()},
         cases=[_samples(case) for case in benchmark.cases],
@@ -108,6 +109,14 @@ def _fitted(params: Params) -> Iterator[tuple[str, int, int]]:
         data = params.problems[problem].data
         shapes = load_problem(problem).weight_shapes(data).values()
         yield problem, sum(math.prod(shape) for shape in shapes), data.train_examples
+
+
+def _fastest(params: Params, results: Results) -> Iterator[tuple[str, str, str]]:
+    """Each problem with the implementation whose median training step was shortest, and that step's duration."""
+    for problem in params.used_problems:
+        seconds = {name: results[name].timing.step_seconds_median for name in params.names_of(problem)}
+        name = min(seconds, key=seconds.__getitem__)
+        yield problem, name, duration(seconds[name])
 
 
 def _over_seeds(seeds: Seeds) -> dict[str, Any]:

@@ -49,10 +49,11 @@ def log_results(params: Params, *, again: bool = False) -> str:
     with store.warning(), store.sending() as (client, experiment):
         parent = store.finished(client, experiment, f"tags.state = '{state}' and tags.role = 'pipeline'")
         parent = parent or _send_state(client, experiment, state, params)
-        for name in params.implementations:
+        order = client.get_run(parent).data.tags.get(store.ORDER, "").partition(" ")[0] or timestamp()
+        for place, name in enumerate(params.implementations):
             query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.implementation = '{name}'"
             if not store.finished(client, experiment, query):
-                _send_implementation(client, experiment, parent, params, name)
+                _send_implementation(client, experiment, parent, params, name, order=f"{order} {999 - place}")
         for run in client.search_runs([experiment], f"tags.checkout = '{store.checkout()}' and tags.role = 'live'"):
             client.delete_run(run.info.run_id)  # the implementation's run shows its losses
         store.write_receipt(state, experiment)
@@ -68,7 +69,7 @@ def log_failure(name: str, error: str, params: Params | None = None) -> bool:
     """
     with store.warning(), store.sending() as (client, experiment):
         tags = _implementation_tags(name, params) if params else {"dvc.experiment": name, "checkout": store.checkout()}
-        tags |= {"role": "failure", "error": error[:5000]}
+        tags |= {"role": "failure", "error": error[:5000], store.ORDER: timestamp()}
         run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         client.log_batch(run_id, params=_params(params) if params else [])
         client.set_terminated(run_id, "FAILED")
@@ -102,6 +103,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     tags |= {
         "state": state,
         "role": "pipeline",
+        store.ORDER: f"{timestamp()} state",  # after the digits of its implementations, so before them on the page
         "parity": _parity([name for name, row in rows.items() if row.failed]),
         **({"parity.explanation": " ".join(sentences(report))} if sentences(report) else {}),
         "reproducible": reproducible,
@@ -111,7 +113,11 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     }
     name = os.environ.get("DVC_EXP_NAME") or f"pipeline {state[:7]}"
     run_id = client.create_run(experiment, start_time=begin, run_name=name, tags=tags).info.run_id
-    numbers = _flat(files.read_json(files.SUMMARY)) | {"wall_seconds": (end - begin) / 1000}
+    numbers = _flat(files.read_json(files.SUMMARY)) | {
+        "wall_seconds": (end - begin) / 1000,
+        "implementations": len(rows),
+        "worst_parity": _worst_parity(report, *rows.values()),
+    }
     metrics = [Metric(key, float(value), end, 0) for key, value in numbers.items()]
     client.log_batch(run_id, metrics=metrics, params=_params(params))
     flat = [_flat(row.model_dump(exclude={"failed", "first_wrong", "outputs_md5"})) for row in rows.values()]
@@ -129,7 +135,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
     return run_id
 
 
-def _send_implementation(client: Any, experiment: str, parent: str, params: Params, name: str) -> None:
+def _send_implementation(client: Any, experiment: str, parent: str, params: Params, name: str, *, order: str) -> None:
     """A child run: losses, metrics, the training set's digest, all result files, and the model. A model that passed the
     parity check is registered as models:/NAME@parity-passed."""
     import mlflow
@@ -144,7 +150,8 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
     from pipeline.training.data import DataSet
 
     problem, timing = params.implementations[name], _timing(name)
-    row = ParityReport.read(files.PARITY_REPORT).implementations[name]
+    report = ParityReport.read(files.PARITY_REPORT)
+    row = report.implementations[name]
     case = samples.read().at(problem, params.problems[problem].sizes)
     multiple = case.multiple(Candidate(name)) if case else None
     parity = _parity(row.failed)
@@ -153,6 +160,7 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
     tags |= {f"timing.{key}": getattr(timing, key) for key in ("measured_at", "measured_on", "commit")}
     tags |= {
         "mlflow.parentRunId": parent,
+        store.ORDER: order,
         "mlflow.note.content": _description(timing, row, parity, multiple),
         "mlflow.source.name": f"stages/train.py {name}",
         "mlflow.source.git.commit": timing.commit.split()[0],
@@ -195,7 +203,8 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
         store.log_losses(client, run_id, zip(*files.read_history(name), strict=True))
         # With the model and the data set, so that their pages show the numbers too.
         of = {"model_id": model.model_id, "dataset_name": problem, "dataset_digest": digest, "run_id": run_id}
-        metrics = [Metric(key, float(value), end, 0, **of) for key, value in _numbers(timing, row, multiple).items()]
+        numbers = _numbers(timing, row, multiple) | {"worst_parity": _worst_parity(report, row)}
+        metrics = [Metric(key, float(value), end, 0, **of) for key, value in numbers.items()]
         client.log_batch(run_id, metrics=metrics, params=_params(params))
     client.set_terminated(run_id, end_time=end)
     if not row.failed:
@@ -304,6 +313,12 @@ def _state_tags(params: Params) -> dict[str, str]:
         **{tag: os.environ[variable] for tag, variable in optional.items() if variable in os.environ},
         **({"image.digest": IMAGE.read_text(encoding="utf-8").strip()} if IMAGE.exists() else {}),
     }
+
+
+def _worst_parity(report: ParityReport, *rows: Judged) -> float:
+    """The largest of the parity measures, each as a share of its tolerance: over 1 where a check fails."""
+    largest = max(getattr(row.parity, name) / limit for row in rows for name, limit in report.tolerances)
+    return float(f"{largest:.3g}")
 
 
 def _parity(failed: list[str]) -> str:
