@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from pipeline.errors import UserError, shown_to_the_user
-from pipeline.running.processes import OF_REPOSITORIES
+from pipeline.running.processes import OF_REPOSITORIES, end_with_parent
 
 CPUS = click.IntRange(min=1)
 HOST = "127.0.0.1"
@@ -185,15 +185,15 @@ def ui(port: int) -> None:
 def _serve(command: list[str]) -> int:
     """Run MLflow's server until it ends or is interrupted. Returns its exit status; interrupted by Ctrl-C it is 0.
 
-    What the server prints before it answers requests is shown only if it fails: it has hints and warnings for those
-    who develop MLflow.
+    The server's output is shown only if it fails, because its hints and warnings are for MLflow's developers.
     """
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         server = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", *command],
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the server
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the server
+            preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # noqa: PLW1509 (a closed terminal ends the server, too)
         )
         try:
             status = server.wait()
@@ -201,8 +201,11 @@ def _serve(command: list[str]) -> int:
             return 0
         finally:
             with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(5)
+            with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
         output.seek(0)
         print(output.read().strip(), file=sys.stderr)
         return status or 1

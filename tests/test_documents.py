@@ -88,8 +88,9 @@ def test_readme_shows_the_parity_report_of_the_committed_results():
 
 def test_readme_shows_the_step_of_the_lesson():
     source = (REPOSITORY / "pipeline/lessons/two_layer/torch_autograd.py").read_text()
-    steps = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == "step"]
-    lines = source.splitlines()[steps[0].lineno - 1 : steps[0].end_lineno]
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    step = next(function for function in functions if function.name == "step")
+    lines = source.splitlines()[step.lineno - 1 : step.end_lineno]
     assert blocks(README, "python")[0] == textwrap.dedent("\n".join(lines)).splitlines()
 
 
