@@ -1,5 +1,5 @@
 # What the README says and CI calls. ARGS goes to the command: make repro ARGS="train@numpy_arrays"
-.PHONY: help setup repro test test-pipeline test-docker test-faults test-environments test-benchmark check check-gpu sweep seeds explain reproduce export verify-export track ui bench bench-gpu cpu gpu test-gpu-image audit check-platforms lock
+.PHONY: help setup repro test test-pipeline test-docker test-faults test-environments test-benchmark check check-gpu sweep seeds explain reproduce export verify-export track ui bench bench-gpu cpu gpu test-gpu-image audit check-platforms lock docs release
 .DEFAULT_GOAL := help
 
 # The value of a variable as one argument, whatever is in it; none if it is empty.
@@ -69,6 +69,14 @@ sweep: setup  ## the queued experiments side by side, here or on the cluster RAY
 
 seeds: setup  ## the experiment on seeds 0 … N-1, side by side, SHARE=1 CPU each: make seeds N=24
 	@python -m commands seeds $(call quoted,N) $(if $(SHARE),--share $(call quoted,SHARE))
+
+docs:  ## the documents as pages in site/; dead links fail it
+	@requirements/setup.sh docs
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+	@echo "site/index.html is the index of the documents"
+
+release: setup  ## commit and tag a version whose tests have passed: make release VERSION=1.2.0
+	@python -m commands release $(call quoted,VERSION)
 
 export: setup  ## a run with all that belongs to it, as an RO-Crate in exported/: make export RUN=…
 	@requirements/setup.sh export

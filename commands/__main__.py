@@ -182,6 +182,19 @@ def ui(port: int) -> None:
     sys.exit(_serve([*command, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level error"]))
 
 
+@commands.command()
+@click.argument("version")
+def release(version: str) -> None:
+    """Make a release.
+
+    make release VERSION=1.2.0 updates the version, commits and tags. docs/releasing.md says what follows.
+    """
+    from commands.release import release
+
+    print(release(version))
+    print(f"The commit and the tag v{version} are in this checkout alone. docs/releasing.md says how to publish them.")
+
+
 def _serve(command: list[str]) -> int:
     """Run MLflow's server until it ends or is interrupted. Returns its exit status; interrupted by Ctrl-C it is 0.
 
