@@ -120,7 +120,7 @@ def verify(folders: tuple[Path, ...]) -> None:
     if not folders:
         raise UserError("Nothing was exported here. make export RUN=ID, or name a folder: EXPORT=…")
     wrong = [f"{folder}: {fault}" for folder in folders for fault in verify(folder)]
-    print("\n".join(wrong or [f"{folder} is as it was exported" for folder in folders]))
+    print("\n".join(wrong or [f"{folder} is unchanged" for folder in folders]))
     sys.exit(bool(wrong))
 
 

@@ -16,18 +16,15 @@ def main() -> None:
     check_memory(params)
     config = BenchmarkConfig(**params.benchmark.model_dump())
     plan = default_plan(params, environment)
+    print(f"Timing a step of each implementation, for about {config.seconds:.0f} s", flush=True)
     taken, meanwhile = benchmark(plan, config=config, dtype=params.dtype, environment=environment)
     where = BenchmarkProvenance(**provenance(environment, environment.device, environment.device_name), **meanwhile)
     files.write_rows(files.BENCHMARK, samples.HEADER, taken)
     where.write(files.BENCHMARK_PROVENANCE)
     measured = samples.collect(taken, where)
-    rows = [
-        (name, *line.split(", "))
-        for problem in params.used_problems
-        if (case := measured.at(problem, params.problems[problem].sizes))
-        for name, line in case.lines(params.names_of(problem))
-    ]
-    print("\n".join("  ".join(cell.ljust(18) for cell in row).rstrip() for row in rows))
+    for problem in params.used_problems:
+        if case := measured.at(problem, params.problems[problem].sizes):
+            print(*case.lines(params.names_of(problem)), sep="\n")
     if measured.doubt:
         print(f"WARNING: some ratios are not given: {measured.doubt}.")
     print(f"The benchmark stopped after {len(where.processes)} processes: {where.stopped}.")

@@ -43,7 +43,6 @@ def main() -> None:
     )
     files.write_bytes(files.LESSONS, lessons.encode())
     summary(parity, {name: result.timing for name, result in results.items()}, statements).write(files.SUMMARY)
-    print(f"Open {files.REPORT} for the results and {files.LESSONS} for the lessons in a browser.")
 
 
 if __name__ == "__main__":

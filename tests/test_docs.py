@@ -4,15 +4,15 @@ import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from conftest import HOST, REPOSITORY
 
-from benchmarks import bench, problem_of
+from benchmarks import bench
 from pipeline.benchmark import samples
-from pipeline.benchmark.candidates import Candidate
 from pipeline.benchmark.headlines import HEADLINES
 from pipeline.benchmark.samples import Benchmark
 
@@ -68,17 +68,18 @@ def test_no_lesson_is_faster_than_its_matrix_products(speed: Benchmark):
             assert multiple.high >= 1, (case.label, lesson)
 
 
-def test_readme_figures_equal_the_results_of_make_bench(speed: Benchmark):
-    names, sizes = bench.SIZES["small"]
-    case = speed.at(problem_of(names[0]), sizes)
-    assert case
-    document = (REPOSITORY / "README.md").read_text()
-    for name in names:
-        lesson = Candidate(name)
-        microseconds = f"{1e6 * case.median(lesson):.3g}"
-        bounds = (str(case.multiple(lesson)), str(case.ratio(lesson, Candidate(name, "tuned"))))
-        row = " | ".join([f"| {name}", microseconds, *(bound.replace(" × ", " ") for bound in bounds)]) + " |"
-        assert row in document, row
+def test_findings_of_readme_are_the_medians_of_ten_first_runs():
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for row in rows_of("first_runs.csv"):
+        ratios[row["headline"]].append(float(row["ratio"]))
+    readme = " ".join((REPOSITORY / "README.md").read_text().split())
+    for idea, words in (
+        ("Autograd", "With autograd, a step"),
+        ("The static graph", "As a static graph, a step"),
+        ("The loop in the graph", "As a loop in the graph, a step"),
+    ):
+        assert len(ratios[idea]) == 10
+        assert f"{words} takes {np.median(ratios[idea]):.3g} times as long" in readme, idea
 
 
 def process_rows() -> Iterator[str]:
@@ -154,9 +155,41 @@ def test_documented_verdicts_of_ten_first_runs_equal_the_measured_ones():
         assert row in PERFORMANCE, row
 
 
-def test_readme_time_limit_of_the_benchmark_equals_params():
+def test_time_limit_of_the_benchmark_in_the_documents_equals_params():
     config = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["benchmark"]
-    assert f"or after {config['seconds']} seconds" in " ".join((REPOSITORY / "README.md").read_text().split())
+    page = (REPOSITORY / "docs/how-to/benchmark.md").read_text()
+    assert f"stops after {config['seconds']} seconds" in " ".join(page.split())
+
+
+def flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def cells(page: str, column: int) -> list[str]:
+    rows = [line.split(" | ") for line in (REPOSITORY / page).read_text().splitlines() if line.startswith("| `")]
+    return [row[column].strip("| ") for row in rows]
+
+
+def test_reference_of_params_has_every_key_with_its_default():
+    documented = dict(zip(cells("docs/reference/params.md", 0), cells("docs/reference/params.md", 2), strict=True))
+    params = dict(flat(yaml.safe_load((REPOSITORY / "params.yaml").read_text())))
+    assert documented.keys() == {f"`{key}`" for key in params}
+    for key, value in params.items():
+        default = documented[f"`{key}`"]
+        if isinstance(value, list):
+            assert default == f"{len(value)} sizes", key
+        else:
+            assert yaml.safe_load(default.strip("`")) == value, key
+
+
+def test_reference_of_stages_has_every_stage():
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    documented = [re.findall(r"[a-z]+", cell)[0] for cell in cells("docs/reference/stages.md", 0)]
+    assert sorted(documented) == sorted(stages)
 
 
 def test_every_committed_result_is_used_by_a_document_or_a_test():

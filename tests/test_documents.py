@@ -200,4 +200,4 @@ def test_commands_of_documents_run(clone: Clone, shell: Callable[[str], str]):
             assert word in (*diff.split(), "…"), f"`dvc exp diff HEAD half` does not print {word}: {diff}"
     assert re.search(r"numpy_arrays +(\d+) of \1 ", output["make seeds N=24"])
     assert "bitwise identical" in output["make reproduce RUN=ID"]
-    assert "is as it was exported" in output["make verify-export"]
+    assert "is unchanged" in output["make verify-export"]

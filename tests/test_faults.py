@@ -59,7 +59,7 @@ def state(clone: Clone) -> State:
 
 
 def check(clone: Clone, before: State, why: str) -> None:
-    """After the kill, one `dvc repro`: it succeeds, and all is as it was before."""
+    """After the kill, one `dvc repro`: it succeeds, and all results are unchanged."""
     wait_until(lambda: not processes_in(clone))
     done = clone.run("dvc", "repro")
     assert "Traceback" not in done.stderr, why + done.stderr

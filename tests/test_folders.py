@@ -65,7 +65,7 @@ def reproduce(clone: Clone, env: dict[str, str] | None = None) -> None:
 
 def export(clone: Clone) -> Path:
     clone.run(sys.executable, "-m", "commands", "export", run_of(clone))
-    assert "is as it was exported" in clone.run(sys.executable, "-m", "commands", "verify").stdout
+    assert "is unchanged" in clone.run(sys.executable, "-m", "commands", "verify").stdout
     return clone.path / "exported" / run_of(clone)
 
 

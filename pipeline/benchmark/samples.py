@@ -123,13 +123,13 @@ class Case(NamedTuple):
         lesson, eager = Candidate(name), Candidate(name, "eager")
         return eager if lesson in self.replayed and eager in self.seconds else lesson
 
-    def lines(self, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """What a step of each of these implementations takes that was measured, in words."""
+    def lines(self, names: Iterable[str]) -> Iterator[str]:
+        """A row for each of these implementations that was measured: how long a step takes."""
         for lesson in map(Candidate, names):
             if lesson in self.seconds:
                 multiple = self.multiple(lesson)
-                more = f", {multiple} the matrix products alone" if multiple else ""
-                yield lesson.name, f"{1e6 * self.median(lesson):.0f} µs a step{more}"
+                more = f"  {multiple} the matrix products alone" if multiple else ""
+                yield f"{lesson.name:18}{1e6 * self.median(lesson):6.0f} µs a step{more}"
 
     @property
     def doubt(self) -> str:

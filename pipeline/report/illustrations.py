@@ -1,8 +1,8 @@
 """What the text of the lessons' files shows, counted: illustrations of claims that no measurement can decide.
 
 Code is what is left of a file without docstrings, comments, imports and blank lines: the class `Implementation`, and
-the classes and functions beside it. Lines are compared as they stand, so a line in which a type alone differs is
-another line.
+the classes and functions beside it. Lines are compared as text, so two lines that differ in a type alone count
+as different.
 """
 
 import ast

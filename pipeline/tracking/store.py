@@ -304,7 +304,7 @@ def _open() -> tuple[Any, str]:
 
         utils.MAX_RETRY_COUNT = 1  # attempts to open a database; by default 10 in 100 s, and there is no setting
         _bring_locations_up_to_date()
-    warnings.filterwarnings("ignore", "Unverified HTTPS")  # whoever sets MLFLOW_TRACKING_INSECURE_TLS knows
+    warnings.filterwarnings("ignore", "Unverified HTTPS")  # users who set MLFLOW_TRACKING_INSECURE_TLS know
     mlflow.set_tracking_uri(uri)
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # that call has set it
     if asked_for is not None:
