@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,11 @@ def timed(synchronize: Callable[[], None]) -> Iterator[list[float]]:
 def now() -> float:
     """Seconds on a clock that does not jump, even where the system's time is set."""
     return time.monotonic()
+
+
+def timestamp() -> str:
+    """The date and time in UTC, as ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def pause(seconds: float) -> None:

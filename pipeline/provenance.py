@@ -3,10 +3,10 @@ for a benchmark."""
 
 import os
 import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.clock import timestamp
 from pipeline.environment import Environment
 from pipeline.files import read_json, write_json
 from pipeline.git import git
@@ -47,7 +47,3 @@ def begin_run() -> None:
 
 def current_run() -> str | None:
     return read_json(RUN)["began"] if RUN.is_file() else None
-
-
-def timestamp() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -20,11 +20,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline import files
+from pipeline.clock import timestamp
 from pipeline.environment import framework_of
 from pipeline.errors import UserError
 from pipeline.git import git
 from pipeline.params import PARAMS, Params
-from pipeline.provenance import current_run, timestamp
+from pipeline.provenance import current_run
 from pipeline.results import Judged, ParityReport, Timing
 from pipeline.running.checkout import LOCKFILE
 from pipeline.tracking import store

@@ -20,8 +20,8 @@ from threading import Event, Thread
 from typing import Any
 
 from pipeline import files
+from pipeline.clock import timestamp
 from pipeline.errors import UserError
-from pipeline.provenance import timestamp
 from pipeline.running.locks import open_lock, take
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
