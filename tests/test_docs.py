@@ -4,7 +4,6 @@ import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -159,37 +158,6 @@ def test_time_limit_of_the_benchmark_in_the_documents_equals_params():
     config = yaml.safe_load((REPOSITORY / "params.yaml").read_text())["benchmark"]
     page = (REPOSITORY / "docs/how-to/benchmark.md").read_text()
     assert f"stops after {config['seconds']} seconds" in " ".join(page.split())
-
-
-def flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def cells(page: str, column: int) -> list[str]:
-    rows = [line.split(" | ") for line in (REPOSITORY / page).read_text().splitlines() if line.startswith("| `")]
-    return [row[column].strip("| ") for row in rows]
-
-
-def test_reference_of_params_has_every_key_with_its_default():
-    documented = dict(zip(cells("docs/reference/params.md", 0), cells("docs/reference/params.md", 2), strict=True))
-    params = dict(flat(yaml.safe_load((REPOSITORY / "params.yaml").read_text())))
-    assert documented.keys() == {f"`{key}`" for key in params}
-    for key, value in params.items():
-        default = documented[f"`{key}`"]
-        if isinstance(value, list):
-            assert default == f"{len(value)} sizes", key
-        else:
-            assert yaml.safe_load(default.strip("`")) == value, key
-
-
-def test_reference_of_stages_has_every_stage():
-    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-    documented = [re.findall(r"[a-z]+", cell)[0] for cell in cells("docs/reference/stages.md", 0)]
-    assert sorted(documented) == sorted(stages)
 
 
 def test_every_committed_result_is_used_by_a_document_or_a_test():
