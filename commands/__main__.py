@@ -69,7 +69,7 @@ def seeds(n: int, share: int) -> None:
     seeds.enqueue(n)
     succeeded = sweep(share, seeds.stages())
     if not seeds.collect(n):
-        raise UserError("No seed has finished. .dvc/tmp/sweep/*.log say why.")
+        raise UserError("No seed has finished. Read why in .dvc/tmp/sweep/*.log.")
     print(statistics.table(statistics.read(loaded)))
     print(f"{files.SEEDS} holds them; `dvc repro` puts them on the report's page")
     sys.exit(not succeeded)
@@ -118,7 +118,7 @@ def verify(folders: tuple[Path, ...]) -> None:
 
     folders = folders or tuple(sorted(EXPORTED.glob("*")))
     if not folders:
-        raise UserError("Nothing was exported here. make export RUN=ID, or name a folder: EXPORT=…")
+        raise UserError("Nothing was exported here. Run `make export RUN=ID`, or name a folder with EXPORT=…")
     wrong = [f"{folder}: {fault}" for folder in folders for fault in verify(folder)]
     print("\n".join(wrong or [f"{folder} is unchanged" for folder in folders]))
     sys.exit(bool(wrong))
@@ -172,7 +172,7 @@ def ui(port: int) -> None:
     uri = store.tracking_uri()
     if uri.startswith("http"):
         server = os.environ.get("MLFLOW_UI", store.store_name())
-        raise UserError(f"MLFLOW_TRACKING_URI names a server, and its UI is there: {server}")
+        raise UserError(f"MLFLOW_TRACKING_URI names a server. Open its page: {server}")
     _, experiment = store.connect()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight helper processes that nothing here uses
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not as an argument: `ps` shows arguments, and it may hold a password
@@ -234,7 +234,7 @@ def main() -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         asked = context.command_path if context else "python -m commands"
-        raise UserError(f"{error.format_message()} `{asked} --help` says what it takes.") from None
+        raise UserError(f"{error.format_message()} `{asked} --help` lists what the command takes.") from None
 
 
 if __name__ == "__main__":

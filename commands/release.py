@@ -24,11 +24,11 @@ def release(version: str) -> str:
     if previous and _numbers(version) <= _numbers(previous.removeprefix("v")):
         raise UserError(f"VERSION={version} is not newer than {previous}. Choose a higher version.")
     if (branch := git("rev-parse", "--abbrev-ref", "HEAD")) != "main":
-        raise UserError(f"a release is made on the branch main, and this is {branch}. Run `git switch main`.")
+        raise UserError(f"A release is made on the branch main, and this is {branch}. Run `git switch main`.")
     if git("status", "--porcelain", "--untracked-files=normal"):
-        raise UserError("the working tree has changes. Commit them, or put them away with `git stash -u`.")
+        raise UserError("The working tree has changes. Commit them, or put them away with `git stash -u`.")
     if not CI_PASSED.exists() or CI_PASSED.read_text(encoding="utf-8").strip() != head:
-        raise UserError(f"the tests have not passed on {head[:12]}. Run `.ci/run`, which takes about an hour.")
+        raise UserError(f"The tests have not passed on {head[:12]}. Run `.ci/run`, which takes about an hour.")
     commits = git("log", "--no-merges", "--format=- %s", f"{previous}..HEAD" if previous else "HEAD")
     notes = f"Seven Ways {version}\n\n{commits}\n"
     try:

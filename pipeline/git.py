@@ -57,7 +57,7 @@ def check_repository() -> None:
         if "not a git repository (or any" not in str(error):
             raise
         remedy = "Make it one: git init && git add -A && git commit -m start"
-        raise UserError(f"This folder is no git repository, which DVC works in. {remedy}") from None
+        raise UserError(f"This folder is no git repository, and DVC needs one. {remedy}") from None
 
 
 def clone_at(commit: str, clone: Path) -> Path:

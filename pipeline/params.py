@@ -136,7 +136,7 @@ class Params(Section):
         """The problem of an implementation. Raises UserError when params.yaml does not list it."""
         if name not in self.implementations:
             raise UserError(
-                f"{name} is not in {PARAMS} under implementations; listed there: {', '.join(self.implementations)}."
+                f"{name} is not in {PARAMS} under implementations; it lists {', '.join(self.implementations)}."
             )
         return self.implementations[name]
 

@@ -62,7 +62,7 @@ def test_wrong_arguments_give_one_error_and_status_1(arguments: str, message: st
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     name = "" if arguments == "swep" else f"{arguments.split(maxsplit=1)[0]} "
     assert done.returncode == 1
-    assert done.stderr == f"ERROR: {message} `python -m commands {name}--help` says what it takes.\n"
+    assert done.stderr == f"ERROR: {message} `python -m commands {name}--help` lists what the command takes.\n"
 
 
 def test_params_command_imports_no_framework():

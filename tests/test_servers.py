@@ -185,7 +185,7 @@ def test_messages_and_receipts_leave_out_the_password_of_an_address(
 
 def test_ui_prints_the_server_address_without_its_password(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
-    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI names a server, and its UI is there: http://host:5000$"):
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI names a server. Open its page: http://host:5000$"):
         command(monkeypatch, "ui", "0")
 
 

@@ -165,7 +165,7 @@ def test_experiments_of_a_killed_node_are_run_again(clone: Clone):
 def test_sweep_waits_for_a_node_that_joins_late_and_refuses_without_one(clone: Clone):
     queue(clone, "seed=1")
     with cluster(("--num-cpus", "0")) as (environment, _):
-        assert "ERROR: no node of the Ray cluster runs whole experiments. Start one with" in sweep(
+        assert "ERROR: No node of the Ray cluster runs whole experiments. Start one with" in sweep(
             clone, env=environment, succeeds=False
         )
         process = start_command(clone, "sweep", env=environment)
@@ -189,7 +189,7 @@ def test_killed_head_is_reported_and_finished_experiments_are_kept(clone: Clone)
         os.killpg(nodes[0].pid, signal.SIGKILL)
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 1
-    message = r"^ERROR: the head of the Ray cluster at \S+ is gone .*goes on with the rest\.$"
+    message = r"^ERROR: The head of the Ray cluster at \S+ is gone .*for the rest\.$"
     assert re.search(message, output, re.MULTILINE)
     assert "Traceback" not in output
     assert len(experiments(clone)) == 1

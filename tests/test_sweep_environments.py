@@ -70,7 +70,7 @@ def test_ray_address_of_another_server_gives_an_error(
         monkeypatch.setenv("RAY_ADDRESS", address)
         with (
             pytest.raises(
-                UserError, match=rf"^no Ray cluster answers at RAY_ADDRESS={address} \({reason}\)\. Everything"
+                UserError, match=rf"^No Ray cluster answers at RAY_ADDRESS={address} \({reason}\)\. Everything"
             ),
             ray_cluster.cluster(1),
         ):

@@ -564,4 +564,4 @@ def test_ui_on_a_port_in_use_gives_an_error(clone: Clone):
 def test_ui_of_a_tracking_server_prints_its_address(clone: Clone):
     uri = "http://127.0.0.1:9"
     done = clone.run(sys.executable, "-m", "commands", "ui", "0", succeeds=False, env={"MLFLOW_TRACKING_URI": uri})
-    assert done.stderr == f"ERROR: MLFLOW_TRACKING_URI names a server, and its UI is there: {uri}\n"
+    assert done.stderr == f"ERROR: MLFLOW_TRACKING_URI names a server. Open its page: {uri}\n"

@@ -21,9 +21,9 @@ def find(beginning: str) -> tuple[Any, str, Any, Any]:
     if role == "reproduction":
         raise UserError(f"{run_id} is a reproduction. Take the run that it reproduces: {tag(run, 'reproduces')}")
     if role == "failure":
-        raise UserError(f"{run_id} is a run that failed, so there are no results of it. Take a finished run.")
+        raise UserError(f"{run_id} is a run that failed and has no results. Take a finished run.")
     if role == "live":
-        raise UserError(f"{run_id} shows a training that was under way. Take the run of its results.")
+        raise UserError(f"{run_id} is the run of a training that was under way. Take the run that has its results.")
     if role not in ("pipeline", "implementation"):
         raise UserError(f"{run_id} was not logged by `dvc repro` here. Take a run that was.")
     if parent.info.status != "FINISHED" or not store.children(client, parent):

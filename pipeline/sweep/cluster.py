@@ -91,7 +91,7 @@ def _check_resources(ray: Any, cpus: int, address: str | None) -> None:
         )
     if available < needed:
         raise UserError(
-            "no node of the Ray cluster runs whole experiments. Start one with "
+            "No node of the Ray cluster runs whole experiments. Start one with "
             "`ray start --resources '{\"node\": 1}'`, or set SHARE."
         )
 
@@ -130,7 +130,7 @@ def _check_cluster(address: str) -> None:
         reason = _words(error)
     if answer[3:4] != bytes([SETTINGS]):
         raise UserError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}). Everything stays queued. Start the cluster's "
+            f"No Ray cluster answers at RAY_ADDRESS={address} ({reason}). Everything stays queued. Start the cluster's "
             "head, or unset RAY_ADDRESS to use this machine alone."
         )
 
@@ -228,8 +228,8 @@ def check_head() -> None:
             _connection(address).close()
         except OSError as error:
             raise UserError(
-                f"the head of the Ray cluster at {address} is gone ({_words(error)}). Finished experiments are kept. "
-                "Start the cluster again, then `make sweep` goes on with the rest."
+                f"The head of the Ray cluster at {address} is gone ({_words(error)}). Finished experiments are kept. "
+                "Start the cluster again, then run `make sweep` for the rest."
             ) from None
 
 

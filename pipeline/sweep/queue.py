@@ -68,7 +68,7 @@ def check_lessons(experiments: list[Experiment]) -> None:
                     f"git add {lesson} && dvc queue remove {experiment.name}, then queue it again."
                 )
     if new:
-        print(f"WARNING: git does not know {', '.join(new)}, so no experiment has it. `git add` before you queue them.")
+        print(f"WARNING: Git does not know {', '.join(new)}, so no experiment has it. `git add` before you queue them.")
 
 
 def untracked() -> list[str]:

@@ -37,7 +37,7 @@ def enqueue(count: int) -> None:
     """
     if new := queue.untracked():
         names = shlex.join(new)
-        raise UserError(f"git does not know {names}, so no seed would have it. git add {names}")
+        raise UserError(f"Git does not know {names}, so no seed would have it. git add {names}")
     missing = sorted(set(range(count)) - _here() - _queued())
     if missing:
         override = f"seed={','.join(map(str, missing))}"
