@@ -298,7 +298,7 @@ def test_seed_is_finished_only_with_cached_results_of_the_current_code(clone: Cl
 
     new = clone.path / "pipeline/lessons/two_layer/numpy_new.py"
     new.write_text("")
-    assert "ERROR: git does not know pipeline/lessons/two_layer/numpy_new.py" in enqueued(succeeds=False)
+    assert "ERROR: Git does not know pipeline/lessons/two_layer/numpy_new.py" in enqueued(succeeds=False)
     new.unlink()
     lesson = f"pipeline/lessons/two_layer/{NUMPY}.py"
     clone.edit(lesson, "import", "# another code\nimport")
