@@ -80,9 +80,9 @@ def test_release_updates_versions_commits_and_tags_with_notes(repository: Path):
         ("", "", "VERSION= is no version. Use three numbers"),
         ("git -c user.name=t -c user.email=t tag -a -m x v2.0.0", "1.9.9", "VERSION=1.9.9 is not newer than v2.0.0."),
         ("git switch -qc other", "1.2.0", "A release is made on the branch main, and this is other."),
-        ("touch new", "1.2.0", "the working tree has changes."),
-        ("rm .dvc/tmp/ci-passed", "1.2.0", "the tests have not passed on"),
-        ("echo 0 > .dvc/tmp/ci-passed", "1.2.0", "the tests have not passed on"),
+        ("touch new", "1.2.0", "The working tree has changes."),
+        ("rm .dvc/tmp/ci-passed", "1.2.0", "The tests have not passed on"),
+        ("echo 0 > .dvc/tmp/ci-passed", "1.2.0", "The tests have not passed on"),
     ],
 )
 def test_release_that_is_refused_changes_nothing(repository: Path, prepare: str, version: str, message: str):
