@@ -79,6 +79,17 @@ def test_release_updates_versions_commits_and_tags_with_notes(repository: Path):
         ("", "1.2", "VERSION=1.2 is no version. Use three numbers"),
         ("", "", "VERSION= is no version. Use three numbers"),
         ("git -c user.name=t -c user.email=t tag -a -m x v2.0.0", "1.9.9", "VERSION=1.9.9 is not newer than v2.0.0."),
+        (
+            "git switch -qc side; git commit -q --allow-empty -m x; git tag v2.0.0; git switch -q main",
+            "1.9.9",
+            "VERSION=1.9.9 is not newer than v2.0.0.",
+        ),
+        ("git -c user.name=t -c user.email=t tag v2.0.0-rc1; touch new", "1.9.9", "The working tree has changes."),
+        (
+            "sed -i /^version/d CITATION.cff; git commit -qam x; git rev-parse HEAD > .dvc/tmp/ci-passed",
+            "1.2.0",
+            "CITATION.cff names no version.",
+        ),
         ("git switch -qc other", "1.2.0", "A release is made on the branch main, and this is other."),
         ("touch new", "1.2.0", "The working tree has changes."),
         ("rm .dvc/tmp/ci-passed", "1.2.0", "The tests have not passed on"),
