@@ -1,4 +1,4 @@
-"""What the tests share: small problems in memory, and small pipelines in fresh clones."""
+"""Shared fixtures: small problems in memory, and small pipelines in fresh clones."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""What the tree promises: imports point one way, lessons stand alone, a stage depends on what it imports."""
+"""The order of imports, the independence of lessons, and the dependencies of stages."""
 
 import ast
 import re

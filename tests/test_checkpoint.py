@@ -1,4 +1,4 @@
-"""A training that was killed goes on from its checkpoint, and nobody can tell by the result."""
+"""A killed training continues from its checkpoint and gives the same result as an unbroken one."""
 
 from pathlib import Path
 

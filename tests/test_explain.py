@@ -1,4 +1,4 @@
-"""Which line of a lesson is wrong: every lesson as it is, mutants of each, typical mistakes, and unfinished lessons."""
+"""`make explain` names the wrong line: in correct lessons, mutants, typical mistakes and unfinished lessons."""
 
 import csv
 import json

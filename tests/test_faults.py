@@ -1,6 +1,6 @@
-"""`make test-faults`: whatever is killed, and whenever, one `dvc repro` later everything is as if nothing had been.
+"""`make test-faults`: after a kill at a random moment, one `dvc repro` restores the results.
 
-FAULTS is how many kills there are. Every random choice is drawn from SEED, which is printed; CI takes a new one.
+FAULTS is the number of kills. SEED, which is printed, seeds every random choice; CI draws a new one.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What is made of samples: break-even, crossover, loops, and the verdicts on the text's claims."""
+"""Findings computed from samples: break-even, crossover, loops, and the verdicts on the text's claims."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""A run is reproduced and exported wherever people keep a checkout, and whatever their git is set to."""
+"""A run is reproduced and exported from worktrees, submodules, shallow clones and read-only repositories."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Whatever answers at the store's address: one warning of `track`, one sentence of a command, and nothing is lost."""
+"""An unusable MLflow store gives one warning from `track` and one error from a command; no result is lost."""
 
 import json
 import os
