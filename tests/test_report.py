@@ -407,6 +407,20 @@ def test_report_fits_narrow_and_wide_screens(opened: Any, width: int):
 
 
 @needs_browser
+def test_text_of_figures_is_at_least_9_pixels_high_on_a_phone(opened: Any):
+    opened.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    pixels = opened.execute_script(
+        "return [...document.querySelectorAll('figure svg')].flatMap(svg => [...svg.querySelectorAll('text')].map("
+        "text => parseFloat(getComputedStyle(text).fontSize) * svg.clientWidth / svg.viewBox.baseVal.width))"
+    )
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert len(pixels) > 20
+    assert min(pixels) >= 9
+
+
+@needs_browser
 def test_report_follows_the_light_and_dark_scheme(opened: Any):
     seen = {}
     for scheme in ("light", "dark"):
