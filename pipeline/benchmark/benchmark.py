@@ -202,11 +202,8 @@ def benchmark(
         for number in range(config.processes):
             for at in session.needed(number):
                 measure(at, further=False)
-        if not config.processes:
-            on_process("Nothing is measured: benchmark.processes is 0 in params.yaml")
-        else:
-            while (at := session.following(deadline - now())) is not None:
-                measure(at, further=True)
+        while config.processes and (at := session.following(deadline - now())) is not None:
+            measure(at, further=True)
     return session.samples, {
         "cpus": available_cpus(),
         "processes": session.processes,
