@@ -16,10 +16,7 @@ def main() -> None:
     check_memory(params)
     config = BenchmarkConfig(**params.benchmark.model_dump())
     plan = default_plan(params, environment)
-    if config.processes:
-        print(f"Timing a step of each implementation, for about {config.seconds:.0f} s", flush=True)
-    else:
-        print("Nothing is measured: benchmark.processes is 0 in params.yaml")
+    print(f"Timing a step of each implementation, for up to {config.seconds:.0f} s", flush=True)
     taken, meanwhile = benchmark(plan, config=config, dtype=params.dtype, environment=environment)
     where = BenchmarkProvenance(**provenance(environment, environment.device, environment.device_name), **meanwhile)
     files.write_rows(files.BENCHMARK, samples.HEADER, taken)
@@ -30,8 +27,7 @@ def main() -> None:
             print(*case.lines(params.names_of(problem)), sep="\n")
     if measured.doubt:
         print(f"WARNING: some ratios are not given: {measured.doubt}.")
-    if config.processes:
-        print(f"The benchmark stopped after {len(where.processes)} processes: {where.stopped}.")
+    print(f"The benchmark stopped after {len(where.processes)} processes: {where.stopped}.")
 
 
 if __name__ == "__main__":

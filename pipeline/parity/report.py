@@ -44,6 +44,7 @@ def gate() -> None:
             f"{' '.join(sentences(report))} Correct the implementation (`make explain NAME={next(iter(failed))}` shows "
             "each line), or change the tolerances in params.yaml under parity."
         )
+    print(table(report))
     print(f"Open {files.LESSONS} and {files.REPORT} in a browser. `make ui` shows the runs in MLflow.")
     print("Try next: dvc exp run -n half -S train.learning_rate=0.1")
 
