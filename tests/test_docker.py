@@ -265,8 +265,7 @@ def test_clone_in_another_folder_has_its_own_project_images_and_volume(tmp_path:
 
 @pytest.mark.skipif(bool(browser.is_missing()), reason=f"no browser: {browser.is_missing()}")
 def test_runs_page_shows_all_seven_runs_in_a_browser(containers: Containers):
-    # Beside other tests the benchmark may not be trusted, and times_matrix_products is no metric then, so no column.
-    columns = ("device_name", "parity", "held_out_loss", "r2", "step_microseconds", "Duration")
+    columns = ("parity", "held_out_loss", "step_microseconds", "worst_parity", "device")
     _, picture = browser.runs_page(f"http://127.0.0.1:{containers.port}", *LESSONS, *columns, "passed")
     assert picture.startswith(b"\x89PNG")
 
@@ -533,7 +532,7 @@ def test_make_in_a_container_installs_nothing_into_the_checkout(containers: Cont
     export = sentence(containers.run("make", "export", "RUN=1a", succeeds=False))
     assert "needs the packages of requirements/export.txt, which no image has. Run it on the host" in export
     ui = sentence(containers.run("make", "ui", succeeds=False))
-    assert ui.endswith(f"its UI is there: http://127.0.0.1:{containers.port}")
+    assert ui.endswith(f"Open its page: http://127.0.0.1:{containers.port}")
     assert {file: file.read_bytes() for file in path.glob(".venv*/**/*") if file.is_file()} == before
 
 
