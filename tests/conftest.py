@@ -169,9 +169,9 @@ def dataset(
 
 
 def outside_variables() -> dict[str, str]:
-    """This process's environment without what a stage, a tracking server or Make around it would have put there."""
-    variables = environment_for_another_run()
-    return {key: value for key, value in variables.items() if not key.startswith(("MAKE", "MFLAGS", "ARGS", "PYTHON"))}
+    """This process's environment without what a stage, PyTorch's runtime, a tracking server or Make has put there."""
+    foreign = ("MAKE", "MFLAGS", "ARGS", "PYTHON", "CUBLAS_WORKSPACE_CONFIG")
+    return {key: value for key, value in environment_for_another_run().items() if not key.startswith(foreign)}
 
 
 @dataclass
