@@ -1,6 +1,7 @@
 """README, the tutorial and the how-to pages: their commands run in a fresh clone, and their links resolve."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import browser
 import mlflow
 import pytest
 import yaml
@@ -92,6 +94,22 @@ def test_readme_shows_the_step_of_the_lesson():
     step = next(function for function in functions if function.name == "step")
     lines = source.splitlines()[step.lineno - 1 : step.end_lineno]
     assert blocks(README, "python")[0] == textwrap.dedent("\n".join(lines)).splitlines()
+
+
+@pytest.mark.browser
+def test_rendered_documents_request_nothing_from_a_network(tmp_path: Path):
+    subprocess.run([REPOSITORY / "requirements/setup.sh", "docs"], check=True)
+    mkdocs = [REPOSITORY / ".venv-docs/bin/mkdocs", "build", "--quiet", "--strict", "--site-dir", tmp_path]
+    subprocess.run(mkdocs, cwd=REPOSITORY, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=True)
+    with browser.chromium() as opened:
+        for name in ("index.html", "overview.html", "reference/params.html"):
+            opened.get((tmp_path / name).as_uri())
+            assert opened.find_element("tag name", "h1").text
+        messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    requests = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    urls = [request["request"]["url"] for request in requests]
+    assert any(url.endswith("overview.html") for url in urls)
+    assert [url for url in urls if not url.startswith(("file:", "data:", "chrome:", "blob:"))] == []
 
 
 @pytest.fixture(scope="module")
