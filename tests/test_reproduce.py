@@ -133,7 +133,7 @@ def another_run(client: mlflow.MlflowClient, experiment: str = "seven-ways", **t
     [
         ({}, "was not logged by `dvc repro` here"),
         ({"role": "failure", "implementation": NUMPY}, "is a run that failed"),
-        ({"role": "live", "implementation": NUMPY}, "shows a training that was under way"),
+        ({"role": "live", "implementation": NUMPY}, "is the run of a training that was under way"),
         ({"role": "reproduction", "reproduces": "abc"}, "is a reproduction. Take the run that it reproduces: abc"),
         ({"role": "reproduction"}, "has no tag reproduces"),
         ({"role": "pipeline"}, "was not sent completely"),
