@@ -384,7 +384,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 @pytest.mark.parametrize("port", ["abc", "99999", "-1", "1.5"])
 def test_invalid_port_is_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch, port: str):
-    with pytest.raises(UserError, match=r"says what it takes\.$"):
+    with pytest.raises(UserError, match=r"lists what the command takes\.$"):
         command(monkeypatch, "ui", port)
 
 
