@@ -213,6 +213,10 @@ def answering(content: bytes) -> Iterator[str]:
                             connection.recv(65536)
                         connection.sendall(content)
                         connection.shutdown(socket.SHUT_WR)
+                        # A close with unread bytes is a reset, which can take the answer away from the client.
+                        connection.settimeout(0.2)
+                        while connection.recv(65536):
+                            pass
 
         Thread(target=answer, daemon=True).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -53,7 +53,7 @@ ANSWERS = {
     "half a body": (http('{"experiment": {}}')[:-4], "IncompleteRead"),
     "SSH": (b"SSH-2.0-OpenSSH_9.2\r\n", NOT_MLFLOW),
     "an alert of TLS": (b"\x15\x03\x01\x00\x02\x02\x46", NOT_MLFLOW),
-    "an end": (b"", "Connection"),
+    "an end": (b"", "closed the connection"),
 }
 
 
