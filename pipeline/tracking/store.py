@@ -77,8 +77,8 @@ LOG_IN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACK
 REMEDIES = {  # by what an error says; {uri} is the store's address, {0} what the parentheses match
     "valid JSON|ParseError|BadStatusLine|code 404|ENDPOINT_NOT_FOUND|No experiment": "This is not MLflow's answer: it "
     "may be that of a login page, a proxy or another program. Log in, or correct MLFLOW_TRACKING_URI",
-    "RemoteDisconnected|Connection reset": "The program there closed the connection. Check that it is MLflow's server, or "
-    "correct MLFLOW_TRACKING_URI",
+    "RemoteDisconnected|Connection reset": "The program there closed the connection. Check that it is MLflow's server, "
+    "or correct MLFLOW_TRACKING_URI",
     r"schema \(found version": "Back the database up, then run `mlflow db upgrade {uri}`",
     "Can't locate revision": "A newer MLflow made this database. Use that version, or another store",
     "database is locked": "Another program is writing to this database. End that program, or wait for it",
