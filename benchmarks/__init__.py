@@ -1,9 +1,10 @@
-"""Benchmarks that are run by hand, beside the pipeline's own: how they keep their samples and print their figures."""
+"""Benchmarks that are run by hand, besides the pipeline's benchmark. This file writes their samples and prints
+results."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import pipeline  # before NumPy: it sets how long OpenBLAS's idle threads spin
+import pipeline  # before NumPy: the import sets how long OpenBLAS's idle threads spin
 from pipeline import files
 from pipeline.benchmark.monitor import sentence
 from pipeline.benchmark.samples import HEADER, Benchmark, Sample
@@ -11,7 +12,7 @@ from pipeline.results import BenchmarkProvenance
 
 
 def problem_of(lesson: str) -> str:
-    """The folder in which a lesson stands."""
+    """The folder of a lesson."""
     (file,) = Path(pipeline.__file__).parent.glob(f"lessons/*/{lesson}.py")
     return file.parent.name
 
@@ -22,7 +23,7 @@ def keep(samples: list[Sample], where: BenchmarkProvenance, table: Path, facts: 
 
 
 def heading(measured: Benchmark) -> Iterator[str]:
-    """What the samples were taken on, and how."""
+    """The machine and the method of the samples."""
     where = measured.provenance
     versions = ", ".join(f"{framework} {version}" for framework, version in where.versions.items())
     device = f"{where.device_name}, host " if where.device != "cpu" else ""

@@ -1,7 +1,6 @@
-"""`make bench`: every lesson beside the matrix products alone, its hand-tuned variant, and what a user might write.
-
-All candidates of a size are interleaved (pipeline/benchmark/benchmark.py). Leaves the samples in results/bench.csv,
-where the report finds them too, and with --output in a folder of docs/results.
+"""`make bench`: every lesson beside the matrix products alone, its hand-tuned variant, and programs that a user might
+write instead. All candidates of a size are interleaved (pipeline/benchmark/benchmark.py). The samples go to
+results/bench.csv, which the report also reads, and with --output to a folder of docs/results.
 
     python -m benchmarks.bench --at small --processes 3
 """
@@ -49,10 +48,10 @@ PEERS = {
     "lengths": ["peers/torch_examples", "peers/tensorflow_examples"],
 }
 PEERS["large"] = PEERS["small"]
-WITHIN_TORCH, WITHIN = 0.03, 0.05  # half the width of an interval, as asked for
+WITHIN_TORCH, WITHIN = 0.03, 0.05  # the half width that an interval should have
 BEST_MODULE = "the best torch_module"
 FASTEST = "the fastest lesson"
-# The same lines without the allocator's setting: a process of its own, which patches it away before a runtime starts.
+# The same lines without the allocator's setting: a separate process, which removes the setting before a runtime starts.
 BY_DEFAULT = (
     "from pipeline import runtimes; runtimes.keep_freed_memory = lambda: None;"
     "from pipeline.benchmark.process import main; main()"
@@ -60,7 +59,7 @@ BY_DEFAULT = (
 
 
 class Goal(NamedTuple):
-    """A step of `lesson` should take at most `most` times as long as one of `beside`."""
+    """A step of `lesson` should take at most `most` times as long as a step of `beside`."""
 
     size: str
     lesson: str
@@ -91,7 +90,7 @@ GOALS = [
 ]
 WITHOUT = "numpy_arrays without the allocator's setting"
 ALLOCATOR_GOALS: dict[str, float | None] = {"small": 0.65, "large": None}
-Pairs = list[tuple[list[Sample], list[Sample]]]  # with the setting, without: of processes that nothing disturbed
+Pairs = list[tuple[list[Sample], list[Sample]]]  # with the setting, without it: only undisturbed processes
 
 
 def main() -> None:
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=CONFIG.processes, metavar="N", help="of each size, at least")
     parser.add_argument("--rounds", type=int, default=CONFIG.rounds, metavar="N", help="in each process, at most")
     parser.add_argument("--seconds", type=float, default=CONFIG.seconds, help="after which it stops")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="also keep samples and machine there")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="also write samples and machine to this folder")
     arguments = parser.parse_args()
     config = replace(CONFIG, processes=arguments.processes, rounds=arguments.rounds, seconds=arguments.seconds)
     resolved = resolve(load_params())
@@ -137,7 +136,7 @@ def plan(keys: list[str], environment: Environment) -> list[Size]:
 
 
 def _pairs(key: str, chosen: list[Candidate]) -> Iterator[Pair]:
-    """What a size is measured for: every goal whose candidates are named."""
+    """The goals that a size is measured for: those whose candidates are in the plan."""
     for goal in GOALS:
         above, below = Candidate.parse(goal.lesson), Candidate.parse(goal.beside)
         if goal.size == key and {above, below} <= {*chosen}:
@@ -196,7 +195,7 @@ def _row(goal: Goal, case: Case, names: list[str]) -> Iterator[list[object]]:
     beside = Candidate.parse(goal.beside)
     if goal.beside == BEST_MODULE:
         beside = min(map(Candidate.parse, MODULES), key=case.median)
-    if beside not in case.seconds:  # JAX, which was not asked for
+    if beside not in case.seconds:  # JAX was not asked for
         return
     lesson = min(map(Candidate, names), key=case.median) if goal.lesson == FASTEST else Candidate(goal.lesson)
     estimate = case.ratio(lesson, beside)
@@ -213,7 +212,7 @@ def _allocator_row(pairs: Pairs, most: float | None) -> list[object]:
 
 
 def _paces(taken: list[Sample]) -> Array:
-    """The median of a process: with and without the setting nothing is interleaved."""
+    """The median of a process. Processes with and without the setting are not interleaved."""
     return np.array([np.median([sample.seconds / sample.steps for sample in taken])])
 
 

@@ -1,13 +1,11 @@
 """`make bench-gpu`: the two-layer lessons on a GPU, beside two baselines, NumPy and PyTorch on the host, and variants.
 
-Answers: what a captured step takes at the tutorial's size, beside the matrix products and the launches alone; what
-capturing costs and buys; how near the largest size comes to its matrix products alone; at which size a step is 50
-times as fast as NumPy's on the same host; and what TF32, deterministic kernels, one graph for all batches and
-(`--compile`) `torch.compile` change. Where there is no Docker for `make bench-gpu`, `python -m benchmarks.gpu` needs a
-Python with torch, NumPy, scipy, psutil, threadpoolctl and nvidia-ml-py. TensorFlow's lesson is measured where there is
-TensorFlow, in its own interpreter.
-
-Leaves the samples in docs/results/DEVICE. `--device cpu` tries it out where there is no GPU.
+It measures how long a captured step takes at the tutorial's size, beside the matrix products and the launches alone;
+what capturing costs and saves; how close the largest size comes to its matrix products alone; at which size a step is
+50 times as fast as NumPy's on the same host; and the effects of TF32, deterministic kernels, one graph for all batches
+and (`--compile`) `torch.compile`. Without Docker, `python -m benchmarks.gpu` needs a Python with torch, NumPy, scipy,
+psutil, threadpoolctl and nvidia-ml-py. TensorFlow's lesson is measured if TensorFlow is installed, in its own
+interpreter. The samples go to docs/results/DEVICE. `--device cpu` tries it out without a GPU.
 """
 
 import argparse
@@ -58,10 +56,10 @@ SIZES = [
 ]
 CONFIG = BenchmarkConfig(processes=3, rounds=8, turn_seconds=0.05, seconds=0)
 TUTORIAL = SIZES[1]
-BASELINE_AIM = 1.5  # times the higher of the two baselines, of torch_autograd at the tutorial's size
-SHARE_AIM = 0.9  # of the speed of the matrix products alone, at the largest size
-PARITY_STEPS = 6  # on two batches: two run as they are, then every step is a replay
-PARITY_CHANGE = 0.01  # of the weights in a step, about: many times what float32 can tell apart
+BASELINE_AIM = 1.5  # the goal for torch_autograd at the tutorial's size, as a multiple of the higher baseline
+SHARE_AIM = 0.9  # the goal at the largest size, as a share of the speed of the matrix products alone
+PARITY_STEPS = 6  # on two batches: the first two steps run eagerly, then every step is a replay
+PARITY_CHANGE = 0.01  # of the weights in a step, about: many times the resolution of float32
 
 
 def main() -> None:
@@ -88,12 +86,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     number = range(1, len(SIZES) + 1)
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to try it out")
-    parser.add_argument("--sizes", type=int, choices=number, default=len(SIZES), help="how many, from the smallest")
-    parser.add_argument("--only", type=int, choices=number, help="this one of the sizes alone")
-    parser.add_argument("--processes", type=int, default=CONFIG.processes, help="fresh ones for each interpreter")
+    parser.add_argument("--sizes", type=int, choices=number, default=len(SIZES), help="sizes, from the smallest")
+    parser.add_argument("--only", type=int, choices=number, help="measure only this one of the sizes")
+    parser.add_argument("--processes", type=int, default=CONFIG.processes, help="new processes for each interpreter")
     parser.add_argument("--rounds", type=int, default=CONFIG.rounds, help="turns of each candidate in a process")
-    parser.add_argument("--no-parity", action="store_true", help="leave out how far the weights are from float64's")
-    parser.add_argument("--compile", action="store_true", help="afterwards torch.compile, at the tutorial's size")
+    parser.add_argument("--no-parity", action="store_true", help="leave out the weights' difference from float64")
+    parser.add_argument("--compile", action="store_true", help="then measure torch.compile at the tutorial's size")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     return parser.parse_args()
 
@@ -110,7 +108,7 @@ def _candidates(environment: Environment) -> list[Candidate]:
 
 def _compiled(environment: Environment, config: BenchmarkConfig, *, after: int) -> list[Sample]:
     """Samples of torch.compile in processes of its own, numbered from `after` on. None, if it fails: it says why."""
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes that keeps running
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes that would keep running
     size = Size(PROBLEM, dict(zip(KEYS, TUTORIAL, strict=True)), [COMPILED])
     try:
         samples, _ = benchmark([size], config=config, dtype="float32", environment=environment, on_process=print)
@@ -144,7 +142,7 @@ def _report(measured: Benchmark, taken: list[Sample]) -> Iterator[str]:
 
 
 def _at_the_tutorials_size(lesson: Candidate, case: Case) -> Iterator[str]:
-    """A captured step beside its two baselines, what capturing it costs, and what replaying it buys."""
+    """A captured step beside its two baselines, the cost of capturing it, and the gain of replaying it."""
     yield f"{lesson}: {1e6 * case.median(lesson):.1f} µs a step at the tutorial's size"
     products, floor, eager = case.matmul(lesson), case.launch_floor(lesson.name), Candidate(lesson.name, "eager")
     if floor:
@@ -227,7 +225,7 @@ def _environment(device: str) -> Environment:
         if index >= len(cuda.devices):
             names = ", ".join(gpu.name for gpu in cuda.devices) or cuda.absence
             raise UserError(
-                f"there is no {device}; found: {names}. Run it on a machine with an NVIDIA GPU, or try it out with "
+                f"There is no {device}; found: {names}. Run it on a machine with an NVIDIA GPU, or try it out with "
                 "--device cpu."
             )
         name, driver = cuda.devices[index].name, cuda.driver

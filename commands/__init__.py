@@ -1,4 +1,4 @@
-"""The commands beside `dvc repro`: `python -m commands --help`. Make's targets call them."""
+"""The commands besides `dvc repro`: `python -m commands --help`. The targets of the Makefile call them."""
 
 import sys
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""The one command line of everything beside `dvc repro`. Each command imports what it needs when it runs."""
+"""The command line for everything besides `dvc repro`. Each command imports its modules when it runs."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def commands() -> None:
 def params() -> None:
     """Check params.yaml and the git repository.
 
-    `make repro` does so before DVC reads them, because DVC's own messages name no remedy.
+    `make repro` does so before DVC starts, because DVC's own messages name no remedy.
     """
     from pipeline.git import check_repository
     from pipeline.params import load_params
@@ -41,7 +41,7 @@ def params() -> None:
 @click.option("--share", type=CPUS, help="CPUs for each experiment; by default each has a whole node.")
 @click.argument("stages", nargs=-1)
 def sweep(share: int | None, stages: tuple[str, ...]) -> None:
-    """Run the queued experiments side by side.
+    """Run the queued experiments in parallel.
 
     They run here, or on the Ray cluster that RAY_ADDRESS names. STAGES are the stages to run, such as
     train@numpy_arrays; by default all. make sweep SHARE=1 ARGS="STAGES"
@@ -57,7 +57,7 @@ def sweep(share: int | None, stages: tuple[str, ...]) -> None:
 def seeds(n: int, share: int) -> None:
     """Run the experiment on many seeds.
 
-    The seeds 0 to N - 1 run side by side, and a table of all seeds is printed: make seeds N=24
+    The seeds 0 to N - 1 run in parallel, and a table of all seeds is printed: make seeds N=24
     """
     from pipeline import files
     from pipeline.params import load_params
@@ -78,7 +78,7 @@ def seeds(n: int, share: int) -> None:
 @commands.command()
 @click.argument("run")
 def reproduce(run: str) -> None:
-    """Run an MLflow run again, with a verdict.
+    """Run an MLflow run again, and print a verdict.
 
     make reproduce RUN=ID. RUN is an id from MLflow, or its beginning. The exit status is 0 for identical results or a
     difference within tolerance, 1 for a larger difference, and 2 if the run cannot be reproduced here. Make itself ends
@@ -118,7 +118,7 @@ def verify(folders: tuple[Path, ...]) -> None:
 
     folders = folders or tuple(sorted(EXPORTED.glob("*")))
     if not folders:
-        raise UserError("Nothing was exported here. Run `make export RUN=ID`, or name a folder with EXPORT=…")
+        raise UserError("Nothing was exported here. Run `make export RUN=ID`, or name a folder with EXPORT=FOLDER.")
     wrong = [f"{folder}: {fault}" for folder in folders for fault in verify(folder)]
     print("\n".join(wrong or [f"{folder} is unchanged" for folder in folders]))
     sys.exit(bool(wrong))
@@ -138,15 +138,14 @@ def explain(name: str, problem: str | None, device: str) -> None:
     from pipeline.parity.lesson_file import find_or_write
 
     problem = find_or_write(name, problem)
-    # In a process of its own, which has the framework, and which a container may start with another Python.
+    # In a separate process with the framework, which a container may start with another Python.
     os.execv(sys.executable, [sys.executable, "-m", "pipeline.parity.explain", name, problem, device])
 
 
 @commands.command()
 def track() -> None:
-    """Send the MLflow store what it lacks of the current results.
-
-    It asks the store, so runs that were deleted there are sent again. `dvc repro` trusts its own receipt.
+    """Send the MLflow store the current results that it lacks. It asks the store, so runs that were deleted there are
+    sent again. `dvc repro` relies on its receipt instead.
     """
     from pipeline.params import load_params
     from pipeline.tracking.runs import log_results
@@ -168,14 +167,15 @@ def ui(port: int) -> None:
             port = probe.getsockname()[1]
     except OSError as error:
         cause = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {os.strerror(error.errno or 0)}"
-        raise UserError(f"port {port} of {HOST} {cause}. Take another port: make ui PORT=5001.") from None
+        raise UserError(f"Port {port} of {HOST} {cause}. Take another port: make ui PORT=5001.") from None
     uri = store.tracking_uri()
     if uri.startswith("http"):
         server = os.environ.get("MLFLOW_UI", store.store_name())
         raise UserError(f"MLFLOW_TRACKING_URI names a server. Open its page: {server}")
     _, experiment = store.connect()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight helper processes that nothing here uses
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not as an argument: `ps` shows arguments, and it may hold a password
+    # Not as an argument: `ps` shows arguments, and the address may contain a password.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
     address = f"http://{HOST}:{port}/#/experiments/{experiment}/runs?{store.TRAINING}"
     print(f"{address} (Ctrl-C stops it)", flush=True)
     command = ["mlflow", "server", "--artifacts-destination", (store.root() / "mlruns").as_uri(), "--host", HOST]
@@ -196,7 +196,7 @@ def release(version: str) -> None:
 
 
 def _serve(command: list[str]) -> int:
-    """Run MLflow's server until it ends or is interrupted. Returns its exit status; interrupted by Ctrl-C it is 0.
+    """Run MLflow's server until it ends or is interrupted. Returns its exit status, or 0 after Ctrl-C.
 
     The server's output is shown only if it fails, because its hints and warnings are for MLflow's developers.
     """
@@ -205,7 +205,7 @@ def _serve(command: list[str]) -> int:
             [sys.executable, "-W", "ignore", "-m", *command],
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the server
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the server
             preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # noqa: PLW1509 (a closed terminal ends the server, too)
         )
         try:
@@ -239,7 +239,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    for name in OF_REPOSITORIES:  # DVC's libraries, which some commands call here, would read them
+    for name in OF_REPOSITORIES:  # libraries of DVC, which some commands call, would read these variables
         os.environ.pop(name, None)
     with shown_to_the_user():
         main()

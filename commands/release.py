@@ -1,4 +1,4 @@
-"""Make a release in this checkout: versions, commit, tag and notes. docs/releasing.md says what a person does."""
+"""Make a release in this checkout: versions, commit, tag and notes. docs/releasing.md lists the steps of a person."""
 
 import re
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from pipeline.git import git
 CI_PASSED = Path(".dvc/tmp/ci-passed")  # .ci/run writes the commit that passed
 CITATION = Path("CITATION.cff")
 NUMBERS = re.compile(r"\d+\.\d+\.\d+")
-VERSIONS = {  # where a version is, for a regular expression that has it as its second group
+VERSIONS = {  # the files with a version, each with a regular expression whose second group is the version
     CITATION: r"(^version: )(.*)()$",
     Path("pyproject.toml"): r'(^version = ")(.*)(")$',
     Path("docker/Dockerfile"): r'(org\.opencontainers\.image\.version=")(.*)(")',
@@ -18,12 +18,13 @@ VERSIONS = {  # where a version is, for a regular expression that has it as its 
 
 
 def release(version: str) -> str:
-    """Commit and tag `version`. Returns the release notes. Raises UserError, and changes nothing, if it must not."""
+    """Commit and tag `version`. Returns the release notes. Raises UserError, and changes nothing, if a condition is not
+    met."""
     tag, head = f"v{version}", git("rev-parse", "HEAD")
     versions = [name for name in git("tag", "--list", "v*").splitlines() if NUMBERS.fullmatch(name.removeprefix("v"))]
     newest = max(versions, key=_numbers, default="")
     if not NUMBERS.fullmatch(version):
-        raise UserError(f"VERSION={version} is no version. Use three numbers, such as 1.2.0.")
+        raise UserError(f"VERSION={version} is not a version. Use three numbers, such as 1.2.0.")
     if newest and _numbers(version) <= _numbers(newest):
         raise UserError(f"VERSION={version} is not newer than {newest}. Choose a higher version.")
     if (branch := git("rev-parse", "--abbrev-ref", "HEAD")) != "main":

@@ -1,4 +1,5 @@
-"""Named arrays on disk as safetensors, with a checksum in the header, checked for all that can be wrong when read."""
+"""Named arrays in safetensors files. The header holds a checksum, and reading checks it, the names, shapes and
+values."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,16 +15,14 @@ from pipeline.files import write_bytes
 
 
 def write_arrays(path: Path, arrays: Weights) -> None:
-    """Write named arrays as safetensors, with a checksum of them and of the file's name in the header."""
+    """Write named arrays as safetensors. The header holds a checksum of the arrays and of the file's name."""
     arrays = {key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}
     write_bytes(path, save(arrays, metadata={"sha256": _checksum(path.name, arrays)}))
 
 
 def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...] | None] | None = None) -> dict[str, Array]:
-    """The arrays of a file that `write_arrays` wrote.
-
-    Raises UserError when the file is missing or damaged, when arrays are not as in `shapes` (None is any shape), or
-    when a value in them is not finite.
+    """The arrays of a file that `write_arrays` wrote. Raises UserError when the file is missing or damaged, when names
+    or shapes differ from `shapes` (None allows any shape), or when a value is not finite.
     """
     remedy = f"Delete it and run `dvc repro`, which makes {path} again."
     try:
@@ -37,12 +36,13 @@ def read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...] | None] | None 
     actual = {key: array.shape for key, array in arrays.items()}
     wanted = actual if shapes is None else {key: shape or actual.get(key) for key, shape in shapes.items()}
     if actual != wanted:
-        raise UserError(f"{path} holds {actual} where {wanted} is wanted. {remedy}")
+        raise UserError(f"{path} holds {actual}, but {wanted} is needed. {remedy}")
     for key, array in arrays.items():
         if not np.isfinite(array).all():
-            raise UserError(f"{path}: {key} holds {np.count_nonzero(~np.isfinite(array))} values not finite. {remedy}")
+            count = np.count_nonzero(~np.isfinite(array))
+            raise UserError(f"{path}: {key} holds {count} values that are not finite. {remedy}")
     if recorded != _checksum(path.name, arrays):
-        raise UserError(f"{path} is not what was written: its checksum does not match. {remedy}")
+        raise UserError(f"{path} was changed after it was written: its checksum does not match. {remedy}")
     return arrays
 
 

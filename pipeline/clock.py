@@ -1,4 +1,4 @@
-"""The only clock. Everything that is timed is timed here, around work that has really ended."""
+"""The only clock. It synchronizes the device before it reads the time, so it measures work that has ended."""
 
 import os
 import statistics
@@ -11,7 +11,7 @@ from typing import Any
 
 KEPT_CALLS = 500
 
-# Where the time of a training goes, in the order in which it first goes there; the residual is what no other has.
+# The parts of a training's time, in the order in which they first occur. The last is the residual.
 TIME_BREAKDOWN = {
     "imports": "the interpreter's start, the imports, params.yaml",
     "device_context": "threads, precision, the device's context",
@@ -19,11 +19,11 @@ TIME_BREAKDOWN = {
     "setup": "constructing the implementation: weights to the device",
     "transfer": "placing each batch on the device",
     "compile": "what can be done before a step: a graph's definition and compilation, CUDA graphs",
-    "first_steps": "the first step, of PyTorch on a GPU the first two: what is chosen or allocated once, and the steps",
+    "first_steps": "the first step, with what is chosen or allocated once; of PyTorch on a GPU the first two steps",
     "train": "all steps after these",
     "read_back": "losses and weights to host memory",
     "log": "showing the progress",
-    "checkpoint": "keeping where a long training has got to, and taking it up there",
+    "checkpoint": "writing checkpoints of a long training, and resuming from one",
     "predict": "predictions, and the gradient at the initial weights, for the evaluation",
     "save": "writing the results",
     "residual": "everything else: the loop itself, checking that losses are finite",
@@ -31,9 +31,9 @@ TIME_BREAKDOWN = {
 
 
 class Stopwatch:
-    """Books the wall-clock seconds since the process started, each once, and keeps the seconds a step of timed calls.
-
-    `synchronize` returns when the device is idle. It is called before the clock is read, at both ends.
+    """Divides the wall-clock time since the process started among the parts, and keeps the seconds a step of timed
+    calls. `synchronize` returns when the device is idle. It is called before the clock is read, at the start and at the
+    end.
     """
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
@@ -41,14 +41,15 @@ class Stopwatch:
         self.seconds = dict.fromkeys(TIME_BREAKDOWN, 0.0)
         self.seconds["imports"] = process_seconds()
         self.steps = 0
-        self.step_seconds: list[float] = []  # of every `stride`-th call, so that a long training takes no more memory
+        self.step_seconds: list[float] = []  # of every `stride`-th call, so that memory stays bounded
         self.stride, self.calls = 1, 0
 
     @contextmanager
     def measure(self, name: str, *, steps: int = 0) -> Iterator[list[float]]:
-        """Book what is done inside under `name`, one of TIME_BREAKDOWN; with `steps`, as a call of so many, too.
+        """Add the time of the body to the part `name`, one of TIME_BREAKDOWN. With `steps`, the body is a call of that
+        many steps, whose seconds a step are kept.
 
-        Yields a list that holds, afterwards, the seconds.
+        Yields a list that holds the seconds when the body has ended.
         """
         with timed(lambda: self.synchronize()) as seconds:  # noqa: PLW0108 (it may be set inside)
             yield seconds
@@ -65,9 +66,9 @@ class Stopwatch:
     def summary(self, batch_size: int) -> dict[str, Any]:
         """Fields of results.Timing, in seconds but for examples_per_second.
 
-        breakdown_seconds add up to wall_seconds, the seconds since the process started. The median and 95th percentile
-        of a step are over the calls after the first, each call's seconds per step; examples
-        per second are at the median.
+        breakdown_seconds add up to wall_seconds, the seconds since the process started. The median and the 95th
+        percentile of a step are over each call's seconds per step, without the first call. examples_per_second is
+        computed from the median.
         """
         wall = process_seconds()
         breakdown = self.seconds | {"residual": wall - sum(self.seconds.values())}
@@ -84,7 +85,7 @@ class Stopwatch:
 
 @contextmanager
 def timed(synchronize: Callable[[], None]) -> Iterator[list[float]]:
-    """Yields a list that holds, afterwards, the seconds between idle and idle that the work inside took."""
+    """Yields a list that holds, when the body has ended, its seconds, from one idle state of the device to the next."""
     seconds: list[float] = []
     synchronize()
     start = time.perf_counter()
@@ -94,7 +95,7 @@ def timed(synchronize: Callable[[], None]) -> Iterator[list[float]]:
 
 
 def now() -> float:
-    """Seconds on a clock that does not jump, even where the system's time is set."""
+    """Seconds on a monotonic clock: setting the system's time does not change it."""
     return time.monotonic()
 
 
@@ -108,16 +109,16 @@ def pause(seconds: float) -> None:
 
 
 def process_seconds() -> float:
-    """The seconds since this process was started, to 10 ms; an exec within it starts nothing anew."""
-    # Field 22 of proc(5)'s stat; what stands before the last parenthesis is the program's name, which may hold spaces.
+    """The seconds since this process was started, to 10 ms. An exec does not reset them."""
+    # Field 22 of /proc/PID/stat, see proc(5). The program's name before the last parenthesis may hold spaces.
     ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def other_processes() -> Iterator[list[float]]:
-    """Yields a list that holds, afterwards, how many of the CPUs that this process may use other processes kept busy
-    meanwhile, on average, and how many of them a virtual machine's host took away (steal time)."""
+    """Yields a list that holds, when the body has ended, two averages: how many of the CPUs that this process may use
+    were busy with other processes, and how many the host of a virtual machine took away (steal time)."""
     cpus: list[float] = []
     before = _other_seconds()
     with timed(lambda: None) as seconds:
@@ -126,8 +127,8 @@ def other_processes() -> Iterator[list[float]]:
 
 
 def disturbances() -> tuple[int, float]:
-    """Since some time in the past: how often another thread took a CPU from one of this process's threads (involuntary
-    context switches), and how many CPU seconds a virtual machine's host took away (steal time, to 10 ms)."""
+    """Two counters that only grow: how often another thread took a CPU from a thread of this process (involuntary
+    context switches), and how many CPU seconds the host of a virtual machine took away (steal time, to 10 ms)."""
     import resource
 
     import psutil
@@ -136,12 +137,12 @@ def disturbances() -> tuple[int, float]:
 
 
 def _other_seconds() -> tuple[float, float]:
-    """CPU seconds since the start of the machine, on the CPUs that this process may use: of processes but this one and
-    its children, and of steal time."""
+    """CPU seconds since the machine started, on the CPUs that this process may use: those of other processes (not this
+    one and its children), and those of steal time."""
     import psutil
 
     usable, every = os.sched_getaffinity(0), psutil.cpu_times(percpu=True)
     cpus = [every[number] for number in usable if number < len(every)]
-    # User time holds what guests take; neither idle nor iowait is busy.
+    # User time includes the time of guests. Neither idle nor iowait is busy.
     busy = sum(cpu.user + cpu.nice + cpu.system + cpu.irq + cpu.softirq for cpu in cpus)
     return busy - sum(os.times()[:4]), sum(cpu.steal for cpu in cpus)

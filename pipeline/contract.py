@@ -1,11 +1,11 @@
-"""What every implementation offers, and how one is found by its name.
+"""The interface of an implementation, and how its name leads to its file.
 
 An implementation is the class `Implementation` in `pipeline/lessons/PROBLEM/NAME.py`. There is no registry: the line
 `NAME: PROBLEM` in params.yaml makes it part of the experiment. NAME is `<framework>_<mechanism>`, and the part before
 the underscore names the runtime, a module of `pipeline/runtimes/`.
 
-The implementation is the maths of one step. Everything else belongs to the runtime: which batch comes next, the loop
-over steps, the losses, and reading results back to host memory.
+An implementation is the maths of one step. The runtime does everything else: it chooses the batches, loops over the
+steps, collects the losses and copies results to host memory.
 
 A batch holds the arrays of N examples: the inputs, which the problem draws, and last the targets, y (N, outputs).
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
 Batch = Mapping[str, Array]
-Chunk = Mapping[str, Array]  # several batches: each array as in a batch, with the number of batches in front
+Chunk = Mapping[str, Array]  # several batches: the arrays of a batch, with the number of batches as first dimension
 Factors = list[tuple[Array, Array]]  # the left and the right side of matrix products
 
 
@@ -35,7 +35,7 @@ class Implementation(Protocol):
     def __init__(self, weights: Weights, *, learning_rate: float, device: str) -> None: ...
 
     def place(self, batch: Batch) -> tuple[Any, ...]:
-        """What `step` takes of a batch, on the device. Called once for each batch."""
+        """The arguments of `step` for a batch, on the device. Called once for each batch."""
         ...
 
     def step(self, *placed: Any) -> Any:
@@ -43,16 +43,16 @@ class Implementation(Protocol):
         ...
 
     def predict(self, *inputs: Array) -> Array:
-        """Predictions (N, outputs) for the arrays of a batch without y, from and to host memory."""
+        """Predictions (N, outputs) for the arrays of a batch without y. Arguments and result are in host memory."""
         ...
 
 
 class Problem(Protocol):
     """A model, its random data and its float64 reference: a module of `pipeline/problems/`.
 
-    The module's docstring has the equations. `sizes` has the attributes of the module's own `Sizes`, a pydantic model,
-    and `batch_size` where a batch matters. A problem of sequences also has `sequence_total(sizes)`, the expected sum of
-    the lengths in a batch.
+    The module's docstring has the equations. `sizes` has the attributes of the module's pydantic model `Sizes`, and
+    `batch_size` where a batch is concerned. A problem of sequences also has `sequence_total(sizes)`, the expected sum
+    of the lengths in a batch.
     """
 
     Sizes: type[Any]
@@ -79,7 +79,8 @@ class Problem(Protocol):
         noise: float,
         generator: np.random.Generator,
     ) -> Array:
-        """Targets y (N, outputs), float32: answers of a network with the teacher's weights, with noise; else random."""
+        """Targets y (N, outputs), float32: with a teacher, its network's predictions plus noise; without one, random
+        numbers."""
         ...
 
     def predict(self, weights: Weights, *inputs: Array) -> Array: ...
@@ -89,7 +90,7 @@ class Problem(Protocol):
         ...
 
     def best_constant(self, y: Array) -> Array:
-        """The prediction (outputs,) with the smallest loss among those that do not look at the input."""
+        """The constant prediction (outputs,) with the smallest loss."""
         ...
 
     def loss_and_gradients(self, weights: Weights, *batch: Array) -> tuple[float, dict[str, Array]]: ...

@@ -1,7 +1,7 @@
 """What the experiment runs on: device, threads and versions, found out without importing a framework.
 
-`environment.json` holds what results may depend on and nothing that changes from one minute to the next, so that an
-unchanged machine leaves everything downstream alone, and another machine runs it again.
+`environment.json` holds what results may depend on, and nothing that changes from minute to minute. So DVC reruns
+nothing on an unchanged machine, and everything on another machine.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pipeline.running.machine import available_cpus, cpu_name
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-# Variables that choose kernels or their order, and with them the last bits of a result; and those that do not. TF_
-# alone is Terraform's too, whose variables may hold passwords.
+# Variables that may change kernels or their order, and so the last bits of a result; and exceptions. The prefix TF_
+# alone would also match Terraform's variables, which may hold passwords.
 CHANGE_BITS = (
     r"ATEN_|BLIS_|CUBLAS_|CUDNN_|DNNL_|GLIBC_T|MKL_|NPY_|NVIDIA_TF32|OMP_|ONEDNN_|OPENBLAS_|"
     r"TF_(CUDNN|DETERMINISTIC|DISABLE|ENABLE|GPU|USE|XLA)_|TORCH_|XLA_"
 )
 CHANGE_NONE = r"OPENBLAS_THREAD_TIMEOUT|OPENBLAS_VERBOSE|TORCH_(PYTHON|LOGS|HOME)|.*_NUM_THREADS$"
-OURS = ("numpy", "torch", "tensorflow")  # the frameworks that `make setup` installs; NumPy draws the data and judges
+OURS = ("numpy", "torch", "tensorflow")  # frameworks of `make setup`; NumPy also draws data
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The content of environment.json. Device names are the makers' own; `device` is cpu or cuda:N."""
+    """The content of environment.json. Device names are those of the manufacturer; `device` is cpu or cuda:N."""
 
     device: str
     device_name: str
@@ -44,7 +44,7 @@ class Environment:
     precision: str
     deterministic: bool
     python: str
-    versions: dict[str, str]  # of what computes, by framework
+    versions: dict[str, str]  # by framework
     # Environment variables that may change the last bits of a result. Runs in a store from before have none.
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -58,10 +58,9 @@ def resolve(
     params: Params, *, asked: str = "params.yaml: device", on_fallback: Callable[[str, bool], None] = lambda *_: None
 ) -> Environment:
     """The environment that `params` ask for on this machine. `asked` names the setting of the device in messages.
-
-    `on_fallback(reason, doubtful)` is called when `device: auto` takes the CPU; doubtful, where there may be a GPU.
-
-    Raises UserError when they ask for a CUDA device that is not there or that an installed framework cannot use.
+    `on_fallback(reason, doubtful)` is called when `device: auto` chooses the CPU; `doubtful` is true where there may be
+    a GPU. Raises UserError when `params` ask for a CUDA device that does not exist or that an installed framework
+    cannot use.
     """
     frameworks = {framework_of(name) for name in params.implementations}
     versions = versions_of(frameworks)
@@ -111,7 +110,7 @@ def check_imported(environment: Environment) -> None:
 
 
 def _why_no_gpu(cuda: gpus.Gpus, frameworks: set[str], versions: dict[str, str]) -> str:
-    """Why the frameworks of the experiment cannot all use a GPU, or nothing."""
+    """Why some framework of the experiment cannot use a GPU; empty if all can."""
     if not cuda.devices:
         return cuda.absence
     cpu_builds = [f"{name} {version}" for name, version in versions.items() if name in frameworks and "+cpu" in version]
@@ -122,13 +121,13 @@ def _why_no_gpu(cuda: gpus.Gpus, frameworks: set[str], versions: dict[str, str])
 
 
 def runs_here(framework: str) -> bool:
-    """Whether this interpreter is the one that TORCH_PYTHON or TENSORFLOW_PYTHON names, or none is named."""
+    """Whether this interpreter is the one that TORCH_PYTHON or TENSORFLOW_PYTHON names, or neither is set."""
     python = os.environ.get(f"{framework.upper()}_PYTHON")
     return not python or Path(sys.prefix) == Path(python).parent.parent
 
 
 def enter_interpreter(framework: str) -> None:
-    """Replace this process by the same command in the framework's interpreter, where that is another one.
+    """Replace this process by the same command in the framework's interpreter, if that is another interpreter.
 
     The CUDA builds of the two frameworks cannot share an environment, so the GPU image has one for each.
     """
@@ -137,26 +136,25 @@ def enter_interpreter(framework: str) -> None:
     python = os.environ[f"{framework.upper()}_PYTHON"]
     binaries = Path(python).parent
     environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "VIRTUAL_ENV": str(binaries.parent)}
-    environment.setdefault("PIPELINE_PYTHON", sys.executable)  # which has DVC and MLflow
+    environment.setdefault("PIPELINE_PYTHON", sys.executable)  # the interpreter that has DVC and MLflow
     os.execve(python, [python, *sys.orig_argv[1:]], environment)
 
 
 def versions_of(frameworks: set[str]) -> dict[str, str]:
-    """Versions of what computes. A CPU build is marked +cpu, also TensorFlow's, whose version does not say it.
-
-    A framework of the user's own need not be a package, and then has no version. Raises UserError when NumPy, or one
-    of ours that `frameworks` has, is missing.
+    """Versions of the frameworks. A CPU build is marked +cpu, also TensorFlow's, whose own version does not show it. A
+    framework that a user added need not be a package, and then has no version. Raises UserError when NumPy is missing,
+    or one of `frameworks` that `make setup` installs.
     """
     versions: dict[str, str] = {}
     for framework in [*OURS, *sorted(frameworks - set(OURS))]:
         for package in (framework, f"{framework}-cpu"):
-            for distribution in _distributions(framework, package)[:1]:  # Python imports the first of several
+            for distribution in _distributions(framework, package)[:1]:  # of several Python imports the first
                 versions[framework] = distribution.version + ("+cpu" if package.endswith("-cpu") else "")
     missing = ({"numpy"} | (frameworks & set(OURS))) - versions.keys()
     if missing:
         raise UserError(
             f"{' and '.join(sorted(missing))} cannot be found. Run `make setup`, then activate .venv; "
-            "or take the lessons of what is missing out of params.yaml."
+            "or remove the lessons that need it from params.yaml."
         )
     return versions
 

@@ -7,34 +7,33 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# As frameworks call theirs, by the name alone: this file imports none of them.
+# The names of the frameworks' exceptions: this file imports no framework.
 OUT_OF_MEMORY = {
     "MemoryError": "",
     "_ArrayMemoryError": "",  # NumPy's
     "OutOfMemoryError": " on the GPU",  # PyTorch's, for a device
     "ResourceExhaustedError": "",  # TensorFlow's
 }
-ASKED = {  # what was asked for, in their words
+ASKED = {  # the size that was asked for, in each library's words
     r"(?:[Tt]ried|[Tt]rying|[Uu]nable) to allocate ([\d.]+ ?(?:[KMGTPE]?i?B|bytes))": "{}",  # PyTorch, XLA, NumPy
     r"OOM when allocating tensor with shape ?(\[[\d,]*\])": "a tensor of the shape {}",  # TensorFlow
 }
 NO_PACKAGES = f"{sys.executable} does not have the pipeline's packages. Run `make setup`, then `. .venv/bin/activate`."
-# What the operating system refuses for a reason that a user can fix.
+# Errors of the operating system whose cause a user can remove.
 FULL = {errno.ENOSPC, errno.EDQUOT}
 REFUSALS = FULL | {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class UserError(Exception):
-    """One or two sentences: the key or file, what was found there, and what to do. Shown without a traceback."""
+    """What is wrong, where, and what to do, in one or two sentences. Shown without a traceback."""
 
 
 @contextmanager
 def shown_to_the_user() -> Iterator[None]:
-    """End the process on an error that the user can fix: with `ERROR:`, a sentence and status 1, and no traceback.
-
-    From then on, a character that the terminal lacks is printed as `?`.
+    """On an error that the user can fix, print `ERROR:` and the sentence without a traceback, and exit with status 1. A
+    character that the terminal lacks is printed as `?` from then on.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # sys.stderr has such a way out from the start
+    if isinstance(sys.stdout, io.TextIOWrapper):  # sys.stderr replaces such characters by default
         sys.stdout.reconfigure(errors="replace")
     try:
         yield
@@ -53,7 +52,7 @@ def shown_to_the_user() -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """A sentence with what was asked for and what to lower, if a framework ran out of memory; else nothing."""
+    """If a framework ran out of memory, a sentence on the size that did not fit and what to lower; otherwise empty."""
     text = str(error)
     where = OUT_OF_MEMORY.get(type(error).__name__)
     if where is None:

@@ -1,4 +1,4 @@
-"""What a stage leaves on disk: the one place that names, writes and checks result files.
+"""The result files of the stages. Only this module names, writes and checks them.
 
     environment.json                    what the experiment runs on
     benchmark_plan.json                 what of params.yaml the benchmark depends on
@@ -24,8 +24,8 @@
     summary.json                        a few numbers, by which states of the experiment are compared
     state.json                          the digest of all of these, by which MLflow knows them
 
-pipeline/results.py says what is in the JSON files. pipeline/array_files.py writes arrays; this file imports no NumPy.
-A file is written beside its place, as .NAME.….part, and then renamed into it: it is there whole, or as before.
+pipeline/results.py says what is in the JSON files. pipeline/array_files.py writes arrays; this file imports no NumPy. A
+file is first written as .NAME.….part in the same folder and then renamed, so it is never half written.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ PARITY = Path("parity")
 GRAPHS = Path("graphs")
 STATE = Path("state.json")
 UNCACHED = (ENVIRONMENT, BENCHMARK_PLAN, STATE)  # DVC keeps these out of its cache
-PART = ".part"  # what a file is called while it is written
+PART = ".part"  # the name of a file while it is written
 
 
 def data_folder(problem: str) -> Path:
@@ -114,7 +114,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         try:
             file.write(content)
             file.flush()
-            with suppress(OSError):  # a file system without modes
+            with suppress(OSError):  # a file system without permissions
                 os.fchmod(file.fileno(), 0o644)
             temporary.replace(path)
         except BaseException:
@@ -124,7 +124,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder, which is gone afterwards."""
+    """An empty folder, which is removed afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -134,14 +134,14 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def remove_parts() -> None:
-    """Remove what a killed stage had begun to write. Call it where no stage can be writing."""
+    """Remove the unfinished files of a killed stage. Call it only while no stage writes."""
     folders = ("data", "reference", "models", "results", "parity", "graphs", "report")
     for part in (*Path().glob(f".*{PART}"), *(path for folder in folders for path in Path(folder).rglob(f".*{PART}"))):
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def md5(path: Path) -> str:
-    """As md5sum prints it, and dvc.lock records it for a file."""
+    """The md5 of a file, as md5sum prints and dvc.lock records it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

@@ -1,4 +1,4 @@
-"""git, as the pipeline calls it, and clones of this checkout with the results of DVC's cache."""
+"""git under fixed settings, and clones of this checkout with the results of DVC's cache."""
 
 import os
 import shutil
@@ -8,17 +8,17 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.running.processes import run_dvc, without_foreign_variables
 
-# What a user may have set in ~/.gitconfig or here, and what would change a clone, a bundle or a patch.
+# Settings of a user, in ~/.gitconfig or in this repository, that would change a clone, a bundle or a patch.
 SETTINGS = dict.fromkeys(("core.attributesFile", "core.excludesFile", "core.hooksPath"), os.devnull)
 SETTINGS |= dict.fromkeys(("core.autocrlf", "core.fsmonitor", "core.safecrlf", "core.splitIndex"), "false")
 SETTINGS |= dict.fromkeys(("fetch.fsckObjects", "transfer.fsckObjects"), "false")
 SETTINGS |= dict.fromkeys(("fetch.recurseSubmodules", "submodule.recurse"), "false")
 SETTINGS |= {"apply.ignoreWhitespace": "no", "apply.whitespace": "nowarn"}
-SETTINGS |= {"maintenance.auto": "false"}  # it would go on in the background, in a folder that is removed
-# Of git's variables these stay: the user's settings, which SETTINGS overrule, and where git looks for a repository.
+SETTINGS |= {"maintenance.auto": "false"}  # it would go on in the background, in a folder that is soon removed
+# These of git's variables stay: they hold settings, which SETTINGS override, or limit where git looks for a repository.
 INHERITED = ("GIT_CONFIG_", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH", "GIT_TRACE")
 VARIABLES = {
-    "GIT_ALLOW_PROTOCOL": "file",  # whatever protocol.file.allow says; no command here uses the network
+    "GIT_ALLOW_PROTOCOL": "file",  # overrides protocol.file.allow; no command here uses the network
     "GIT_ATTR_NOSYSTEM": "1",
     "GIT_DEFAULT_HASH": "sha1",  # of a new repository, as DVC knows it
     "GIT_DEFAULT_REF_FORMAT": "files",
@@ -29,10 +29,9 @@ VARIABLES = {
 def git(
     *arguments: str, folder: Path | str = ".", stdin: str = "", default: str | None = None, **variables: str
 ) -> str:
-    """What a git command prints, without its last line break; `variables` are environment variables.
-
-    The command works in the folder's own repository, under fixed settings. Raises UserError when git fails or is
-    missing, unless there is a `default` to return.
+    """The output of a git command without its last line break. `variables` are environment variables. The command works
+    in the repository of the folder, under fixed settings. Raises UserError when git fails or is missing, unless there
+    is a `default` to return.
     """
     inherited = without_foreign_variables(os.environ).items()
     environment = {key: value for key, value in inherited if not key.startswith("GIT_") or key.startswith(INHERITED)}
@@ -50,20 +49,19 @@ def git(
 
 
 def check_repository() -> None:
-    """Raises UserError when git finds no repository here, or refuses to read it: then with git's own words."""
+    """Raises UserError when git finds no repository here or refuses to read it. A refusal is quoted."""
     try:
         git("rev-parse", "--git-dir", LC_ALL="C")
     except UserError as error:
         if "not a git repository (or any" not in str(error):
             raise
         remedy = "Make it one: git init && git add -A && git commit -m start"
-        raise UserError(f"This folder is no git repository, and DVC needs one. {remedy}") from None
+        raise UserError(f"This folder is not a git repository, and DVC needs one. {remedy}") from None
 
 
 def clone_at(commit: str, clone: Path) -> Path:
-    """Make a clone of this repository at a commit. Returns this folder's place in it.
-
-    It shares this repository's git objects. A shallow clone and a worktree work, too.
+    """Make a clone of this repository at a commit. Returns the folder in the clone that corresponds to this one. The
+    clone shares this repository's git objects. This also works in a shallow clone and in a worktree.
     """
     objects, shallow = (Path(git("rev-parse", "--git-path", name)).resolve() for name in ("objects", "shallow"))
     git("init", "--quiet", str(clone))
@@ -76,20 +74,23 @@ def clone_at(commit: str, clone: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """DVC's cache of this checkout: .dvc/cache, or where `dvc cache dir` has put it."""
+    """DVC's cache of this checkout: .dvc/cache, or the folder that `dvc cache dir` names."""
     from dvc.config import Config  # a third of a second
 
     return Path(Config(dvc_dir=".dvc")["cache"].get("dir") or ".dvc/cache")
 
 
 def check_out_results(clone: Path) -> None:
-    """Copy what a clone's dvc.lock names from this checkout's cache. Raises UserError when something is gone."""
+    """Copy what a clone's dvc.lock names from this checkout's cache. Raises UserError when the cache lacks
+    something."""
     use_cache(clone, cache_folder())
     done = run_dvc(clone, "checkout", "--force", "--quiet", capture_output=True)
     if done.returncode:
-        raise UserError(f"DVC's cache here does not hold all of it: {' '.join(done.stderr.split())[:500]}")
+        raise UserError(
+            f"DVC's cache of this checkout lacks some of its results: {' '.join(done.stderr.split())[:500]}"
+        )
 
 
 def use_cache(clone: Path, cache: Path) -> None:
-    """What `dvc cache dir --local` does, without its start."""
+    """The same as `dvc cache dir --local`, without the time that DVC needs to start."""
     git("config", "--file", ".dvc/config.local", "cache.dir", str(cache.resolve()), folder=clone)

@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine, as their driver tells them through NVML.
+"""The NVIDIA GPUs of this machine, as their driver lists them through NVML.
 
 NVML numbers GPUs as they are on the PCI bus, and so does CUDA here (CUDA_DEVICE_ORDER, pipeline/__init__.py).
 """
@@ -21,7 +21,7 @@ class Device(NamedTuple):
 class Gpus(NamedTuple):
     """The GPUs that CUDA would show and the driver's version; or why there are none.
 
-    `doubtful`: there may be a GPU all the same, since there is a driver that does not answer as it should.
+    `doubtful` is true where a driver exists but fails to answer: then there may be a GPU.
     """
 
     devices: list[Device]
@@ -31,7 +31,7 @@ class Gpus(NamedTuple):
 
 
 def find() -> Gpus:
-    """Raises nothing: an error of NVML is in `absence`."""
+    """Raises nothing: `absence` says which error NVML had."""
     nodes = [node for node in NODES if Path(node).exists()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:

@@ -1,4 +1,4 @@
-"""What parity is judged by: the only place that names the measures. params.yaml has a tolerance for each."""
+"""The measures of the parity check. Only this module names them; params.yaml has a tolerance for each."""
 
 import math
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ PositiveFloat = Annotated[Float, Field(gt=0)]
 
 
 class Measures(Section):
-    """What parity is judged by, each a difference from the float64 reference.
+    """The measures of the parity check, each a difference from the float64 reference.
 
     `gradient` is the relative error of the gradient at the initial weights, the largest over the weights; `loss_curve`
     the largest relative difference of a training loss; `predictions` the largest difference of a held-out prediction
@@ -33,7 +33,7 @@ class Measures(Section):
     predictions: Annotated[Float, Field(ge=0)]
 
     def over(self, tolerances: "Tolerances") -> list[str]:
-        """The names of the measures that are over their tolerance."""
+        """The names of the measures that exceed their tolerance."""
         return [name for name, limit in tolerances if not getattr(self, name) <= limit]
 
 

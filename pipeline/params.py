@@ -1,4 +1,4 @@
-"""params.yaml, typed and strict: what it may hold, and a clear sentence for what it may not."""
+"""The model of params.yaml, typed and strict. A wrong key or value gives a sentence with the remedy."""
 
 import codecs
 import difflib
@@ -103,7 +103,7 @@ else:
 
 
 class Params(Section):
-    """The whole of params.yaml; the keys are explained there."""
+    """All of params.yaml. The comments in that file explain the keys."""
 
     seed: Annotated[int, Field(ge=0, lt=2**128)]
     dtype: Literal["float32", "float64"]
@@ -120,7 +120,7 @@ class Params(Section):
 
     @property
     def tolerances(self) -> Tolerances:
-        """What parity may differ by in the run's arithmetic."""
+        """The tolerances for the arithmetic of the run."""
         tf32 = self.dtype == "float32" and self.precision == "tf32"
         return self.parity.tf32 if tf32 else getattr(self.parity, self.dtype)
 
@@ -135,9 +135,8 @@ class Params(Section):
     def problem_of(self, name: str) -> str:
         """The problem of an implementation. Raises UserError when params.yaml does not list it."""
         if name not in self.implementations:
-            raise UserError(
-                f"{name} is not in {PARAMS} under implementations; it lists {', '.join(self.implementations)}."
-            )
+            names = ", ".join(self.implementations)
+            raise UserError(f"{name} is not an implementation in {PARAMS}. Name one of {names}, or add it there.")
         return self.implementations[name]
 
     @model_validator(mode="after")
@@ -159,14 +158,13 @@ class Params(Section):
 
 
 def load_params(path: Path = PARAMS) -> Params:
-    """What params.yaml says.
-
-    Raises UserError when the file is missing, is not YAML, or holds an unknown key, a wrong type or a wrong value.
+    """Read and check params.yaml. Raises UserError when the file is missing, is not YAML, or holds an unknown key, a
+    wrong type or a wrong value.
     """
     try:
         return Params.model_validate(_content(path))
     except ValidationError as error:
-        # Each branch of a union has its own error, and they make the same sentence.
+        # Each branch of a union has its own error, with the same sentence.
         sentences = list(dict.fromkeys(_sentence(path, detail) for detail in error.errors(include_url=False)))
         more = [f"{path}: {len(sentences) - MOST_ERRORS} more are wrong."] if len(sentences) > MOST_ERRORS else []
         raise UserError("\n".join(sentences[:MOST_ERRORS] + more)) from None
@@ -183,7 +181,7 @@ def _content(path: Path) -> dict[str, Any]:
     if content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path} begins with a byte order mark. Save it as UTF-8 without one.")
     if len(content) > MOST_BYTES:
-        raise UserError(f"{path} is {len(content):,} bytes long; at most {MOST_BYTES:,} are read. {remedy}")
+        raise UserError(f"{path} is {len(content):,} bytes long, and at most {MOST_BYTES:,} are allowed. {remedy}")
     try:
         params = yaml.load(content.decode(), _StrictLoader)  # noqa: S506 (a safe one)
     except UnicodeDecodeError as error:
@@ -197,15 +195,15 @@ def _content(path: Path) -> dict[str, Any]:
         reason = f"{problem} (line {mark.line + 1})" if problem and mark else " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {_short(reason, 200)}. Correct that place.") from None
     if not isinstance(params, dict):
-        raise UserError(f"{path} must hold `key: value` lines; {remedy}")
+        raise UserError(f"{path} must hold `key: value` lines. {remedy}")
     return params
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without anchors, tags and repeated keys, and with the scalars that DVC reads alike.
+    """YAML without anchors, tags and repeated keys, with only those scalars that DVC reads in the same way.
 
-    DVC reads the file by YAML 1.2 and PyYAML by 1.1, where `yes`, `010`, `1:30` and `1_000` mean something else. Here
-    these are text, which no key of params.yaml takes.
+    DVC reads the file as YAML 1.2 and PyYAML as YAML 1.1, where `yes`, `010`, `1:30` and `1_000` mean something else.
+    This loader takes them as text, which no key of params.yaml allows.
     """
 
     yaml_implicit_resolvers: ClassVar = {}
@@ -248,12 +246,12 @@ def _short(text: str, most: int = 80) -> str:
 def _shown(value: Any) -> str:
     try:
         return _short(repr(value))
-    except ValueError:  # a number of more digits than Python writes
+    except ValueError:  # Python refuses to write a number with so many digits
         return "a number of thousands of digits"
 
 
 def _sentence(path: Path, detail: Any) -> str:
-    # A union's branches and dict keys add a last element of their own to the location: `threads.int`.
+    # A union's branches and dict keys add a last element to the location: `threads.int`.
     location = [_short(str(part)) for part in detail["loc"]]
     if location[0] == "threads":
         return (

@@ -1,5 +1,4 @@
-"""What a measurement was taken on, when, and from which commit: the one place that says so, for a training's timing as
-for a benchmark."""
+"""The provenance of a measurement: machine, time and commit. Trainings and benchmarks use it."""
 
 import os
 import platform
@@ -16,7 +15,7 @@ RUN = Path(".dvc/tmp/run.json")  # when the current run of the pipeline began; w
 
 def provenance(environment: Environment, device: str, device_name: str) -> dict[str, Any]:
     """The fields of results.Provenance."""
-    # dvc.lock changes with every stage that ran; what else has changed is not what the commit says.
+    # Every stage changes dvc.lock, so that file does not count as a change of the commit.
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", default="")
     now = timestamp()
     return {
@@ -30,17 +29,17 @@ def provenance(environment: Environment, device: str, device_name: str) -> dict[
         "versions": environment.versions,
         "variables": environment.variables,
         "measured_at": now,
-        # In a sweep with SHARE others ran beside it.
+        # In a sweep with SHARE other experiments ran at the same time.
         "measured_on": platform.node() + ", shared" * (os.environ.get("PIPELINE_SWEEP") == "shared"),
         "run_began": current_run() or now,
-        # Where the files travelled without .git, PIPELINE_COMMIT says which commit they are.
+        # Without .git, as in an image, PIPELINE_COMMIT names the commit of the files.
         "commit": os.environ.get("PIPELINE_COMMIT")
         or git("rev-parse", "HEAD", default="unknown") + " with changes" * bool(changed),
     }
 
 
 def begin_run() -> None:
-    """Note that a run of the pipeline begins now. Nothing depends on it but what is said of restored measurements."""
+    """Record that a run of the pipeline begins now. The report uses it to mark measurements of earlier runs."""
     if RUN.parent.is_dir():
         write_json(RUN, {"began": timestamp()})
 

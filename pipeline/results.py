@@ -1,8 +1,6 @@
-"""The JSON files that stages leave, a model for each: the one place that says what is in them. (environment.json is
-`Environment` in pipeline/environment.py, and graphs/NAME.json a model of pipeline/graphs.)
-
-`write` and `read` of a model are the only way to these files. What is read is checked: `read` raises UserError when the
-file is missing, damaged, or of another version.
+"""The content of the JSON files that stages write: a model for each file. (environment.json is `Environment` in
+pipeline/environment.py, and graphs/NAME.json is a model in pipeline/graphs.) Only the models' `write` and `read` access
+these files. `read` raises UserError when the file is missing, damaged, or of another version.
 """
 
 import json
@@ -33,7 +31,7 @@ class Result(BaseModel):
 
 
 class Provenance(Result):
-    """What a measurement was taken on, when, and from which commit."""
+    """The machine, the time and the commit of a measurement."""
 
     device: str
     device_name: str
@@ -53,8 +51,8 @@ class Provenance(Result):
 class Conditions(Result):
     """What else the machine did while a process of a benchmark measured."""
 
-    cpus_of_other_processes: float  # of those that the process may use
-    stolen_cpus: float  # taken by the host of a virtual machine
+    cpus_of_other_processes: float  # an average, of the CPUs that the process may use
+    stolen_cpus: float  # an average, of the CPUs that the host of a virtual machine took
     gpu: dict[str, Any] | None  # pipeline/benchmark/monitor.py
 
 
@@ -104,7 +102,7 @@ class Evaluation(Result):
 
 
 class FirstWrong(Result):
-    """What is wrong first with a lesson that fails the parity check (pipeline/parity/explain.py)."""
+    """The first mistake in a lesson that fails the parity check (pipeline/parity/explain.py)."""
 
     sentence: str
     quantity: str  # empty where no quantity of a step differs

@@ -4,7 +4,7 @@
 set -euo pipefail
 if [[ -e /opt/image.digest ]]; then  # in an image, which has all packages but those of the sets
   [[ -n ${1:-} ]] || exit 0
-  echo "ERROR: this needs the packages of requirements/$1.txt, which no image has. Run it on the host, outside the container." >&2
+  echo "ERROR: This needs the packages of requirements/$1.txt, which no image has. Run it on the host, outside the container." >&2
   exit 1
 fi
 unset CDPATH
@@ -31,7 +31,7 @@ if [[ ${missing-none} == '' ]]; then
 fi
 
 if [[ $(uname -sm) != 'Linux x86_64' ]]; then
-  say "the locked requirements are for Linux on x86_64; this is $(uname -sm). $instead"
+  say "The locked requirements are for Linux on x86_64; this is $(uname -sm). $instead"
   exit 1
 fi
 if [[ -n ${PYTHON:-} ]] && ! is_311 "$PYTHON"; then
@@ -44,9 +44,9 @@ if ! source requirements/uv.sh; then
   exit 1
 fi
 if [[ -z ${PYTHON:-} ]] && ! PYTHON=$("$uv" python find -q --no-project --system cpython@3.11); then
-  say "no Python 3.11 found: uv downloads one into .venv-uv"
+  say "No Python 3.11 found: uv downloads one into .venv-uv"
   if ! "$uv" python install -q --no-bin cpython@3.11 || ! PYTHON=$("$uv" python find -q --no-project --managed-python cpython@3.11); then
-    say "that failed. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11. $instead"
+    say "That failed. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11. $instead"
     exit 1
   fi
 fi

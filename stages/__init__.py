@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml: each parses its argument, calls the pipeline and writes its results.
+"""The stages of dvc.yaml. Each parses its argument, calls the pipeline and writes its results.
 
 Import `run` from here: signals are then blocked before a stage imports NumPy (see pipeline/running/stage.py).
 """

@@ -1,4 +1,4 @@
-"""results/benchmark.csv: how long a step takes, over a range of sizes, all candidates interleaved."""
+"""Write results/benchmark.csv: how long a step takes at several sizes, with all candidates interleaved."""
 
 from pipeline import files
 from pipeline.benchmark import samples

@@ -1,4 +1,5 @@
-"""results/parity.json: the parity report. A failed check is recorded here; the last stage, gate, ends the pipeline."""
+"""Write results/parity.json, the parity report. It records a failed check; the last stage, gate, then ends the
+pipeline."""
 
 from pipeline.parity.report import compare as main
 from stages import run

@@ -1,7 +1,6 @@
-"""environment.json: what the experiment runs on. Runs in every `dvc repro`, and checks params.yaml.
-
-benchmark_plan.json: what of params.yaml the benchmark depends on. It is a file, since dvc.yaml cannot name some keys of
-every problem.
+"""Check params.yaml, and write environment.json (device, threads, versions). Runs in every `dvc repro`. It also writes
+benchmark_plan.json: the parts of params.yaml that the benchmark depends on. This is a file because dvc.yaml cannot name
+keys of every problem.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""parity/NAME.json: each implementation, judged without its framework; results/curves and results/predictions."""
+"""Write parity/NAME.json: the evaluation of each implementation, without its framework; results/curves and
+results/predictions."""
 
 from pipeline.parity.evaluation import main
 from stages import run

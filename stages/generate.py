@@ -1,4 +1,4 @@
-"""data/PROBLEM: random data and initial weights."""
+"""Write data/PROBLEM: random data and initial weights."""
 
 from pipeline.training.generate import main
 from stages import run

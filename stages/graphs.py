@@ -1,4 +1,4 @@
-"""graphs/NAME.json: graphs and numbers of each implementation's step. One process for all, or for each interpreter."""
+"""Write graphs/NAME.json: graphs and numbers of each implementation's step. Each interpreter has one process."""
 
 import os
 import sys
@@ -14,11 +14,11 @@ from stages import run
 
 
 def main(*names: str) -> None:
-    """Without `names` for all implementations of params.yaml."""
+    """Without `names`, record all implementations of params.yaml."""
     params = load_params()
     names = names or tuple(params.implementations)
     enter_interpreter(framework_of(names[0]))
-    # A graph is the same on every device, and a CPU always exists.
+    # A graph is the same on every device, and every machine has a CPU.
     environment = files.read_environment()
     environment = replace(environment, device="cpu", device_name=environment.cpu_name)
     here = [name for name in names if runs_here(framework_of(name))]

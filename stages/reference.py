@@ -1,4 +1,4 @@
-"""reference/PROBLEM.safetensors: the training in float64 by the equations, with which all others are compared."""
+"""Write reference/PROBLEM.safetensors: the training in float64 by the equations, with which all others are compared."""
 
 from pipeline.training.reference import main
 from stages import run

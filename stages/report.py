@@ -1,4 +1,4 @@
-"""report.html and report/: what was run, what it took, what the text claims. lessons.html: the lessons."""
+"""Write report.html and report/ (results, times, claims of the text), and lessons.html."""
 
 from pipeline import files
 from pipeline.benchmark import samples

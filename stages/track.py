@@ -1,4 +1,4 @@
-"""MLflow, brought up to date; state.json: the digest of the results, on which the last stage depends."""
+"""Log the results in MLflow, and write state.json: the digest of the results, on which the last stage depends."""
 
 from pipeline import files
 from pipeline.params import load_params
@@ -11,4 +11,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, alone=False)  # it reads the results, and keeps other senders waiting
+    run(main, alone=False)  # it reads the results, and other senders wait for it

@@ -1,4 +1,4 @@
-"""models/NAME and results/NAME: one implementation, trained."""
+"""Train one implementation, and write models/NAME and results/NAME."""
 
 from functools import partial
 

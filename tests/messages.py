@@ -1,19 +1,25 @@
 """Writes docs/reference/messages.md, the list of all errors that a user can fix: `python -m tests.messages`.
 
-It reads every `raise UserError(…)` in the code. What a message fills in is shown as the variable in CAPITALS, or as …
+It reads every `raise UserError(…)` of the code, the remedies for MLflow's errors, and the errors of the shell scripts.
+Parts that a message fills in are shown as the variable in CAPITALS, or as …
 """
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
+
+from pipeline.tracking.store import REMEDIES
 
 PAGE = Path("docs/reference/messages.md")
 HEAD = """# Messages
 
 On an error that you can fix, a command prints `ERROR:` with one or two sentences and ends with status 1.
-This page lists these messages by the module that raises them. A word in CAPITALS or `…` stands for a name, a number
-or a reason. `python -m tests.messages` writes this page from the code.
+This page lists the messages by file. A word in CAPITALS or `…` stands for a name, a number or a reason.
+A message that begins in lower case is a reason: it follows a colon in another message.
+`python -m tests.messages` writes this page from the code.
 """
+SCRIPTS = ("docker/entrypoint", "docker/preflight", "requirements/setup.sh")
 
 
 def template(node: ast.expr, names: dict[str, str]) -> str:
@@ -52,12 +58,46 @@ def messages() -> dict[str, list[str]]:
     return {path: texts for path, texts in listed.items() if texts}
 
 
+def of_scripts() -> dict[str, list[str]]:
+    """The errors of the shell scripts: the arguments of `fail`, and of `say` before `exit 1`."""
+    listed = {}
+    for path in SCRIPTS:
+        script = Path(path).read_text(encoding="utf-8").replace("\\\n", " ")
+        starts = re.finditer(r"(?:fail|say(?=[^\n]*\n *exit 1)) +(?=\")", script)
+        listed[path] = [" ".join(_words(script[start.end() :]).split()) for start in starts]
+    return listed
+
+
+def _words(code: str) -> str:
+    """The quoted words at the beginning of shell code, with … for each $(command) and ${…}, and NAME for $name."""
+    text, quoted = "", False
+    while code and (quoted or code[0] in '" '):
+        if code[0] == '"':
+            quoted, code = not quoted, code[1:]
+        elif code[0] == "\\":
+            text, code = text + code[1], code[2:]
+        elif code[0] == "$" and code[1] in "({":
+            depth = end = 1
+            while depth:
+                end += 1
+                depth += (code[end] in "({") - (code[end] in ")}")
+            text, code = text + "…", code[end + 1 :]
+        elif code[0] == "$":
+            name = re.match(r"\$(\w+)", code)
+            assert name, code
+            text, code = text + name[1].upper(), code[name.end() :]
+        else:
+            text, code = text + code[0], code[1:]
+    return text
+
+
 def page() -> str:
     parts = [HEAD]
-    for path, texts in messages().items():
-        parts.append(
-            f"## {path}\n\n" + "".join(f"- {text.replace('<', '&lt;').replace('*', chr(92) + '*')}\n" for text in texts)
-        )
+    remedies = [remedy.format("PACKAGE", uri="ADDRESS") for remedy in REMEDIES.values()]
+    mlflow = {"Errors of MLflow": [f"MLflow at ADDRESS cannot be read: …. {remedy}." for remedy in remedies]}
+    for path, texts in (messages() | mlflow | of_scripts()).items():
+        lines = (text.replace("<", "&lt;").replace("*", r"\*") for text in texts)
+        parts.append(f"## {path}\n\n" + "".join(f"- {line}\n" for line in lines))
     return "\n".join(parts)
 
 

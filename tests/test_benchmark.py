@@ -637,7 +637,7 @@ def test_gpu_benchmark_with_only_measures_one_size(tmp_path: Path):
 def test_gpu_benchmark_without_a_gpu_gives_an_error(tmp_path: Path):
     done = script("gpu", "--device", "cuda:77", "--output", str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.startswith("ERROR: there is no cuda:77; found: ")
+    assert done.stderr.startswith("ERROR: There is no cuda:77; found: ")
     assert "--device cpu" in done.stderr
     assert not list(tmp_path.iterdir())
 

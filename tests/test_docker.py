@@ -233,7 +233,7 @@ def test_env_file_sets_allowed_hosts_and_preflight_reads_it(containers: Containe
         script = ["env", "-u", "MLFLOW_PORT", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory"]
         script += ["GIT_CONFIG_VALUE_0=*", "docker/preflight", "cpu"]
         done = containers.clone.run(*script, succeeds=False)
-        assert f"port {taken} of 127.0.0.1, where the MLflow UI goes, is taken" in done.stderr
+        assert f"Port {taken} of 127.0.0.1, where the MLflow UI goes, is taken" in done.stderr
     env.write_text(
         f"MLFLOW_SERVER_ALLOWED_HOSTS={name},{name}:*\nMLFLOW_SERVER_CORS_ALLOWED_ORIGINS=http://{name}:8080\n"
     )
@@ -405,7 +405,7 @@ def test_unwritable_or_unreadable_checkout_is_refused(containers: Containers):
         path.chmod(0o755)
         subprocess.run(["chmod", "a+r", path / "dvc.yaml"], check=True)
         done = containers.run(succeeds=False, options=("--user", "4321:4321"))
-        assert f"the checkout belongs to uid {UID} and uid 4321 cannot write to it" in sentence(done)
+        assert f"The checkout belongs to uid {UID} and uid 4321 cannot write to it" in sentence(done)
         (path / "dvc.yaml").chmod(0)  # as where SELinux denies
         assert f"uid {UID} has no permission to read the checkout" in sentence(containers.run(succeeds=False))
     finally:
@@ -520,7 +520,7 @@ def test_image_of_other_requirements_gives_one_warning(containers: Containers, m
     clone = make_clone().path
     (clone / "requirements/cpu.txt").write_text("# newer\n")
     subprocess.run(["chown", "-R", f"{UID}:{UID}", clone], check=True)
-    warning = "WARNING: the image was built from other requirements than the checkout has: cpu.txt. Build it again: "
+    warning = "WARNING: The image was built from other requirements than the checkout has: cpu.txt. Build it again: "
     assert f"{warning}docker compose build cpu\n" in elsewhere(containers, clone).run("true").stderr
     assert "WARNING" not in containers.run("true").stderr
 

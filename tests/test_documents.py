@@ -211,7 +211,7 @@ def test_commands_of_documents_run(clone: Clone, shell: Callable[[str], str]):
     assert "numpy_arrays" in output["make repro"]
     assert "torch_loop" in output["make repro"]
     explained = output["make explain NAME=numpy_arrays"]
-    assert explained.endswith("numpy_arrays: every quantity is what the equations give.\n")
+    assert explained.endswith("numpy_arrays: every quantity agrees with the equations.\n")
     diff = output["dvc exp diff HEAD half"]
     for line in blocks(TUTORIAL, "text")[0]:
         for word in line.split()[:2]:

@@ -137,7 +137,7 @@ def test_framework_without_lessons_may_be_missing(params: Params, tmp_path: Path
     )
     assert done.stdout == "['numpy', 'torch']\n"
     assert "UserError: tensorflow cannot be found. Run `make setup`" in done.stderr
-    assert "take the lessons of what is missing out of params.yaml" in done.stderr
+    assert "remove the lessons that need it from params.yaml" in done.stderr
 
 
 def test_threads_are_the_available_cpus_or_those_of_params(params: Params):

@@ -127,7 +127,7 @@ def test_explain_names_the_next_equation_of_an_unfinished_lesson(make_clone: Cal
         write({"step": [line, "        ..."]})
     assert said() == "next: return the loss."
     write({"step": ["        return loss"]})
-    assert said(succeeds=True) == "every quantity is what the equations give."
+    assert said(succeeds=True) == "every quantity agrees with the equations."
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_output_and_encoding_of_a_lesson_do_not_change_the_explanation(make_clon
     assert "SystemExit" in explained_as(right + b"\nraise SystemExit(0)\n", succeeds=False)["sentence"]
     file.write_bytes(b"# caf\xe9\n" + right)
     message = clone.run(*command, succeeds=False).stderr
-    assert message.startswith("ERROR: pipeline/lessons/two_layer/numpy_arrays.py is no text in UTF-8")
+    assert message.startswith("ERROR: pipeline/lessons/two_layer/numpy_arrays.py is not UTF-8 text")
     assert "Traceback" not in message
 
 

@@ -113,10 +113,10 @@ def test_changed_missing_and_added_files_are_reported(crate: Path, clone: Clone,
 
 def test_export_without_run_folder_or_cache_gives_an_error(crate: Path, clone: Clone, tmp_path: Path):
     assert "ERROR: Missing argument 'RUN'. `python -m commands export --help`" in command(clone, "export", status=1)
-    assert "is no exported run" in command(clone, "verify", str(tmp_path), status=1)
+    assert "is not an exported run" in command(clone, "verify", str(tmp_path), status=1)
     hidden = clone.path / ".dvc/hidden"
     (clone.path / ".dvc/cache").rename(hidden)
     output = command(clone, "export", newest(clone, "pipeline"), status=1)
     hidden.rename(clone.path / ".dvc/cache")
-    assert "cannot be exported: DVC's cache here does not hold all of it" in output
+    assert "cannot be exported: DVC's cache of this checkout lacks some of its results" in output
     assert (crate / "SHA256SUMS").exists(), "the last good one is gone"

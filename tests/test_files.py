@@ -34,8 +34,8 @@ def test_written_arrays_are_read_unchanged_and_their_bytes_repeat():
         ("missing", "is missing"),
         ("truncated", "is damaged"),
         ("bit", "its checksum does not match"),
-        ("shape", "where {'w1': (2, 3), 'w2': (3, 1)} is wanted"),
-        ("nan", "w1 holds 1 values not finite"),
+        ("shape", "but {'w1': (2, 3), 'w2': (3, 1)} is needed"),
+        ("nan", "w1 holds 1 values that are not finite"),
     ],
 )
 def test_damaged_weights_are_refused(damage: str, sentence: str):

@@ -386,7 +386,7 @@ def test_submodule_that_no_stage_depends_on_is_not_in_the_patch():
 
 def test_folder_without_git_or_without_a_commit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"This folder is no git repository.* git init "):
+    with pytest.raises(UserError, match=r"This folder is not a git repository.* git init "):
         check_repository()
     with pytest.raises(UserError, match="made outside a git repository"):
         changes()

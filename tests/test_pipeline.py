@@ -202,7 +202,7 @@ def test_altered_data_are_refused_by_a_stage_and_restored_by_repro(changed: Clon
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
     altered = results(changed)
     done = changed.run(sys.executable, "-m", "stages.train", NUMPY, succeeds=False)
-    assert "train_x.npy is not what was generated" in done.stderr
+    assert "train_x.npy was changed after it was generated" in done.stderr
     assert results(changed) == altered
     changed.run("dvc", "repro", "-s", "--force", f"train@{NUMPY}", succeeds=False)
     assert results(changed) == altered
@@ -213,14 +213,14 @@ def test_altered_data_are_refused_by_a_stage_and_restored_by_repro(changed: Clon
 def test_damaged_weights_are_refused(changed: Clone):
     path = changed.path / f"models/{NUMPY}/weights.safetensors"
     write_arrays(path, {"w1": np.zeros((2, 2)), "w2": np.zeros((2, 2))})
-    assert "is wanted" in changed.run(sys.executable, "-m", "stages.evaluate", NUMPY, succeeds=False).stderr
+    assert "is needed" in changed.run(sys.executable, "-m", "stages.evaluate", NUMPY, succeeds=False).stderr
     write_arrays(path, {"w1": np.full((20, 8), np.nan), "w2": np.zeros((8, 3))})
     assert "not finite" in changed.run(sys.executable, "-m", "stages.evaluate", NUMPY, succeeds=False).stderr
 
 
 def test_implementation_missing_from_params_is_refused(small: Clone):
     done = small.run(sys.executable, "-m", "stages.train", "torch_loop", succeeds=False)
-    assert "torch_loop is not in params.yaml under implementations" in done.stderr
+    assert "torch_loop is not an implementation in params.yaml" in done.stderr
 
 
 def test_pipeline_without_git_runs_with_no_scm(make_clone: Callable[..., Clone]):

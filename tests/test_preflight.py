@@ -24,17 +24,17 @@ ANSWERS = {
 @pytest.mark.parametrize(
     ("service", "machine", "sentence"),
     [
-        ("cpu", {"NO_ENGINE": "1"}, "the Docker engine does not answer"),
+        ("cpu", {"NO_ENGINE": "1"}, "The Docker engine does not answer"),
         ("cpu", {"NO_COMPOSE": "1"}, "Docker has no Compose v2"),
-        ("cpu", {"ARCHITECTURE": "aarch64"}, "the images are for x86-64 and this engine runs on aarch64"),
+        ("cpu", {"ARCHITECTURE": "aarch64"}, "The images are for x86-64 and this engine runs on aarch64"),
         ("cpu", {"TAKEN": "1"}, "is taken. Stop the server on it, or choose another: MLFLOW_PORT=5001 make cpu"),
         ("cpu", {"OTHER": "/elsewhere"}, "another checkout, /elsewhere, have this one's project name, here."),
         ("cpu", {"OTHER": "/elsewhere", "COMPOSE_PROJECT_NAME": "shared"}, ""),
         ("cpu", {"OTHER": "."}, ""),
         ("cpu", {}, ""),
-        ("gpu", {}, "no NVIDIA driver answers on this machine"),
-        ("gpu", {"DRIVER": "470.82"}, "the NVIDIA driver is 470.82; CUDA 12 needs 525 or newer and CUDA 13 needs 580"),
-        ("gpu", {"DRIVER": "550.54"}, "the NVIDIA driver is 550.54; torch's CUDA 13 needs 580 or newer"),
+        ("gpu", {}, "No NVIDIA driver answers on this machine"),
+        ("gpu", {"DRIVER": "470.82"}, "The NVIDIA driver is 470.82; CUDA 12 needs 525 or newer and CUDA 13 needs 580"),
+        ("gpu", {"DRIVER": "550.54"}, "The NVIDIA driver is 550.54; torch's CUDA 13 needs 580 or newer"),
         (
             "gpu",
             {"DRIVER": "580.1", "REFUSAL": 'could not select device driver "nvidia"'},

@@ -76,8 +76,8 @@ def test_release_updates_versions_commits_and_tags_with_notes(repository: Path):
 @pytest.mark.parametrize(
     ("prepare", "version", "message"),
     [
-        ("", "1.2", "VERSION=1.2 is no version. Use three numbers"),
-        ("", "", "VERSION= is no version. Use three numbers"),
+        ("", "1.2", "VERSION=1.2 is not a version. Use three numbers"),
+        ("", "", "VERSION= is not a version. Use three numbers"),
         ("git -c user.name=t -c user.email=t tag -a -m x v2.0.0", "1.9.9", "VERSION=1.9.9 is not newer than v2.0.0."),
         (
             "git switch -qc side; git commit -q --allow-empty -m x; git tag v2.0.0; git switch -q main",

@@ -113,7 +113,7 @@ def test_missing_commit_run_server_or_patch_is_reported(clone: Clone, server: st
     output = reproduced(other, server, run_id, 2)
     assert "is not in this clone. Fetch it: git fetch origin " in output
     output = reproduced(clone, server, "zzz", 2)
-    assert output == "ERROR: No runs of the store have an id that begins with zzz. Give more of it.\n"
+    assert output == "ERROR: No runs of the store have an id that begins with zzz. Give more digits.\n"
     assert "MLflow at http://127.0.0.1:9 cannot be read" in reproduced(clone, "http://127.0.0.1:9", "zzz", 2)
     client = mlflow.MlflowClient(server)
     parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]

@@ -392,4 +392,4 @@ def test_invalid_port_is_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch
 def test_privileged_port_is_refused_with_a_sentence(finished_pipeline: Clone):
     without = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service"]
     done = finished_pipeline.run(*without, sys.executable, "-m", "commands", "ui", "80", succeeds=False)
-    assert done.stderr.startswith("ERROR: port 80 of 127.0.0.1 cannot be used: Permission denied. ")
+    assert done.stderr.startswith("ERROR: Port 80 of 127.0.0.1 cannot be used: Permission denied. ")

@@ -316,6 +316,6 @@ def test_damaged_object_is_refused(clone: Clone, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.chdir(clone.path)
     outcome = node.Outcome(True, "here", "", 1.0, "", objects=(("ab" + "0" * 30, b"another content"),))
-    with pytest.raises(import_results.DamagedError, match=r"the object ab0+ was damaged on its way"):
+    with pytest.raises(import_results.DamagedError, match=r"the object ab0+ was damaged during transfer"):
         import_results.import_results(Experiment("x", "0" * 40, "0" * 40), outcome)
     assert not (clone.path / ".dvc/cache/files/md5/ab").exists()

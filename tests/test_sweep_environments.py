@@ -58,7 +58,7 @@ def test_ray_address_without_a_head_gives_an_error(address: str, monkeypatch: py
     ("answer", "reason"),
     [
         (None, "it did not answer within 1 s"),
-        (b"HTTP/1.1 200 OK\r\n\r\n<html>", "what answers there is no Ray cluster"),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", "the program at this address is not a Ray cluster"),
     ],
     ids=["silent", "web server"],
 )
@@ -138,7 +138,7 @@ def test_experiment_with_files_changed_after_queueing_is_refused(tmp_path: Path)
     git(tmp_path, "update-ref", experiment.ref, same)
     node._check_tree(experiment, tmp_path)
     git(tmp_path, "update-ref", experiment.ref, other)
-    with pytest.raises(UserError, match=r"DVC did not run what was queued: other content has params\.yaml\."):
+    with pytest.raises(UserError, match=r"DVC ran other content than was queued, in params\.yaml\."):
         node._check_tree(experiment, tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_entry_that_cannot_be_logged_is_named_and_the_next_is_logged(clone: Clon
     assert done.stdout.endswith("False\n")
     (warning,) = re.findall("^WARNING: .*", done.stderr, re.MULTILINE)
     assert re.match(
-        r"WARNING: experiment damaged was not logged: .+ rm mlruns/outbox/\S+/damaged gives it up\.$", warning
+        r"WARNING: experiment damaged was not logged: .+ rm mlruns/outbox/\S+/damaged discards it\.$", warning
     )
     assert logged(clone, "failure") == ["failed"]
     assert [path.name for path in outbox.OUTBOX.rglob("*") if path.is_file()] == ["damaged"]

@@ -558,7 +558,7 @@ def test_ui_on_a_port_in_use_gives_an_error(clone: Clone):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         done = clone.run(sys.executable, "-m", "commands", "ui", port, succeeds=False)
-    assert f"port {port} of 127.0.0.1 is taken" in done.stderr
+    assert f"Port {port} of 127.0.0.1 is taken" in done.stderr
 
 
 def test_ui_of_a_tracking_server_prints_its_address(clone: Clone):

@@ -1,5 +1,4 @@
-"""Runs that are reproduced, and runs that are exported. What both need is here: a run's code and artifacts, and
-DVC's checksums."""
+"""Reproduce or export a run. This file has what both need: a run's code and artifacts, and DVC's checksums."""
 
 import hashlib
 import json
@@ -15,7 +14,7 @@ from pipeline.tracking.changes import PATCH
 
 
 def find(beginning: str) -> tuple[Any, str, Any, Any]:
-    """As `store.find`. Raises UserError also for a run that nothing can be made from again, and says why."""
+    """The same as `store.find`, but it also raises UserError for a run that cannot be reproduced or exported."""
     client, experiment, run, parent = store.find(beginning)
     role, run_id = run.data.tags.get("role"), run.info.run_id
     if role == "reproduction":
@@ -34,14 +33,13 @@ def find(beginning: str) -> tuple[Any, str, Any, Any]:
 def tag(run: Any, name: str) -> str:
     """A tag of a run. Raises UserError when it was removed."""
     if name not in run.data.tags:
-        raise UserError(f"the run {run.info.run_id} has no tag {name}")
+        raise UserError(f"the run {run.info.run_id} has no tag {name}, which was removed. Take another run.")
     return run.data.tags[name]
 
 
 def check_out(client: Any, parent: Any, folder: Path) -> Path:
-    """Make a clone below `folder` with the code that a state was made with: its commit, and what differed from that.
-
-    Returns the project's folder in the clone. Raises UserError when something is missing.
+    """Make a clone below `folder` with the code of a state: its commit, and its changes since that commit. Returns the
+    project's folder in the clone. Raises UserError when something is missing.
     """
     if (reproducible := parent.data.tags.get("reproducible", "yes")) != "yes":
         raise UserError(reproducible)
@@ -59,18 +57,18 @@ def check_out(client: Any, parent: Any, folder: Path) -> Path:
 
 
 def download(client: Any, run_id: str, paths: list[str], folder: Path) -> None:
-    """Artifacts of a run. Raises UserError when the store does not have them."""
+    """Artifacts of a run. Raises UserError when the store lacks one."""
     folder.mkdir(parents=True, exist_ok=True)
     artifacts = {artifact.path for artifact in client.list_artifacts(run_id)}
     for path in paths:
         if path not in artifacts:
-            raise UserError(f"its artifact {path} is gone from the store")
+            raise UserError(f"the store no longer has its artifact {path}. Restore the store, or take another run.")
         client.download_artifacts(run_id, path, str(folder))
 
 
 def dvc_md5(path: Path, within: Iterable[str] | None = None) -> str:
-    """The md5 that dvc.lock records: for a folder that of the list of its files, or of those `within` it that count.
-    Empty if there is nothing."""
+    """The md5 that dvc.lock records. For a folder it is the md5 of the list of its files, or only of those in `within`.
+    Empty if the path does not exist."""
     if not path.is_dir():
         return files.md5(path) if path.exists() else ""
     within = within or (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())

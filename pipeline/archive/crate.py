@@ -1,7 +1,6 @@
-"""The description of an exported folder for programs: ro-crate-metadata.json and croissant/PROBLEM.json.
-
-export.py runs it in an environment of its own: python -m pipeline.archive.crate FOLDER FACTS, where FACTS is JSON.
-Formats: RO-Crate 1.3, with the run as a CreateAction; Croissant 1.0.
+"""The machine-readable description of an exported folder: ro-crate-metadata.json and croissant/PROBLEM.json. export.py
+runs it in a separate environment: python -m pipeline.archive.crate FOLDER FACTS, where FACTS is JSON. Formats: RO-Crate
+1.3, with the run as a CreateAction; Croissant 1.0.
 """
 
 import json
@@ -17,7 +16,7 @@ from rocrate.rocrate import ROCrate  # pyright: ignore[reportMissingImports]
 
 from pipeline.files import sha256
 
-TYPES = MimeTypes()  # without the machine's own
+TYPES = MimeTypes()  # independent of the types that this machine's files define
 TYPES.add_type("application/yaml", ".yaml")
 RESULTS = ("models", "results", "parity", "reference", "report", "report.html", "lessons.html", "summary.json")
 DESCRIPTIONS = {

@@ -1,6 +1,5 @@
-"""A state of the experiment as a folder that is complete, an RO-Crate: code, data, weights, results, report.
-
-It is the checkout as it was, with every file that its dvc.lock names, and beside them
+"""Export a state of the experiment as an RO-Crate: a folder with code, data, weights, results and report. The folder
+holds the checkout as it was, every file that its dvc.lock names, and
 
     repository.bundle       the commit with its history: git clone repository.bundle
     changes.patch           what differed from that commit
@@ -33,15 +32,14 @@ NOT_EXPORTED = (".git", "cache", "tmp", "config.local")
 
 
 def export(beginning: str) -> Path:
-    """Write the state that the run of this id, or its unique beginning, belongs to. Returns its folder.
-
-    Raises UserError when something of it is gone.
+    """Write the state of a run to a folder, and return the folder. `run_id` is the run's id or its unique beginning.
+    Raises UserError when something of the state is gone.
     """
     client, _, _, parent = find(beginning)
     target = EXPORTED / parent.info.run_id
     temporary = (Path(".dvc/tmp/export", parent.info.run_id), EXPORTED / f".{parent.info.run_id}{files.PART}")
     try:
-        # exported/ may be on another disk, so the crate is written there.
+        # The crate is written below exported/, which may be on another disk, and then renamed.
         with files.scratch(temporary[0]) as folder, files.scratch(temporary[1]) as crate:
             _write(client, parent, folder, crate)
             shutil.rmtree(target, ignore_errors=True)
@@ -62,7 +60,7 @@ def _write(client: Any, parent: Any, folder: Path, crate: Path) -> None:
     for child in store.children(client, parent):
         weights = files.weights_file(tag(child, "implementation"))
         if files.md5(clone / weights) != tag(child, "md5.weights"):
-            raise UserError(f"the run's dvc.lock names another {weights} than the run")
+            raise UserError(f"the run's dvc.lock names another {weights} than its tags. Take another run.")
     git("bundle", "create", "--quiet", str((folder / BUNDLE).resolve()), "HEAD", folder=clone)
     ignored = shutil.ignore_patterns(*NOT_EXPORTED)
     shutil.copytree(clone, crate, ignore=ignored, ignore_dangling_symlinks=True, dirs_exist_ok=True)
@@ -74,19 +72,21 @@ def _write(client: Any, parent: Any, folder: Path, crate: Path) -> None:
     facts |= {key: tags[key] for key in ("device", "device_name", "image.digest") if key in tags}
     command = [WRITER, "-m", "pipeline.archive.crate", crate, json.dumps(facts)]
     if subprocess.run(command, env=own_environment(), check=False).returncode:
-        raise UserError("its description cannot be written, as is said above")
+        raise UserError("the program that describes it failed, and its error is above.")
     sums = [f"{files.sha256(path)}  {name}\n" for name, path in _files(crate).items()]
     (crate / SUMS).write_text("".join(sums), encoding="utf-8")
 
 
 def verify(folder: Path) -> list[str]:
-    """What is wrong with an exported folder: files changed, missing or too many, or not what dvc.lock names."""
+    """The problems of an exported folder: files that were changed, are missing or do not belong to it, or that differ
+    from dvc.lock."""
     import yaml
 
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder} is no exported run: {SUMS} cannot be read ({error}).") from None
+        remedy = "Name a folder that `make export` wrote."
+        raise UserError(f"{folder} is not an exported run: {SUMS} cannot be read ({error}). {remedy}") from None
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     paths = _files(folder)
     wrong = [f"{name} is missing" for name in sums.keys() - paths.keys()]
@@ -97,12 +97,13 @@ def verify(folder: Path) -> list[str]:
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     items = params["implementations"].keys() | set(params["implementations"].values())
     for stage, entry in yaml.safe_load((folder / LOCKFILE).read_text(encoding="utf-8"))["stages"].items():
-        # dvc.lock may still hold an implementation that was removed from params.yaml; and `track` had not ended.
+        # Not checked: `track` and `gate`, which end after the run is logged, and implementations that were removed from
+        # params.yaml but are still in dvc.lock.
         if stage in ("track", "gate") or ("@" in stage and stage.partition("@")[2] not in items):
             continue
         for file in [*entry.get("deps", []), *entry.get("outs", [])]:
             path = folder / file["path"]
-            # DVC does not keep these files, and the store only some of them.
+            # DVC's cache does not have these files, and the store has only some.
             kept = path.exists() or Path(file["path"]) not in files.UNCACHED
             if kept and dvc_md5(path) != file["md5"]:
                 wrong.append(f"{file['path']} is not what dvc.lock names in {stage}")

@@ -1,9 +1,8 @@
-"""A run again, from its id in the store, in a folder of its own, and a verdict.
+"""Reproduce a run of the store in a separate folder, and give a verdict.
 
-bitwise identical    every digest is equal
-within tolerance     weights differ, on other hardware, versions or variables; losses and predictions are within parity
-differs              beyond tolerance, or different although hardware and versions are the same
-cannot               a sentence on what is missing
+bitwise identical every digest is equal within tolerance weights differ, on other hardware, versions or variables;
+losses and predictions are within tolerance differs beyond tolerance, or different although hardware and versions are
+the same cannot a sentence says what is missing
 """
 
 import sys
@@ -45,9 +44,8 @@ class Verdict:
 
 
 def reproduce(beginning: str) -> Verdict:
-    """Run again what the run of this id, or its unique beginning, ran.
-
-    Raises UserError when there is no such run, or it is one that cannot be run again.
+    """Reproduce a run. `run_id` is its id or the unique beginning of it. Raises UserError when there is no such run or
+    it cannot be reproduced.
     """
     client, experiment, run, parent = find(beginning)
     run_id = run.info.run_id
@@ -77,10 +75,10 @@ def _run_again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
     names = [tag(child, "implementation") for child in children]
     problems = {tag(child, "problem") for child in children}
     stages = [*(f"train@{name}" for name in names), *(f"reference@{problem}" for problem in sorted(problems))]
-    # `evaluate` as a program: the stage depends on all implementations.
+    # `evaluate` runs as a program, because DVC's stage depends on all implementations.
     trained = run_dvc(clone, "repro", *stages, stdout=sys.stderr).returncode == 0
     if not trained or run_stage(clone, "evaluate", *names, stdout=sys.stderr).returncode:
-        raise UserError("its stages fail here, as is said above")
+        raise UserError("a stage failed, and its error is above.")
     rows, differences = [], []
     for child in children:
         name, problem = tag(child, "implementation"), tag(child, "problem")
@@ -98,22 +96,23 @@ def _run_again(client: Any, run: Any, parent: Any, folder: Path) -> Verdict:
 
 
 def _other_machine(params: Params, then: dict[str, Any], clone: Path) -> list[str]:
-    """What of hardware and versions is not as it was. Raises UserError where the run is impossible here."""
+    """The differences in hardware and versions. Raises UserError where the run is impossible on this machine."""
     now = resolve(params)
     if then["device"] != "cpu" and now.device == "cpu":
-        raise UserError(f"it ran on {then['device']}, {then['device_name']}, and there is no CUDA device here")
+        device = f"{then['device']}, {then['device_name']}"
+        raise UserError(f"it ran on {device}, and this machine has no CUDA device. Reproduce it on a machine with one.")
     pins = "".join(path.read_text(encoding="utf-8") for path in (clone / "requirements").glob("*.txt"))
     for package, version in now.versions.items():
         if pins and package in then["versions"] and f"=={version.split('+')[0]}" not in pins:
-            lock = "which its commit's lock does not hold: make setup in a clone of it"
-            raise UserError(f"{package} {version} is installed, {lock}")
+            remedy = "Run `make setup` and `make reproduce` in a clone of its commit."
+            raise UserError(f"{package} {version} is installed, and its commit locks another version. {remedy}")
     was, is_ = _facts(then), _facts(asdict(now))
     names = [name for name in was | is_ if was.get(name) != is_.get(name)]
     return [f"{name} was {was.get(name, 'not set')}, is {is_.get(name, 'not set')}" for name in names]
 
 
 def _facts(environment: dict[str, Any]) -> dict[str, Any]:
-    """What last bits depend on: the hardware, and each version and environment variable by its name."""
+    """What the last bits of a result depend on: the hardware, and each version and environment variable by its name."""
     facts = {name: environment.get(name) for name in FACTS}
     return facts | environment.get("versions", {}) | environment.get("variables", {})
 

@@ -1,1 +1,1 @@
-"""How long a step takes, and what may be said of it."""
+"""How long a step takes: measurements, ratios and their intervals."""

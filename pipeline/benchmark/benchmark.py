@@ -1,11 +1,10 @@
-"""How long a step takes, compared: the one way in which it is done, for the pipeline and every benchmark beside it.
-
-A plan is carried out in several processes for each network, since the same program may be faster in one process than in
-the next; where each framework has an interpreter of its own, in several for each. In a process all candidates are
-interleaved (pipeline/benchmark/process.py). Networks with a headline are measured in the processes asked for, others in
-FEWEST. While there is time, the benchmark goes on: with headlines until each has LEAST_PROCESSES, then with what other
-networks lack, then with headlines that are not yet narrow enough. A process that was disturbed does not count, and
-another one takes its place while there is time.
+"""Measure how long a step takes, and compare. The pipeline, `make bench` and `make bench-gpu` use this module. Each
+network is measured in several processes, because the same program may be faster in one process than in the next. Where
+each framework has its own interpreter, each interpreter has several processes. In a process all candidates are
+interleaved (pipeline/benchmark/process.py). Networks with a headline are measured in as many processes as params.yaml
+asks for, other networks in FEWEST. While time is left, the benchmark starts more processes: first for headlines until
+each has LEAST_PROCESSES, then for other networks that lack processes, then for headlines whose interval is too wide. A
+process that was disturbed does not count. Another process replaces it while time is left.
 """
 
 import json
@@ -28,13 +27,13 @@ from pipeline.errors import UserError
 from pipeline.results import Conditions
 from pipeline.running.machine import available_cpus
 
-FEWEST = 2  # processes for a network without a headline, however long they take
-LEAST_PROCESSES = 4  # for a headline: with fewer, an interval that may stop the benchmark covers too little
-FEWER_ROUNDS = 0.25  # of the rounds where a network has no headline, and others have
-ENOUGH = 1e6  # how far a network without a headline is from its processes: farther than one that is too wide
-NARROW = "every headline is as narrow as asked"
-TIME_UP = "the time was up before every headline was as narrow as asked"
-NO_HEADLINES = "every size was measured in the processes asked for"
+FEWEST = 2  # processes for a network without a headline, whatever time they need
+LEAST_PROCESSES = 4  # for a headline: with fewer processes, the interval at which the benchmark stops covers too rarely
+FEWER_ROUNDS = 0.25  # the share of the rounds for a network without a headline, where other networks have one
+ENOUGH = 1e6  # the priority of a network that lacks processes, over headlines that are too wide
+NARROW = "every headline is as precise as asked"
+TIME_UP = "the time limit was reached before every headline was as precise as asked"
+NO_HEADLINES = "every size was measured in as many processes as asked"
 
 
 class Group(NamedTuple):
@@ -45,16 +44,16 @@ class Group(NamedTuple):
 
     @property
     def headlined(self) -> list[Size]:
-        """The sizes with headlines, which a further process measures."""
+        """The sizes with headlines. Further processes measure only these."""
         return [size for size in self.sizes if size.pairs]
 
 
 class Server:
-    """An interpreter that has imported the frameworks, and measures each task in a fork of its own."""
+    """An interpreter that has imported the frameworks. It measures each task in a fork."""
 
     def __init__(self, python: str, program: Sequence[str]) -> None:
         self.errors = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (it is closed with the process)
-        # A fork ends without removing the files that TensorFlow wrote for the code that it has traced.
+        # A fork ends without removing the files that TensorFlow wrote for traced code.
         self.folder = TemporaryDirectory(prefix="benchmark-")
         self.process: Any = subprocess.Popen(
             [python, *program],
@@ -76,7 +75,7 @@ class Server:
         self.folder.cleanup()
 
     def measure(self, task: Task) -> dict[str, Any]:
-        """What pipeline/benchmark/process.py answers. Raises UserError when a candidate cannot run."""
+        """The answer of pipeline/benchmark/process.py to a task. Raises UserError when a candidate cannot run."""
         try:
             print(task.encode(), file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()
@@ -102,8 +101,8 @@ class Session:
         self.processes: list[Conditions] = []
         self.disturbed: dict[int, str] = {}
         self.paces: Paces = {}
-        self.numbers: dict[int, list[int]] = defaultdict(list)  # the processes of each group
-        self.seconds: dict[int, float] = {}  # that the last one of them took
+        self.numbers: dict[int, list[int]] = defaultdict(list)  # the number of processes of each group
+        self.seconds: dict[int, float] = {}  # of the last process of each group
 
     def task(self, at: int, *, further: bool) -> Task:
         group, config = self.groups[at], self.config
@@ -123,7 +122,7 @@ class Session:
         )
 
     def take(self, at: int, answer: dict[str, Any]) -> int:
-        """Keep what a process of a group answers. Returns how many samples it has."""
+        """Keep the answer of a group's process. Returns how many samples it has."""
         number = len(self.processes)
         conditions = Conditions(**answer["conditions"])
         self.samples += [Sample(*fields)._replace(candidate=Candidate.parse(fields[2])) for fields in answer["samples"]]
@@ -132,12 +131,12 @@ class Session:
         threads, cpus = self.environment.threads, available_cpus()
         if reason := disturbance(conditions, threads=threads, cpus=cpus):
             self.disturbed[number] = reason
-        else:  # a candidate takes as many steps in all processes: what a call costs is spread over as many
+        else:  # a candidate takes the same number of steps in all processes, so the cost of a call is spread alike
             self.paces |= {key: Pace(*pace) for key, pace in answer["paces"].items()}
         return len(answer["samples"])
 
     def missing(self, at: int) -> float:
-        """How far a group is from what is asked of it: over 1 where it needs another process."""
+        """The priority of a group for another process: over 1 where it needs one."""
         group, quiet = self.groups[at], [number for number in self.numbers[at] if number not in self.disturbed]
         pairs = [(size, pair) for size in group.sizes for pair in size.pairs]
         if len(quiet) < (max(LEAST_PROCESSES, self.config.processes) if pairs else self.config.processes):
@@ -154,11 +153,11 @@ class Session:
         return max(widths)
 
     def needed(self, number: int) -> list[int]:
-        """The groups that need so many processes, and one more, however long they take."""
+        """The groups that have fewer than this number of processes and need one more, whatever time it takes."""
         return self.headlined if self.headlined and number >= FEWEST else [*range(len(self.groups))]
 
     def following(self, left: float) -> int | None:
-        """The group that needs another process most, for what it costs, and would be done in the seconds left."""
+        """The group with the highest priority for its cost whose next process would end within the seconds left."""
         wanting = [at for at in range(len(self.groups)) if self.missing(at) > 1]
         possible = [at for at in wanting if self.seconds[at] <= left]
         return max(possible, key=lambda at: (self.missing(at) / self.seconds[at], -len(self.numbers[at])), default=None)
@@ -181,9 +180,8 @@ def benchmark(
     program: Sequence[str] = ("-m", "pipeline.benchmark.process"),
     on_process: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Sample], dict[str, Any]]:
-    """All samples of a plan, and the fields of results.BenchmarkProvenance that say how they were taken.
-
-    Raises UserError when a candidate cannot run.
+    """All samples of a plan, and the fields of results.BenchmarkProvenance on how they were taken. Raises UserError
+    when a candidate cannot run.
     """
     session, deadline = Session(plan, config, dtype, environment, seed), now() + config.seconds
     servers: dict[str, Server] = {}

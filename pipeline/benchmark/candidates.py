@@ -1,4 +1,4 @@
-"""What a benchmark measures, by name. The text form, in tables and in arguments, is KIND/NAME+OPTION:
+"""The candidates of a benchmark, by name. The text form, in tables and in arguments, is KIND/NAME+OPTION:
 
 NAME                     an implementation, in its runtime's loop
 matmul/FRAMEWORK         the matrix products of a step alone, with the framework's own library
@@ -27,7 +27,7 @@ from typing import Self
 from pipeline.environment import framework_of
 
 MATMUL, LAUNCH_FLOOR = "matmul", "launch_floor"
-BASELINES = (MATMUL, LAUNCH_FLOOR)  # no step can be faster than these; they are not steps themselves
+BASELINES = (MATMUL, LAUNCH_FLOOR)  # lower limits of a step's time, not steps of training
 ONCE = ("build", "capture")
 
 
@@ -63,6 +63,6 @@ class Candidate:
 
     @property
     def python(self) -> str:
-        """The interpreter that can run it. NumPy is in all of them."""
+        """The interpreter that can run it. NumPy is installed in each interpreter."""
         framework = "torch" if self.framework == "numpy" else self.framework
         return os.environ.get(f"{framework}_PYTHON".upper(), sys.executable)

@@ -1,4 +1,4 @@
-"""The comparisons that the report begins with, and for which the benchmark goes on until they are narrow enough."""
+"""The headlines: the comparisons at the top of the report. The benchmark goes on until their intervals are narrow."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,9 @@ from pipeline.benchmark.candidates import Candidate
 
 
 class Headline(NamedTuple):
-    """A comparison that the report begins with: what one idea costs or saves. The two differ in nothing else, but for
-    the last, which says so. Its ratio should be known to ± `within`: TensorFlow's times vary more than PyTorch's."""
+    """A comparison at the top of the report: what one idea costs or saves. The two candidates differ in nothing else,
+    except in the last headline, which says so. The ratio should be known to ± `within`, which is wider for TensorFlow,
+    whose times vary more."""
 
     idea: str
     above: Candidate

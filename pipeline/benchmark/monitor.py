@@ -1,4 +1,4 @@
-"""What a GPU did while it was measured, and whether a time that was taken there means anything."""
+"""Monitor a GPU while it is measured, and decide whether its times are valid."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,9 +9,9 @@ import pynvml
 from pipeline import gpus
 from pipeline.clock import now, pause
 
-IDLE_SECONDS = 1.5  # for which NVML goes on to report as busy a GPU that was used a moment ago
-# Reasons for a low clock that say nothing of what the GPU was asked to do, by their bits in nvml.h. The power cap is
-# none of them: large matrix products reach it on any GPU, so what a step takes under it is what it takes there.
+IDLE_SECONDS = 1.5  # for so long NVML still reports a GPU as busy that was used a moment ago
+# Reasons for a low clock that do not come from the work itself, by their bits in nvml.h. The power cap is not among
+# them: large matrix products reach it on any GPU, so a time under the power cap is valid.
 THROTTLED = {0x08: "hardware slowdown", 0x20: "too hot", 0x40: "too hot (hardware)", 0x80: "power brake"}
 POWER_CAP = 0x04
 READINGS: dict[str, Callable[[Any], float]] = {
@@ -22,10 +22,9 @@ READINGS: dict[str, Callable[[Any], float]] = {
 
 
 class Monitor:
-    """What a GPU does while it is measured: its clock, power and temperature, why it is slow, and who else uses it.
-
-    Make it before the process uses the GPU: other processes there are counted then, and again at the end. What NVML
-    does not know of a GPU is left out.
+    """Records what a GPU does while it is measured: its clock, power and temperature, why it is slow, and how many
+    other processes use it. Construct it before the process uses the GPU: other processes are counted then and again at
+    the end. Values that NVML does not have are left out.
     """
 
     def __init__(self, device: str) -> None:
@@ -47,7 +46,7 @@ class Monitor:
         return None
 
     def _busy_percent(self) -> int | None:
-        """How busy the GPU is, once what this benchmark did there a moment ago is over."""
+        """How busy the GPU is, after this benchmark's own work there has ended."""
         deadline = now() + IDLE_SECONDS
         with suppress(pynvml.NVMLError):
             while (busy := int(pynvml.nvmlDeviceGetUtilizationRates(self.handle).gpu)) and now() < deadline:
@@ -56,7 +55,7 @@ class Monitor:
         return None
 
     def read(self) -> None:
-        """Note what the GPU does now. Call it right after the GPU was used, while no clock runs."""
+        """Record what the GPU does now. Call it right after the GPU was used, outside of timed work."""
         if self.handle is None:
             return
         for key, reading in READINGS.items():
@@ -66,10 +65,10 @@ class Monitor:
             self.reasons |= pynvml.nvmlDeviceGetCurrentClocksEventReasons(self.handle)
 
     def summary(self) -> dict[str, Any] | None:
-        """Lowest and highest of each reading, and the reasons for which the GPU was slow; None of a CPU."""
+        """The lowest and the highest of each reading, and the reasons why the GPU was slow; None for a CPU."""
         if self.handle is None:
             return None
-        if (after := self._other_processes()) is not None:  # of which this process is one
+        if (after := self._other_processes()) is not None:  # this process is one of them
             self.others = max(self.others or 0, after - 1)
         return {
             "other_processes": self.others,
@@ -81,7 +80,7 @@ class Monitor:
 
 
 def merged(summaries: list[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """One summary of several processes that measured one after the other: the worst of each."""
+    """One summary for several processes that measured one after the other: the worst of each value."""
     known = [summary for summary in summaries if summary]
     together: dict[str, Any] = {}
     for key in dict.fromkeys(key for summary in known for key in summary):
@@ -96,7 +95,7 @@ def merged(summaries: list[dict[str, Any] | None]) -> dict[str, Any] | None:
 
 
 def disturbed_gpu(summary: dict[str, Any] | None) -> str:
-    """Why times that were taken on a GPU say nothing; empty where they do."""
+    """Why times that were taken on a GPU are invalid; empty if they are valid."""
     if not summary:
         return ""
     if number := summary.get("other_processes"):
@@ -107,7 +106,7 @@ def disturbed_gpu(summary: dict[str, Any] | None) -> str:
 
 
 def sentence(summary: dict[str, Any]) -> str:
-    """What a GPU did, in words."""
+    """The summary of a GPU in words."""
     texts = {"sm_clock_mhz": "SM clock {} MHz", "power_watts": "{} W", "temperature_celsius": "{} °C"}
     words = [
         text.format(" … ".join(f"{value:.0f}" for value in summary[key]))

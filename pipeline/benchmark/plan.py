@@ -1,5 +1,6 @@
-"""What is measured, and how thoroughly. The pipeline measures the implementations at every size of params.yaml, and at
-the training's size the other side of each headline. `make bench` (benchmarks/bench.py) measures more."""
+"""The plan of a benchmark: which candidates are measured, and how precisely. The pipeline measures the implementations
+at every size of params.yaml, and at the training's size also the other candidate of each headline. `make bench`
+(benchmarks/bench.py) measures more."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.params import Params
 
-ON_THE_HOST = "torch_tensors"  # on a GPU this lesson is also measured on the host: the text claims something of both
+ON_THE_HOST = "torch_tensors"  # on a GPU this lesson is also measured on the host's CPU, because the text compares both
 
 
 class Pair(NamedTuple):
@@ -32,11 +33,9 @@ class Pair(NamedTuple):
 
 
 class Size(NamedTuple):
-    """A problem at given sizes (batch_size and the problem's own), and the candidates. `pairs` are what a benchmark
-    goes on for.
-
-    Each implementation whose steps are graphs brings its lines run eagerly, eager/NAME, and what the graph costs:
-    build/NAME, or of CUDA graphs capture/NAME.
+    """A problem at given sizes (batch_size and the sizes of the problem), and the candidates. A benchmark goes on until
+    the ratio of each of `pairs` is precise enough. For each implementation whose steps are graphs, its lines run
+    eagerly (eager/NAME) and the cost of the graph (build/NAME, or capture/NAME for CUDA graphs) are measured too.
     """
 
     problem: str
@@ -47,11 +46,11 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    processes: int  # for each network; where there is no time for that, fewer for those without a headline
+    processes: int  # for each network; fewer for a network without a headline if there is no time
     rounds: int  # in a process, at most
-    turn_seconds: float  # the timed part of a turn, or one step where that takes longer
-    seconds: float  # after which no process is started that would measure more than these
-    process_seconds: float = 2.5  # of all rounds of a process, about: what takes long takes fewer rounds
+    turn_seconds: float  # of the timed part of a turn, which is at least one step
+    seconds: float  # after which no process is started beyond the least number
+    process_seconds: float = 2.5  # of all rounds of a process, about: slow candidates take fewer rounds
 
 
 def default_plan(params: Params, environment: Environment) -> list[Size]:
@@ -90,7 +89,7 @@ def candidates(names: list[str], environment: Environment) -> list[Candidate]:
 
 
 def variants(problem: str, sizes: dict[str, int], names: list[str], environment: Environment) -> Iterable[Candidate]:
-    """The implementations with one idea left out: their headline's other side."""
+    """The implementations with one idea left out: the other candidate of their headline."""
     module, sized = load_problem(problem), SimpleNamespace(**sizes)
     weights = sum(prod(shape) for shape in module.weight_shapes(sized).values())
     for candidate in (headline.below for headline in HEADLINES if headline.below.name in names):
@@ -101,20 +100,21 @@ def variants(problem: str, sizes: dict[str, int], names: list[str], environment:
 
 
 def matmul_baselines(environment: Environment, framework: str) -> list[Candidate]:
-    """On a CPU every library that may be fastest; on a GPU, or in an interpreter of its own, the framework's."""
+    """On a CPU every library that may be the fastest; on a GPU, or with separate interpreters, the framework's own."""
     if environment.device == "cpu" and Candidate(framework).python == Candidate("numpy").python:
         return [Candidate(name, MATMUL) for name in ("numpy", "torch", "tensorflow") if find_spec(name)]
     return [Candidate(framework, MATMUL)]
 
 
 def launch_floors(environment: Environment, names: list[str]) -> list[Candidate]:
-    """Of the implementations whose steps are captured, where the nodes of a CUDA graph can be counted."""
+    """The launch floors of implementations whose steps are captured, if the nodes of a CUDA graph can be counted."""
     captured = [name for name in names if framework_of(name) == "torch" and environment.device != "cpu"]
     return [Candidate(name, LAUNCH_FLOOR) for name in captured if find_spec("cuda")]
 
 
 def tuned(names: list[str], environment: Environment) -> list[Candidate]:
-    """The hand-tuned variants; of PyTorch on a CPU alone: on a GPU they would run eagerly beside captured lessons."""
+    """The hand-tuned variants. Those of PyTorch only on a CPU: on a GPU they would run eagerly beside captured
+    lessons."""
     on_cpu = environment.device == "cpu"
     return [
         Candidate(name, "tuned")

@@ -1,17 +1,13 @@
-"""One process of a benchmark: it interleaves all candidates of a network, and answers with their samples.
-
-`main` is a server. It imports the frameworks once, and for each task on its standard input it forks a process that
-measures and prints an answer. An import takes seconds and a fork takes none; ten processes that were started afresh
-gave the same ratios with the same spread as thirty forked ones (docs/reference/performance.md).
-
-In every round each candidate takes a turn, in a random order, so that a slow minute of the machine, or a neighbour that
-leaves its threads awake, is there for all alike. Before the timed part of a turn the candidate runs untimed, so that
-caches hold its data and a GPU has left its idle clock; not where a step takes over a second. A turn in which the
-machine took a CPU away is taken again.
-
-Where a candidate's arrays lie in memory makes it up to 5 % faster or slower, and would be the same in every process. So
-each process makes the candidates in an order of its own, with gaps of random size between them. What luck is left
-differs from process to process, and the interval covers it. Every sample is kept.
+"""One process of a benchmark. It interleaves all candidates of a network and answers with their samples. `main` is a
+server. It imports the frameworks once, and for each task on its standard input it forks a process that measures and
+prints an answer. An import takes seconds, a fork milliseconds. Ten newly started processes gave the same ratios with
+the same spread as thirty forked ones (docs/reference/performance.md). In every round each candidate takes a turn, in a
+random order. So a slow minute of the machine, or the waking threads of the candidate before, affects all candidates
+alike. Before the timed part of a turn the candidate runs untimed, so that caches hold its data and a GPU has left its
+idle clock. Candidates whose step takes over a second skip this. A turn in which the machine took a CPU away is
+repeated. The addresses of a candidate's arrays make it up to 5 % faster or slower, and would be the same in every
+process. So each process constructs the candidates in a random order, with gaps of random size in memory. The addresses
+then differ from process to process, and the interval covers their effect. Every sample is kept.
 """
 
 import json
@@ -42,18 +38,18 @@ from pipeline.running.processes import end_with_parent
 from pipeline.runtimes import load_runtime
 
 TRIALS = 3  # of which the fastest counts
-GROWTH = 16  # times as many steps in the next trial, at most
-LONG_SECONDS = 1.0  # of a trial that is long and not disturbed, and of a step that warms itself up
+GROWTH = 16  # the most by which the number of steps grows from trial to trial
+LONG_SECONDS = 1.0  # of a trial that is long enough without repetition, and of a step that needs no warm-up
 GPU_WARM_SECONDS = 0.05  # before a turn on a GPU, whose clock falls while it idles
 LARGEST_GAP = 2**18  # bytes
-RETAKES = 2  # of a turn that is disturbed, at most
+RETAKES = 2  # of a disturbed turn, at most
 LEAST_ROUNDS = 2
-WARM_SHARE = 0.5  # of a turn's steps: as many untimed ones come before it
+WARM_SHARE = 0.5  # untimed steps before a turn, as a multiple of its steps
 
 
 class Pace(NamedTuple):
-    """How a candidate takes its turns: after `warm_up` untimed steps, `steps` timed ones. Such a turn takes about
-    `seconds` altogether, and has `switches` involuntary context switches where nothing disturbs it."""
+    """How a candidate takes its turns: `warm_up` untimed steps, then `steps` timed ones. A turn takes about `seconds`
+    in total, and has `switches` involuntary context switches if nothing disturbs it."""
 
     warm_up: int
     steps: int
@@ -61,7 +57,8 @@ class Pace(NamedTuple):
     switches: int
 
     def of(self, lesson: Self) -> Self:
-        """The same pace, with as many steps in a turn as the lesson takes: a call's own cost is spread over as many."""
+        """The same pace with the number of steps of the lesson, so that the cost of a call is spread over as many
+        steps."""
         share = (lesson.warm_up + lesson.steps) / (self.warm_up + self.steps)
         switches = round(self.switches * lesson.steps / self.steps)
         return self._replace(
@@ -73,7 +70,8 @@ Paces = dict[str, Pace]  # by problem, size and candidate, as pace_key has it
 
 
 class Task(NamedTuple):
-    """What one process measures, of which `encode` and `decode` make text. Candidates without a pace are calibrated."""
+    """The task of one process. `encode` and `decode` convert it to and from text. Candidates without a pace are
+    calibrated."""
 
     sizes: list[Size]
     rounds: int
@@ -101,7 +99,7 @@ class Task(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A candidate's turn: `head` is what its samples have in common."""
+    """The turns of a candidate. `head` has the fields that its samples share."""
 
     head: Sample
     runner: Runner
@@ -109,7 +107,7 @@ class Turn(NamedTuple):
 
 
 def measure(task: Task, monitor: Monitor) -> Iterator[Sample]:
-    """The samples of one process. Adds the paces that it calibrates to the task's."""
+    """The samples of one process. Paces that it calibrates are added to those of the task."""
     generator = np.random.default_rng(task.seed)
     gaps: list[Any] = []
     made: list[tuple[Sample, Runner]] = []
@@ -152,8 +150,8 @@ def measure(task: Task, monitor: Monitor) -> Iterator[Sample]:
 
 
 def _order(candidates: list[Candidate], generator: np.random.Generator) -> list[int]:
-    """A random order of the frameworks, and within each of its candidates: those that headlines compare are close to
-    each other, so that the machine is as fast for the one as for the other."""
+    """A random order of the frameworks, and within each framework of its candidates. Candidates that a headline
+    compares are close to each other, so that the machine has the same speed for both."""
     frameworks = sorted({candidate.framework for candidate in candidates})
     ranks = dict(zip(frameworks, generator.permutation(len(frameworks)).tolist(), strict=True))
     order = generator.permutation(len(candidates)).tolist()
@@ -165,7 +163,7 @@ def pace_key(sample: Sample) -> str:
 
 
 def _is_graph(candidate: Candidate, environment: Environment) -> bool:
-    """Whether it is an implementation whose steps are executed from graphs."""
+    """Whether the candidate is an implementation whose steps are executed from graphs."""
     device = environment.device.partition(":")[0]
     return candidate.is_implementation and device in load_runtime(candidate.name).graphs
 
@@ -173,8 +171,8 @@ def _is_graph(candidate: Candidate, environment: Environment) -> bool:
 def _ready(
     candidate: Candidate, problem: str, environment: Environment, weights: Weights, chunk: Chunk
 ) -> tuple[Runner, float, float]:
-    """What runs a candidate, the seconds that it took until its second step, without imports and without placing the
-    batches, and those that it took to capture its steps afterwards."""
+    """The runner of a candidate, the seconds until its second step (without imports and without placing the batches),
+    and the seconds of capturing its steps afterwards."""
     load_runtime(candidate.name)(environment)
     if candidate.is_implementation:
         load_implementation(problem, candidate.name)
@@ -192,7 +190,7 @@ def _ready(
 
 
 def _take(turn: Turn, number: int, position: int, synchronize: Callable[[], None]) -> Iterator[Sample]:
-    """A turn; where it is disturbed, also the one that is taken instead."""
+    """A turn, and if it is disturbed, also the turn that repeats it."""
     runner, pace = turn.runner, turn.pace
     for _ in range(1 + RETAKES):
         with runner.settings():
@@ -215,10 +213,9 @@ def _take(turn: Turn, number: int, position: int, synchronize: Callable[[], None
 
 
 def calibrated(runner: Runner, seconds: float, synchronize: Callable[[], None]) -> Pace:
-    """How many steps warm a candidate up, and how many take about `seconds`.
-
-    The steps grow until the fastest of several trials takes half as long as it should: one disturbed trial does not
-    decide. A call has a cost of its own, which would decide if there were few.
+    """How many steps warm a candidate up, and how many take about `seconds`. The number of steps grows until the
+    fastest of several trials takes half of `seconds`, so that one disturbed trial does not decide. With few steps, the
+    cost of a call would dominate.
     """
     steps = least = runner.least_steps
     while True:
@@ -237,7 +234,8 @@ def calibrated(runner: Runner, seconds: float, synchronize: Callable[[], None]) 
 
 
 def _trials(runner: Runner, steps: int, synchronize: Callable[[], None]) -> tuple[float, int]:
-    """The seconds of the fastest of several calls, and the most involuntary context switches that one of them had."""
+    """The seconds of the fastest of several calls, and the largest number of involuntary context switches in one of
+    them."""
     fastest, most = math.inf, 0
     for _ in range(TRIALS):
         before, _ = disturbances()
@@ -250,19 +248,19 @@ def _trials(runner: Runner, steps: int, synchronize: Callable[[], None]) -> tupl
 
 
 def answer(task: Task) -> dict[str, Any]:
-    """The samples of a task, the paces, and what else the machine did meanwhile, as results.Conditions has it."""
+    """The samples of a task, the paces, and what else the machine did meanwhile, in the form of results.Conditions."""
     check_imported(task.environment)
     monitor = Monitor(task.environment.device)
     with other_processes() as cpus:
         samples = list(measure(task, monitor))
-    # A container may be granted fewer CPUs than it may run on: others may use the rest.
+    # A container's quota may be smaller than the number of CPUs that it runs on: others may use the rest.
     others = max(0.0, cpus[0] - (len(os.sched_getaffinity(0)) - available_cpus()))
     conditions = {"cpus_of_other_processes": others, "stolen_cpus": cpus[1], "gpu": monitor.summary()}
     return {"samples": samples, "paces": task.paces, "conditions": conditions}
 
 
 def _import(sizes: Iterable[Size]) -> None:
-    """All that the candidates need, as long as nothing but the import happens: a fork keeps one thread alone."""
+    """Import what the candidates need, and do nothing else: only one thread survives a fork."""
     for size in sizes:
         for candidate in size.candidates:
             load_runtime(candidate.name)
@@ -291,10 +289,10 @@ def _fork(task: Task, answers: TextIO) -> int:
 
 
 def main() -> None:
-    """An answer, a line of JSON, for each task on standard input. Ends with the first that fails."""
+    """Print an answer, a line of JSON, for each task on standard input. Ends with the first task that fails."""
     end_with_parent(signal.SIGKILL)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the output of a library must not mix with the answers
     for line in sys.stdin:
         task = Task.decode(line)
         try:

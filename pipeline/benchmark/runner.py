@@ -1,4 +1,4 @@
-"""What runs a candidate: in a process of the benchmark, on data of its own."""
+"""Run a candidate in a process of the benchmark, on its own data."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ from pipeline.runtimes import Cycle, Loop, batches_of, load_runtime
 LEARNING_RATE = 1e-3
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 16 * 2**20
-BASELINE_SHARE = 4  # a baseline uses the first quarter of a chunk: the factors take more memory than the batches
+BASELINE_SHARE = 4  # a baseline uses a quarter of a chunk, because its factors take more memory than the batches
 SEED = 0
 VARIANTS = {"nondeterministic": {"deterministic": False}, "tf32": {"precision": "tf32"}}
 
@@ -40,9 +40,8 @@ def draw(problem: str, sizes: Any, dtype: str) -> tuple[dict[str, Array], dict[s
 
 
 class Runner:
-    """`run(steps)` takes so many steps on the placed chunk, and may return before the device has taken them.
-
-    `loop` is a Loop, or of a baseline and of what is not ours something less that has `run`.
+    """`run(steps)` takes this number of steps on the placed chunk, and may return before the device has taken them.
+    `loop` is a Loop; for a baseline or a peer it is any object with a method `run`.
     """
 
     def __init__(
@@ -97,32 +96,32 @@ class Runner:
             else:
                 self.loop.place(chunk)
         if self.candidate.kind == "tuned":
-            self.steps_in_call = batches  # a tuned loop takes at most as many
+            self.steps_in_call = batches  # a tuned loop takes at most this number
 
     def _products(self, chunk: Chunk) -> Cycle:
         products = load_problem(self.problem).products
         return self.runtime.multiply([products(self.weights, *batch.values()) for batch in batches_of(chunk)])
 
     def _launches(self, chunk: Chunk) -> Cycle:
-        """The step itself is only captured, to count its launches."""
+        """The step is only captured, to count its launches."""
         runtime: Any = self.runtime  # PyTorch's
         loop = self._lesson(in_python=True)
         loop.place(chunk)
         return runtime.launch(runtime.nodes(loop))
 
     def compile(self) -> None:
-        """Do beforehand what can be done before a step. CUDA graphs can be captured after the second."""
+        """Prepare what can be done before a step. CUDA graphs can be captured after the second step."""
         with self.settings():
             getattr(self.loop, "compile", lambda: None)()
 
     @property
     def least_steps(self) -> int:
-        """The fewest steps that make sense in a call: what works by epochs takes a whole one."""
+        """The smallest number of steps in a call: a candidate that works by epochs takes a whole epoch."""
         return getattr(self.loop, "least_steps", 1)
 
     @property
     def replays(self) -> int:
-        """How many steps were executed from a CUDA graph."""
+        """The number of steps that were executed from a CUDA graph."""
         return getattr(self.loop, "replays", 0)
 
     @property
@@ -135,7 +134,7 @@ class Runner:
 
     def run(self, steps: int) -> None:
         """Call it within `settings`."""
-        if self.candidate.kind == "slowed":  # what is no whole step is made up for later
+        if self.candidate.kind == "slowed":  # the fraction of a step is carried over to the next call
             percent, before, self.steps_taken = int(self.candidate.option), self.steps_taken, self.steps_taken + steps
             steps += self.steps_taken * percent // 100 - before * percent // 100
         with self.runtime.eagerly() if self.candidate.kind == "eager" else nullcontext():
@@ -150,7 +149,7 @@ class Runner:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """The settings of this candidate, where they differ from the others'."""
+        """The settings of this candidate that differ from those of the other candidates."""
         if self.others is None:
             yield
             return

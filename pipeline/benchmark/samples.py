@@ -1,4 +1,4 @@
-"""The table of a benchmark's samples, and what it says: times and ratios at each size."""
+"""The table of a benchmark's samples, and the times and ratios at each size that follow from it."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,10 +20,10 @@ from pipeline.results import BenchmarkProvenance, Conditions
 class Sample(NamedTuple):
     """A turn: `steps` steps of `candidate` took `seconds`, `replays` of them from a CUDA graph.
 
-    `size` is format_size's text, `position` the turn's place in its round. A turn that was disturbed is followed by the
-    one that was taken instead, in the same round; `switches` are its involuntary context switches, `stolen` the seconds
-    of steal time. For build/NAME, once in a process, `seconds` is what a graph costs before its second step; for
-    capture/NAME `steps` CUDA graphs were captured in that time.
+    `size` is format_size's text, `position` the turn's place in its round. A disturbed turn is followed by the turn
+    that repeats it, in the same round. `switches` are the involuntary context switches, `stolen` the seconds of steal
+    time. For build/NAME, once in a process, `seconds` is the cost of a graph before its second step. For capture/NAME,
+    `steps` CUDA graphs were captured in `seconds`.
     """
 
     problem: str
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
 
 
 HEADER = ",".join(Sample._fields)
-BUSY = 0.1  # of the CPUs: what others may take of them before a measurement says nothing
+BUSY = 0.1  # the share of the CPUs that others may take in a valid measurement
 
 
 def format_size(sizes: Mapping[str, int]) -> str:
@@ -60,18 +60,17 @@ def parse_size(text: str) -> dict[str, int]:
 
 
 def network(problem: str, sizes: Mapping[str, int]) -> tuple[Any, ...]:
-    """The batch size and the weights' shapes. Sizes that agree in these are interleaved with each other: what else is
-    in them, such as the lengths of sequences, is compared."""
+    """The batch size and the weights' shapes. Sizes that agree in these are interleaved, so that the others, such as
+    the lengths of sequences, can be compared."""
     shapes = load_problem(problem).weight_shapes(SimpleNamespace(**sizes))
     return problem, sizes["batch_size"], *shapes.items()
 
 
 class Case(NamedTuple):
-    """A size. `seconds` has, for each candidate and process, the seconds a step of each round (rounds,).
-
-    `disturbed` has the reason for each process that was disturbed: its times say nothing. A candidate's disturbed
-    processes are left out of `seconds` where at least two were not disturbed. `replayed` are the candidates whose steps
-    were executed from a CUDA graph.
+    """The samples at one size. `seconds` has, for each candidate and process, the seconds a step of each round
+    (rounds,). `disturbed` has the reason for each process that was disturbed, whose times are invalid. They are left
+    out of `seconds` where at least two processes were not disturbed. `replayed` are the candidates whose steps were
+    executed from a CUDA graph.
     """
 
     problem: str
@@ -104,9 +103,9 @@ class Case(NamedTuple):
         return spread(list(self.seconds[candidate].values())).median
 
     def matmul(self, candidate: Candidate) -> Candidate | None:
-        """The matrix products alone, of which a step is a multiple. On a CPU those of the fastest library that was
-        measured with the candidate. On a GPU the framework's own, at the candidate's own precision; none for a step
-        that is measured on the host beside it."""
+        """The candidate for the matrix products alone. On a CPU it is the fastest library that was measured with the
+        candidate. On a GPU it is the framework's own, at the candidate's precision; None for a candidate that is
+        measured on the host's CPU."""
         shared = [other for other in self.seconds if other.kind == MATMUL and self._shared(other, candidate)]
         if not self.on_gpu:
             return min(shared, key=self.median, default=None)
@@ -114,17 +113,18 @@ class Case(NamedTuple):
         return own if own in shared and candidate.kind != "cpu" else None
 
     def launch_floor(self, name: str) -> Candidate | None:
-        """Of an implementation that replays CUDA graphs: as many empty kernels as its step has nodes."""
+        """For an implementation that replays CUDA graphs, the candidate of as many empty kernels as its step has
+        nodes."""
         floor = Candidate(name, LAUNCH_FLOOR)
         return floor if floor in self.seconds else None
 
     def in_python(self, name: str) -> Candidate:
-        """The candidate in which an implementation's Python ran: where its steps were replays, the eager one."""
+        """The candidate in which an implementation's Python ran: the eager one if the steps were replays."""
         lesson, eager = Candidate(name), Candidate(name, "eager")
         return eager if lesson in self.replayed and eager in self.seconds else lesson
 
     def lines(self, names: Iterable[str]) -> Iterator[str]:
-        """A row for each of these implementations that was measured: how long a step takes."""
+        """A row for each measured implementation: how long a step takes."""
         for lesson in map(Candidate, names):
             if lesson in self.seconds:
                 multiple = self.multiple(lesson)
@@ -139,11 +139,12 @@ class Case(NamedTuple):
         return f"cannot tell: {reasons[0]}" if reasons else ""
 
     def ratio(self, above: Candidate, below: Candidate) -> Estimate | None:
-        """Of two candidates' times, or None where they were not interleaved, or their processes were disturbed."""
+        """The ratio of two candidates' times, or None where they were not interleaved or their processes were
+        disturbed."""
         return ratio_between(self, above, self, below)
 
     def multiple(self, candidate: Candidate) -> Estimate | None:
-        """How many times the matrix products alone a step takes. (The metric times_matrix_products in MLflow.)"""
+        """A step's time as a multiple of the matrix products alone (the metric times_matrix_products in MLflow)."""
         products = self.matmul(candidate) if candidate in self.seconds else None
         return self.ratio(candidate, products) if products else None
 
@@ -152,7 +153,8 @@ class Case(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """`disturbed` has the reason for each process that was disturbed; of all `turns`, `retaken` were."""
+    """All cases of a benchmark. `disturbed` has the reason for each process that was disturbed. Of all `turns`,
+    `retaken` were repeated."""
 
     cases: list[Case]
     provenance: BenchmarkProvenance
@@ -167,7 +169,7 @@ class Benchmark(NamedTuple):
 
     @property
     def gpu(self) -> dict[str, Any] | None:
-        """What the GPU did, in its worst process."""
+        """The summary of the GPU in its worst process."""
         return merged([process.gpu for process in self.provenance.processes])
 
     @property
@@ -179,12 +181,12 @@ class Benchmark(NamedTuple):
         return [case for case in self.cases if case.problem == problem]
 
     def at(self, problem: str, sizes: Mapping[str, int]) -> Case | None:
-        """The case of these sizes, if it was measured."""
+        """The case at these sizes, if it was measured."""
         return next((case for case in self.of(problem) if case.sizes == dict(sizes)), None)
 
 
 def ratio_between(one: Case, above: Candidate, other: Case, below: Candidate) -> Estimate | None:
-    """Of candidates in two cases that were interleaved with each other; None as in Case.ratio."""
+    """The ratio of two candidates at two sizes that were interleaved; None as in Case.ratio."""
     if above not in one.seconds or below not in other.seconds:
         return None
     shared = sorted(one.seconds[above].keys() & other.seconds[below].keys())
@@ -194,7 +196,8 @@ def ratio_between(one: Case, above: Candidate, other: Case, below: Candidate) ->
 
 
 def disturbance(process: Conditions, *, threads: int, cpus: int) -> str:
-    """Why the times of a process say nothing; empty where they do. CPUs that the process leaves idle may be used."""
+    """Why the times of a process are invalid; empty if they are valid. Others may use CPUs that the process leaves
+    idle."""
     others, stolen = process.cpus_of_other_processes, process.stolen_cpus
     if others - max(0, cpus - threads) > BUSY * threads:
         return f"other processes took {others:.1f} of {cpus} CPUs"
@@ -204,7 +207,7 @@ def disturbance(process: Conditions, *, threads: int, cpus: int) -> str:
 
 
 def collect(samples: Iterable[Sample], provenance: BenchmarkProvenance) -> Benchmark:
-    """A benchmark from its samples, which are in the order in which they were taken."""
+    """The benchmark from its samples, which are in the order in which they were taken."""
     disturbed = {
         number: reason
         for number, process in enumerate(provenance.processes)
@@ -221,7 +224,7 @@ def cases_of(samples: Iterable[Sample], disturbed: Mapping[int, str], *, on_gpu:
     replayed: dict[tuple[str, str], set[Candidate]] = defaultdict(set)
     for sample in samples:
         head = (sample.problem, sample.size)
-        # Of a round the last turn counts: those before it were disturbed.
+        # The last turn of a round counts: the turns before it were disturbed.
         paces[head][sample.candidate][sample.process][sample.round] = sample.seconds / sample.steps
         if sample.replays:
             replayed[head].add(sample.candidate)
@@ -237,8 +240,8 @@ def cases_of(samples: Iterable[Sample], disturbed: Mapping[int, str], *, on_gpu:
 
 
 def read(table: Path = files.BENCHMARK, provenance: Path = files.BENCHMARK_PROVENANCE) -> Benchmark:
-    """A benchmark from its two files. Where both are empty it was left out. Raises UserError when one is missing or
-    damaged."""
+    """The benchmark from its two files. If both are empty, the benchmark was left out. Raises UserError when one is
+    missing or damaged."""
     if all(path.exists() and not path.stat().st_size for path in (table, provenance)):
         return _left_out()
     rows, facts = files.read_samples(table), BenchmarkProvenance.read(provenance)
@@ -251,7 +254,7 @@ def read(table: Path = files.BENCHMARK, provenance: Path = files.BENCHMARK_PROVE
 
 
 def _left_out() -> Benchmark:
-    """No sample, on the machine of environment.json. A benchmark that was not measured has no time, host and commit."""
+    """A benchmark without samples, on the machine of environment.json. It has no time, host and commit."""
     facts = {key: value for key, value in vars(files.read_environment()).items() if key != "driver"}
     facts |= dict.fromkeys(("measured_at", "measured_on", "run_began", "commit"), "")
     facts |= {"variables": {}, "cpus": 0, "processes": []}

@@ -18,9 +18,9 @@ class Node:
 
     id: str
     label: str  # the framework's name, with the numbers among the operands: Mul(learning_rate, ·)
-    plain: str = ""  # what the operation does, as code calls it: multiply(learning_rate, ·)
+    plain: str = ""  # the operation as code names it: multiply(learning_rate, ·)
     name: str = ""  # the local variable or the weight in the lesson's code, or the quantity that has this value
-    time: int | None = None  # the round of a loop of the lesson, from 1, in which the operation ran
+    time: int | None = None  # the iteration, from 1, of a loop of the lesson in which the operation ran
     detail: str = ""  # the framework's full name
     group: Literal["", "forward", "backward", "update", "data"] = ""
     kind: Literal["operation", "weight", "data", "loop"] = "operation"
@@ -29,7 +29,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """A value that one node gives another, in the shape in which it is used. `again`: to the next round of a loop."""
+    """A value that goes from one node to another, with its shape there. `again`: to the next iteration of a loop."""
 
     source: str
     target: str
@@ -40,7 +40,7 @@ class Edge:
 @dataclass
 class Graph:
     title: str
-    recorded: bool  # by a framework; otherwise it is the graph of the equations
+    recorded: bool  # whether a framework recorded it; otherwise it is the graph of the equations
     nodes: list[Node]
     edges: list[Edge]
 
@@ -52,10 +52,10 @@ class Structure:
     The steps were taken on batches that differ in the length of their longest example, or on batches of the same
     shapes where examples have no length. How `graphs` were counted is in the docstring of each framework's `count`.
 
-    The two numbers of operations are those of a static graph, for a CPU and for batches whose shapes are known.
-    Neither includes what computes nothing: what is given, and what only hands a value on (`NOT_COUNTED` in
-    tensorflow.py). They are None without a static graph, and where it holds another one, such as the body of a loop,
-    whose operations do not run once a step.
+    The two numbers of operations are those of a static graph, for a CPU and for batches whose shapes are known. Neither
+    includes operations that compute nothing, such as inputs and identities (`NOT_COUNTED` in tensorflow.py). They are
+    None without a static graph, and where the graph contains another graph, such as the body of a loop, whose
+    operations do not run once a step.
     """
 
     steps: int  # 0 where nothing was counted
@@ -85,8 +85,8 @@ class Example:
     learning_rate: float
     batch: dict[str, Any]
     weights: dict[str, Any]  # before the step
-    placed: dict[str, Any]  # what the lesson's `place` made of the batch, by the names that `step` has for it
-    states: dict[str, list[Any]]  # what the loop over time hands to each time step, arranged as in the lesson
+    placed: dict[str, Any]  # the arrays that the lesson's `place` returned, by the names of the arguments of `step`
+    states: dict[str, list[Any]]  # states that the loop passes to each time step, arranged as in the lesson
     values: list[Value]  # in the order of computation
 
 

@@ -30,7 +30,7 @@ def graph_of_equations(docstring: str, title: str) -> Graph:
             before = [other for other in computed if other.number < line.number]
             for other in before[-1:]:
                 builder.connect(keys[other.number], keys[line.number], _size(other.shape))
-            for other in computed[len(before) :]:  # computed in a round, and used in the next one
+            for other in computed[len(before) :]:  # computed in one iteration, and used in the next
                 builder.connect(keys[other.number], keys[line.number], _size(other.shape), again=True)
     return builder.finish(title, recorded=False)
 

@@ -34,7 +34,7 @@ AUTOGRAPH = "__autograph_generated_file"  # the code that AutoGraph makes of a l
 
 
 def record_lesson(name: str, problem: str, opened: Opened) -> tuple[list[Graph], Structure, Example]:
-    """What graphs/NAME.json holds of an implementation."""
+    """The content of graphs/NAME.json."""
     small = (name, problem, opened.create, "float32")
     return record_graphs(*small), record_structure(*small), record_example(name, problem, opened.runtime)
 
@@ -78,7 +78,7 @@ def _recorded(module: str, problem: str, create: Callable[[Weights, float], Loop
 
 
 def record_structure(name: str, problem: str, create: Callable[[Weights, float], Loop], dtype: str) -> Structure:
-    """What the framework defines to take a step on each of several batches, counted on a new implementation.
+    """Count what the framework defines to take a step on each of several batches, with a new implementation.
 
     Nothing is counted where no module here knows the framework, or where the step fails.
     """
@@ -124,7 +124,8 @@ def _sizes(problem: str) -> dict[str, int]:
 def _batch(
     problem: str, sizes: Mapping[str, int], dtype: str, longest: int, generator: np.random.Generator, *, examples: int
 ) -> dict[str, Array]:
-    """A batch of so many examples. Two of them have each length, from the longest down to 1, and the rest 1."""
+    """A batch with this number of examples. Two examples have each length from the longest down to 1; the others have
+    1."""
     lengths = {"min_length": longest, "max_length": longest}
     batch = load_problem(problem).draw_inputs(SimpleNamespace(**{**sizes, **lengths}), examples, generator)
     if "lengths" in batch:
@@ -153,15 +154,14 @@ class Names:
         return f"-{name}" if value < 0 else name
 
     def quantities(self, weights: Weights) -> "Quantities":
-        """Those of a step on the batch, from weights before the step."""
+        """The quantities of a step on the batch. `weights` are those before the step."""
         return Quantities(Paper(self.problem, weights, self.batch, LEARNING_RATE))
 
 
 class Quantities:
-    """The quantities of a step, each to be recognised by its value.
-
-    A framework may keep the examples in another order, all time steps in one array, or padding. So two arrays are the
-    same here when they have the same rows in some order, apart from rows of zeros.
+    """Finds the quantity of a step that has a given value. A framework may keep the examples in another order, all time
+    steps in one array, or with padding. So two arrays are equal here if they have the same rows in some order, apart
+    from rows of zeros.
     """
 
     def __init__(self, paper: Paper) -> None:

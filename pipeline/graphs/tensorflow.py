@@ -7,8 +7,8 @@ weights' updates need, and leaves out what changes no value of the maths:
 - operations that move, reshape or repeat their first input, or read or write an element of a list (MOVES, WRITES);
 - shapes, and what is computed from constants alone and is no floating-point number: axes, counters.
 
-A While is a loop: its body shows one round, and an edge marked `again` is a value for the next round. Data in the body
-come from outside or from the round before. The loop's condition is not shown.
+A While is a loop: its body shows one iteration, and an edge marked `again` is a value for the next iteration. Data in
+the body come from outside or from the iteration before. The loop's condition is not shown.
 
 A node is named after the variable that holds its result. Without one it is named after the quantity of the problem's
 equations that has this value, for which the step is traced once more, with every value as a result, and executed. What
@@ -33,10 +33,10 @@ WRITES = {"TensorListSetItem": 2, "TensorListPushBack": 1}  # into a list; the n
 LOOPS = {"While", "StatelessWhile"}
 UPDATES = re.compile(r"Assign\w*VariableOp|Resource(Apply|Scatter)\w+")
 CPU = "/device:CPU:0"  # on which steps are counted, also where TensorFlow sees a GPU
-# What computes nothing: what is given, and what hands a value on as it is. First TensorFlow's operations, then XLA's.
+# Operations that compute nothing: inputs and identities. First TensorFlow's names, then XLA's.
 NOT_COUNTED = {"Placeholder", "Const", "NoOp", "Identity", "ReadVariableOp", "Reshape"}
 NOT_COUNTED |= {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
-PLAIN = {  # what the code calls these operations, where it is not the name in lower case
+PLAIN = {  # the names of these operations in code, where they differ from the name in lower case
     "MatMul": "matmul",
     "BatchMatMulV2": "matmul",
     "AddV2": "add",
@@ -57,7 +57,7 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
     step = getattr(step, "python_function", step)
     with recorded_locals(implementation) as variables:
         concrete = tf.function(step).get_concrete_function(*placed)
-    # What the lesson's variables are called, by the names of their tensors. The first name of a tensor counts.
+    # The names of the lesson's variables, by the names of their tensors. The first name of a tensor counts.
     tensors = [(value.name, name) for name, value in variables if tf.is_tensor(value) and tf.is_symbolic_tensor(value)]
     weights = weights_of(implementation, names, tf.Variable)
     called = _quantities(step, placed, names, weights) | dict(reversed(tensors))
@@ -83,8 +83,8 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
 
 
 def _name_in_loops(builder: GraphBuilder) -> None:
-    """Give names inside loops that follow from others there: what a round takes from the one before is called as the
-    round's result is, and so is an element that is added to a list."""
+    """Give names inside loops that follow from other names. A value from the iteration before gets the name of the
+    iteration's result, and so does an element that is added to a list."""
     for edge in builder.edges:
         start, end = builder.nodes[edge.target], builder.nodes[edge.source]
         if edge.again:
@@ -167,7 +167,7 @@ def instructions(program: str) -> list[str]:
 
 
 class Value(NamedTuple):
-    """A node, the shape of what it hands on, and for a loop the node of its body that computes this value."""
+    """A node, the shape of its value, and for a loop the node of its body that computes this value."""
 
     key: str
     shape: tuple[int | None, ...] = ()
@@ -185,7 +185,7 @@ class Reader:
         self.bodies: dict[str, Body] = {}
 
     def value(self, tensor: Any) -> Value | None:
-        """The node that computes a tensor, with the tensor's shape; None for what is not shown."""
+        """The node that computes a tensor, with the tensor's shape; None if it is not shown."""
         if tensor.name not in self.values:
             self.values[tensor.name] = self._read(tensor)
         value = self.values[tensor.name]
@@ -246,10 +246,10 @@ class Body(Reader):
         self.outside, self.inputs, self.graph = outside, operation.inputs, operation._body_graph
         self.loop = self.builder.add(operation.type, detail=operation.name, kind="loop", within=outside.loop)
         self.index = {tensor.name: index for index, tensor in enumerate(self.graph.inputs)}
-        self.used: list[int] = []  # the placeholders that got a node, and no edge yet from what a round computes
+        self.used: list[int] = []  # with a node, but without an edge from the value of an iteration
 
     def output(self, index: int) -> Value | None:
-        """The value of an output of the loop: the loop, or a value from outside that no round changes."""
+        """The value of an output of the loop: the loop, or a value from outside that no iteration changes."""
         if self.graph.outputs[index].name == self.graph.inputs[index].name:
             return self.outside.value(self.inputs[index])
         value = self.value(self.graph.outputs[index])

@@ -1,13 +1,14 @@
 """PyTorch: the graph that autograd recorded in a step.
 
 It is read from the loss's `grad_fn` and the `next_functions` of each function, which exist after `backward` too. The
-graph holds what `backward` walks: the function that each operation left, and the weights, at which it ends
-(AccumulateGrad). It does not hold what needs no gradient, such as x and y. An edge has the shape of the gradient that
-goes along it, which is the shape of the value. Edges point from the weights to the loss; `backward` goes against them.
+graph holds what `backward` traverses: the function that each operation recorded, and the weights, at which it ends
+(AccumulateGrad). It does not hold values that need no gradient, such as x and y. An edge has the shape of the gradient
+that goes along it, which is the shape of the value. Edges point from the weights to the loss; `backward` goes against
+them.
 
 A function is named after the variable that holds its result. Without one it is named after the quantity of the
 problem's equations that has this value: in `(x @ w1).relu() @ w2` no variable holds h. In a loop only the variables
-count: there a partial result may have the value of another quantity, as z + 0 has in the first round.
+count: there a partial result may have the value of another quantity, such as z + 0 in the first iteration.
 """
 
 import inspect
@@ -26,13 +27,13 @@ from pipeline.contract import Implementation
 from pipeline.graphs.graph import Graph, GraphBuilder, Structure
 from pipeline.graphs.record import Names, recorded_locals, weights_of
 
-PLAIN = {"mm": "matmul", "split_with_sizes": "split", "accumulate_grad": ""}  # what the code calls these operations
+PLAIN = {"mm": "matmul", "split_with_sizes": "split", "accumulate_grad": ""}  # the names of these operations in code
 Instruction = tuple[CodeType, int]
 
 
 class Watch(TorchFunctionMode):
-    """Notes each operation of a lesson's file: the value of its result, by which instruction it ran, and in which round
-    of a loop, which is how often that instruction had run."""
+    """Records each operation of a lesson's file: the value of its result, the instruction that ran it, and the
+    iteration of a loop, which is the number of times that the instruction has run."""
 
     def __init__(self, file: str) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Watch(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         instruction = self._instruction()
         self.runs[instruction] += 1
-        for tensor in _tensors(args):  # what an autograd.Function of the lesson returned is seen only here
+        for tensor in _tensors(args):  # only here the result of the lesson's own autograd.Function can be seen
             if tensor.grad_fn is not None:
                 self.values.setdefault(tensor.grad_fn, tensor.detach())
         for tensor in _tensors(result):
@@ -55,7 +56,7 @@ class Watch(TorchFunctionMode):
         return result
 
     def time(self, node: Node) -> int | None:
-        """The round of a loop in which a function was made; None outside of loops."""
+        """The iteration of a loop in which a function was recorded; None outside of loops."""
         instruction, run = self.made.get(node, (None, 0))
         return run if instruction and self.runs[instruction] > 1 else None
 
@@ -84,7 +85,7 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
     if not isinstance(loss, torch.Tensor) or loss.grad_fn is None:
         return None
     builder, keys = GraphBuilder(), {}
-    called: dict[Any, str] = {}  # by function, and by the instruction that made it: a loop's rounds share that
+    called: dict[Any, str] = {}  # by function; the iterations of a loop share an instruction
     for name, value in variables:
         if isinstance(value, torch.Tensor) and value.grad_fn is not None:
             called.setdefault(value.grad_fn, name)
@@ -124,7 +125,7 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
 
 
 def _plain(name: str) -> str:
-    """SplitWithSizesBackward0 as what the code calls it: split."""
+    """The name in code of a function of the graph: split for SplitWithSizesBackward0."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", re.sub(r"Backward\d*$", "", name)).lower()
     return PLAIN.get(words, words)
 

@@ -1,4 +1,4 @@
-"""The numbers of a step that are small enough to read: a batch of two examples, and each quantity on it.
+"""The numbers of a step on a batch that is small enough to read: two examples, and each quantity.
 
 The problem draws weights and data as for a training, and they are rounded to one decimal. Draws are tried in order
 until a reader can see what happens (`_is_readable`).
@@ -23,7 +23,7 @@ LEARNING_RATE = 0.1
 
 
 def record_example(name: str, problem: str, runtime: Runtime) -> Example:
-    """A step of a lesson on the small batch. What the lesson does not show is computed by the equations."""
+    """A step of a lesson on the small batch. Quantities that the lesson does not show are computed by the equations."""
     paper = small_step(problem)
     file = implementation_file(problem, name)
     observation = observe(file.read_text(encoding="utf-8"), file, runtime, paper)
@@ -70,9 +70,8 @@ def _rounded(array: Array) -> Array:
 
 
 def _states(paper: Paper, observation: Observation) -> dict[str, list[Array]]:
-    """By name: a state as the loop over time hands it to each time step, in the lesson's own arrangement.
-
-    A state is computed from itself at the time step before.
+    """By name: each state as the loop over time passes it to a time step, arranged as in the lesson. A state is a
+    quantity that is computed from its own value at the time step before.
     """
     if paper.lengths is None:
         return {}
@@ -88,7 +87,7 @@ def _states(paper: Paper, observation: Observation) -> dict[str, list[Array]]:
 def _is_readable(paper: Paper) -> bool:
     """No drawn number is 0, except in one-hot targets. Results are 0 or at least 0.01, and none is 0 throughout.
 
-    relu leaves something of each example, and not all of it. Rows of examples that have lengths differ, so that the
+    relu keeps some numbers of each example and sets others to 0. Rows of examples that have lengths differ, so that the
     page can say which example is where after a lesson sorted them.
     """
     x, y = paper.given["x"], paper.given["y"]

@@ -1,4 +1,4 @@
-"""The picture of a graph as SVG, in the colours of the page that it is on.
+"""The picture of a graph as SVG, in the colours of the page around it.
 
 Groups differ in colour and in their borders: plain, dashed, thick. layout.py computes the positions.
 """

@@ -1,9 +1,8 @@
-"""Which lines of a lesson compute which equations of its problem.
-
-By names: a line that assigns a quantity computes its equation. A quantity with several equations, h[0] and h[t], is
-assigned in their order. A quantity that no line assigns is computed on the way to the next one of the same part that a
-line does assign: `y_pred = (x @ self.w1).relu() @ self.w2` also computes h and h_relu. A value that only gets another
-name, or is taken from an attribute, is not computed there. What names cannot say is in the two tables.
+"""Which lines of a lesson compute which equations of its problem. The names decide: a line that assigns a quantity
+computes its equation. A quantity with several equations, such as h[0] and h[t], is assigned in their order. A quantity
+that no line assigns is computed by the line that assigns the next quantity of the same part: `y_pred = (x @
+self.w1).relu() @ self.w2` also computes h and h_relu. A line that only gives a value another name, or takes it from an
+attribute, does not compute it. Two tables have the cases that names cannot decide.
 """
 
 import ast
@@ -14,7 +13,7 @@ from pipeline.lessons_page.source_view import functions_used, lines_of, name_of
 from pipeline.quantities.equations import Equation
 
 CALLS = {"backward": "backward", "step": "update"}  # loss.backward(), optimizer.step(): all equations of a part
-LINES = {  # by lesson: the left sides of the equations that a line computes besides
+LINES = {  # by lesson: the left sides of further equations that a line computes
     "torch_function": {"return h.clamp(min=0)": ["h_relu"], "return grad_h_relu * (h > 0)": ["grad_h"]},
     "torch_loop": {
         "y_pred = self._forward(x, batch_sizes)": ["h[0]", "z[t]", "h[t]"],

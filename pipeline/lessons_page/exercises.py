@@ -1,6 +1,5 @@
-"""What a student can try: for each lesson one edit, the command, and what it prints. A test does exactly that.
-
-An implementation that is not named here has no exercise.
+"""An exercise for each lesson: one edit, the command, and what it prints. A test carries each exercise out. An
+implementation that is not named here has no exercise.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ class Exercise:
     command: str
     promised: str
     why: str
-    times: int = 0  # how often it is printed, where that is the point
+    times: int = 0  # how often it is printed, if the exercise is about that
 
 
 _COMPARE = "dvc repro compare"

@@ -41,7 +41,7 @@ class Box(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A start and three points for each cubic Bézier curve, and the tip of the arrowhead, if there is one."""
+    """A start, three points for each cubic Bézier curve, and the tip of the arrowhead, if any."""
 
     points: list[Point]
     tip: Point | None
@@ -62,7 +62,7 @@ class Picture:
 def arrange(graph: Graph, loop: str | None = None) -> Picture:
     """The layout of a graph, or of the body of one of its loops, in pixels.
 
-    Raises ImportError where a library of the system is missing that Graphviz needs.
+    Raises ImportError when a system library that Graphviz needs is missing.
     """
     import pygraphviz
 
@@ -97,7 +97,7 @@ def arrange(graph: Graph, loop: str | None = None) -> Picture:
         source, target = own[edge.source], own[edge.target]
         end = place(target, target.group)
         start = place(source, target.group if source.group == "data" and not loop else source.group)
-        if edge.again:  # drawn backwards, so that dot puts the start of a round above its end
+        if edge.again:  # drawn backwards, so that dot puts the start of an iteration above its end
             plan.add_edge(end, start, style="dashed", dir="back", arrowtail="normal", weight=0)
             continue
         if edge.shape:
@@ -144,7 +144,8 @@ class Text(NamedTuple):
 
 
 def texts_of(node: Node) -> list[Text]:
-    """The lines in a node: its name, what it does, what its framework calls that, and in a loop the round."""
+    """The lines in a node: its name, its operation in code, the framework's name for it, and in a loop the
+    iteration."""
     framework = node.label if node.kind == "weight" or not node.plain else node.label.partition("(")[0]
     hidden = node.group == "data" and node.name and node.label in ("Placeholder", "Variable", node.name)
     same = node.plain.partition("(")[0] == framework.lower() or node.plain == framework

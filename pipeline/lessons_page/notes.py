@@ -1,5 +1,5 @@
-"""What some lessons need explained beside their equations, with small numbers. Tests compare the numbers with what the
-lessons compute.
+"""Explanations of some lessons beside their equations, with small numbers. Tests compare the numbers with those that
+the lessons compute.
 
 Text as in a docstring: paragraphs, and lines indented by four spaces.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.contract import Array, load_problem
 
-SEEDS = 100  # of which the first is taken that gives a gradient without zeros
+SEEDS = 100  # the first seed is used that gives a gradient without zeros
 LENGTHS, BATCH_SIZES, ENDS = [2, 4, 1], [3, 2, 1, 1], [[1, 0], [3, 1], [0, 2]]
 
 NOTES: dict[str, dict[str, str]] = {

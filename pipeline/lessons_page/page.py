@@ -1,7 +1,7 @@
 """The lessons as a page: for each its idea, equations, code, difference, graph, cost, and something to try.
 
-It is made from the lessons' files, their problems' equations, and the files of `results/` and `graphs/`. No lesson is
-imported.
+The page is made from the lessons' files, their problems' equations, and the files in `results/` and `graphs/`. No
+lesson is imported.
 """
 
 import re
@@ -42,8 +42,8 @@ from pipeline.report.page import Row, duration, render, row, ticks
 from pipeline.results import ParityReport
 
 FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "tensorflow": "TensorFlow"}
-LEAST_SHARE = 0.02  # of a training's time: what took less is one entry of the legend
-SIZES = {  # what params.yaml calls the sizes of a problem, and what the page calls them
+LEAST_SHARE = 0.02  # of a training's time: the legend joins all parts that took less
+SIZES = {  # names of sizes in params.yaml, and their names on the page
     "batch_size": "N, examples in a batch",
     "steps": "steps of the training",
     "train_examples": "examples to train on",
@@ -51,7 +51,7 @@ SIZES = {  # what params.yaml calls the sizes of a problem, and what the page ca
     "min_length": "shortest example, in time steps",
     "max_length": "longest example, in time steps",
 }
-LINKED = ("cannot tell", "traced", "second moment", "XLA")  # words of the page, where a text uses them
+LINKED = ("cannot tell", "traced", "second moment", "XLA")  # words of the page that are explained in the glossary
 Fit = Sequence[Sequence[float]]  # targets, and their predictions before and after training
 
 
@@ -85,7 +85,7 @@ class Lesson:
     equations: list[Equation]
     listing: list[Run]
     computes: dict[int, list[int]]  # the numbers of equations, by line
-    before: str | None  # the lesson that it is compared with
+    before: str | None  # the lesson with which it is compared
     changes: list[Run]
     notes: dict[str, str]  # HTML, by title
     graphs: list[DrawnGraph]
@@ -95,7 +95,7 @@ class Lesson:
     shares: list[Share]
     curve: str  # SVG
     fit: str  # SVG
-    remaining: str  # where the remaining error comes from
+    remaining: str  # a sentence on where the remaining error comes from
     findings: list[Finding]
     exercise: Exercise | None
     example: Example
@@ -103,7 +103,7 @@ class Lesson:
 
 
 def read(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What `write` takes of each implementation: graphs, example and fit, from files. Raises UserError."""
+    """The graphs, the example and the fit of each implementation, read from files. Raises UserError."""
     read_by = {"graphs": read_graphs, "examples": read_example, "fits": files.read_fit}
     return {key: {name: read_one(name) for name in names} for key, read_one in read_by.items()}
 
@@ -206,7 +206,7 @@ def prose(docstring: str) -> str:
 def draw(graph: Graph) -> DrawnGraph:
     try:
         picture = drawing.svg(graph)
-    except ImportError as error:  # a minimal system has no GLib or X11; the page is still of use
+    except ImportError as error:  # a minimal system has no GLib or X11; the page is useful without pictures
         remedy = "On Debian and Ubuntu: apt-get install libglib2.0-0 libxext6 libxrender1"
         reason = f"Graphviz cannot be loaded ({error}). {remedy}"
         print(f"WARNING: no picture of a graph: {reason}", file=sys.stderr)
@@ -215,7 +215,7 @@ def draw(graph: Graph) -> DrawnGraph:
 
 
 def shares(result: Result) -> list[Share]:
-    """Where the time of a training went, in whole per cents that add up to 100."""
+    """The parts of a training's time, in whole per cents that add up to 100."""
     total, seconds = result.timing.wall_seconds, result.timing.breakdown_seconds
     shown = [line for line in TIME_BREAKDOWN if line != "residual" and seconds[line] / total >= LEAST_SHARE]
     shown.sort(key=seconds.__getitem__, reverse=True)
@@ -233,7 +233,7 @@ def shares(result: Result) -> list[Share]:
 
 
 def linked(text: str) -> Markup:
-    """Text as HTML, in which the first use of each of LINKED is a link to what it means."""
+    """Text as HTML. The first use of each of LINKED is a link to its explanation."""
     html = ticks(text)
     for word in LINKED:
         link = Markup('<a href="#word-{}">{}</a>').format(word.replace(" ", "-"), word)
@@ -242,7 +242,7 @@ def linked(text: str) -> Markup:
 
 
 def _together(block: str) -> str:
-    """Lines of text in which what stands between two or more spaces is not broken."""
+    """Lines of text. Parts between two or more spaces are not broken."""
     parts = re.split(r"(\n| {2,})", block)
     return "".join(part if part.isspace() else f"<span>{escape(part)}</span>" for part in parts if part)
 
@@ -289,7 +289,7 @@ def _weights(problem: str, sizes: Any) -> int:
 
 
 def _fit(name: str, params: Params, fit: Fit) -> str:
-    """Predictions over targets, where predictions are what the targets are."""
+    """Predictions over targets, for problems whose predictions are estimates of the targets."""
     if not _is_squared(params.implementations[name]):
         return ""
     targets, before, after = fit
@@ -357,7 +357,7 @@ def _extremes(lessons: Sequence[Lesson], results: Results) -> Iterator[str]:
 
 
 def _slower(params: Params, lessons: Sequence[Lesson], results: Results, benchmark: Benchmark) -> Iterator[str]:
-    """Sentences on static graphs whose step took longer than that of a dynamic graph of the same problem."""
+    """Sentences on static graphs whose step took longer than a step of a dynamic graph of the same problem."""
     for static, other in product(lessons, lessons):
         is_dynamic = other.graphs[0].recorded and not other.static
         if not static.static or not is_dynamic or static.problem != other.problem:
@@ -374,7 +374,7 @@ def _slower(params: Params, lessons: Sequence[Lesson], results: Results, benchma
 
 
 def _padding(params: Params, static: Lesson, other: Lesson) -> str:
-    """What a loop in the graph computes that a loop in Python need not, where examples have lengths."""
+    """What a loop in the graph computes in padding, which a loop in Python need not, where examples have lengths."""
     total, sizes = getattr(load_problem(static.problem), "sequence_total", None), params.problems[static.problem].sizes
     if not total or len(other.graphs) == 1:
         return ""
@@ -395,7 +395,7 @@ def _no_ratios(benchmark: Benchmark) -> str:
 
 
 def _answered(name: str, statements: Sequence[Finding], no_ratios: str) -> list[Finding]:
-    """The claims that are about this lesson, or else those in which another is compared with it."""
+    """The claims about this lesson, or else those that compare another lesson with it."""
     about = [finding for finding in statements if finding.claim.subject == name]
     about = about or [finding for finding in statements if finding.claim.other == name]
     texts = [re.sub(r" \(Times: .*\.\)$", "", finding.text) for finding in about]

@@ -1,4 +1,4 @@
-"""Two small plots of a training as SVG, in the colours of the page that they are on.
+"""Two small plots of a training as SVG, in the colours of the page around them.
 
 The report's figures (pipeline/report/figures.py) compare implementations, and each needs about 50 kB. These show one
 implementation in about 4 kB, which a page with all lessons can afford.
@@ -60,7 +60,7 @@ def scatter(targets: Sequence[float], before: Sequence[float], after: Sequence[f
 
 
 def _points(kind: str, points: Sequence[tuple[float, float]]) -> str:
-    """A line of no length for each point, which its round ends make a dot."""
+    """A line of length 0 for each point. Its round ends make it a dot."""
     return f'<path class="points {kind}" d="{"".join(f"M{x:.0f} {y:.0f}h0" for x, y in points)}"/>'
 
 
@@ -83,7 +83,7 @@ def _svg(title: str, x: str, y: str, parts: Sequence[str]) -> str:
 
 
 def _wide(low: float, high: float) -> tuple[float, float]:
-    """Both ends, moved apart a little."""
+    """Both ends of a range, moved apart a little."""
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin
 

@@ -1,4 +1,4 @@
-"""A lesson's file as lines of HTML, and what changes from one file to the next."""
+"""A lesson's file as lines of HTML, and the difference from one file to the next."""
 
 import ast
 import difflib
@@ -137,7 +137,7 @@ def _difference(old: list[tuple[int, str]], new: list[tuple[int, str]]) -> Itera
 
 
 def _marked(old: str, new: str, side: int) -> str:
-    """The old (0) or the new (1) of two lines, in which the words are marked that the other lacks."""
+    """The old (0) or the new (1) of two lines. Words that the other line lacks are marked."""
     if difflib.SequenceMatcher(None, old, new).ratio() < 0.5:
         return escape((old, new)[side])
     words = [re.findall(r"\w+|\s+|.", line) for line in (old, new)]

@@ -1,1 +1,1 @@
-"""How close an implementation is to the float64 reference, and whether that is close enough."""
+"""The parity check: how far an implementation is from the float64 reference, and which line is wrong."""

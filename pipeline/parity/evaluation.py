@@ -11,15 +11,16 @@ from pipeline.params import load_params
 from pipeline.results import Evaluation
 from pipeline.training.data import DataSet
 
-# How far predictions of the same weights may be apart. TF32's rounding makes up to 1e-2 (tests/tf32.py).
+# The tolerance for predictions from the same weights. The rounding of TF32 causes up to 1e-2 (tests/tf32.py).
 SAME_WEIGHTS = 5e-2
 POINTS = 1000  # predictions of a problem's test set that are kept to be shown, at most
 FIT_POINTS = 200  # the same of each implementation
 
 
 def main(*names: str) -> None:
-    """Judge these implementations. Without names judge all, and write what is shown: of a problem the loss curves of
-    its implementations and predictions of the first one; of each implementation predictions before and after training.
+    """Evaluate these implementations. Without names evaluate all, and write the files for the pages: for each problem
+    the loss curves and the predictions of its first implementation; for each implementation the predictions before and
+    after training.
     """
     params = load_params()
     for problem in params.used_problems:
@@ -42,14 +43,14 @@ def main(*names: str) -> None:
 
 
 def chosen_points(*arrays: Array, most: int = POINTS) -> list[tuple[float, ...]]:
-    """At most so many elements, each with those of the other arrays (N, outputs), at even distances in all of them."""
+    """At most `count` elements at even distances, the same ones of each array (N, outputs)."""
     size = arrays[0].size
     chosen = np.linspace(0, size - 1, min(most, size), dtype=int)
     return list(zip(*(array.reshape(-1)[chosen] for array in arrays), strict=True))
 
 
 def _judged(problem: str, name: str, data: DataSet) -> tuple[Evaluation, dict[str, Array]]:
-    """The evaluation of an implementation, and the outputs that it is of."""
+    """The evaluation of an implementation, and the outputs that were evaluated."""
     weights = {key: array.shape for key, array in data.initial.items()}
     shapes = {"train_loss": None, "predictions": data.test["y"].shape}
     shapes |= {f"gradient.{key}": shape for key, shape in weights.items()}
@@ -80,7 +81,8 @@ def evaluate(
     """
     module, y = load_problem(problem), np.array(data.test["y"], np.float64)
     initial, predictions = (outputs[key].astype(np.float64) for key in ("initial_predictions", "predictions"))
-    # A lesson with a wrong forward pass, which initial predictions show, is not told that its weights are wrong.
+    # Not raised for a lesson with a wrong forward pass, which its initial predictions show: its weights are not the
+    # cause.
     computes_the_problem = _agree(module.predict(data.initial, *data.test_inputs()), initial)
     if computes_the_problem and not _agree(module.predict(weights, *data.test_inputs()), predictions):
         raise UserError(
@@ -108,7 +110,7 @@ def evaluate(
 
 
 def relative_difference(found: Array, expected: Array) -> float:
-    """The largest difference, over the root mean square of what is expected."""
+    """The largest difference, over the root mean square of the expected values."""
     return _over(float(np.max(np.abs(found - expected))), float(np.sqrt(np.mean(expected**2))))
 
 

@@ -1,4 +1,4 @@
-"""Which line of a lesson is the first that computes something else than the equations of its problem.
+"""Find the first line of a lesson that does not compute what the equations of its problem say.
 
     python -m pipeline.parity.explain NAME PROBLEM DEVICE [json]
 
@@ -36,12 +36,12 @@ class Row:
     lines: list[int]
     shape: list[int]
     error: float | None
-    marks: str  # ✓, ✗, or · where the lesson does not show it; one for each time step
+    marks: str  # ✓, ✗, or · for a quantity that the lesson does not show; one mark for each time step
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """`sentence` says what is wrong first, on which of `lines`; or what an unfinished lesson computes next."""
+    """`sentence` names the first mistake, which is on one of `lines`, or the next quantity of an unfinished lesson."""
 
     is_right: bool
     sentence: str
@@ -51,7 +51,7 @@ class Explanation:
 
 
 def explain(problem: str, source: str, file: Path, runtime: Runtime) -> Explanation:
-    """Compare what the lines of a lesson compute with what the equations give.
+    """Compare the values that the lines of a lesson compute with those of the equations.
 
     `source` is the text of the lesson, and `file` the name that it has in tracebacks.
     """
@@ -63,7 +63,7 @@ def explain(problem: str, source: str, file: Path, runtime: Runtime) -> Explanat
     rows = [_row(list(group)) for _, group in groupby(sorted(finder.matches, key=_number), key=_number)]
     wrong = next(finder.wrong(), None)
     if wrong is None:
-        return Explanation(True, "every quantity is what the equations give.", rows=rows)
+        return Explanation(True, "every quantity agrees with the equations.", rows=rows)
     return Explanation(False, wrong.sentence, wrong.quantity, wrong.lines, rows)
 
 
@@ -85,7 +85,7 @@ def _row(matches: Sequence[Match]) -> Row:
 
 
 def table(name: str, explanation: Explanation) -> str:
-    """A line for each equation, and the sentence."""
+    """The explanation as text: a line for each equation, and the sentence."""
     rows = [("equation", "line", "shape", "relative error", "")]
     for row in explanation.rows:
         shape = " × ".join(map(str, row.shape)) or "a number"
@@ -95,7 +95,7 @@ def table(name: str, explanation: Explanation) -> str:
 
 
 def main(name: str, problem: str, device: str, form: str = "") -> None:
-    """Print the explanation, in the form `json` as an object, and end with the exit status."""
+    """Print the explanation, with `json` as an object, and exit with the status."""
     from pipeline.params import load_params
 
     enter_interpreter(framework_of(name))
@@ -105,8 +105,8 @@ def main(name: str, problem: str, device: str, form: str = "") -> None:
     try:
         source = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no text in UTF-8 ({error}). Save it as UTF-8.") from None
-    with redirect_stdout(sys.stderr):  # what the lesson prints is no part of the explanation
+        raise UserError(f"{file} is not UTF-8 text ({error}). Save it as UTF-8.") from None
+    with redirect_stdout(sys.stderr):  # the output of the lesson must not mix with the explanation
         explanation = explain(problem, source, file, runtime)
     print(json.dumps(asdict(explanation)) if form == "json" else table(name, explanation))
     sys.exit(not explanation.is_right)

@@ -1,4 +1,4 @@
-"""What is wrong first with a lesson that was observed, in a sentence, and on which line."""
+"""The first mistake of an observed lesson, as a sentence with its line."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ from pipeline.quantities.variants import ROUNDED, attempt, cause_of, where_wrong
 
 @dataclass(frozen=True)
 class Wrong:
-    """`lines` are those that the sentence names, the likeliest first."""
+    """`lines` are the lines that the sentence names, the likeliest first."""
 
     sentence: str
     quantity: str
@@ -42,7 +42,7 @@ class Finder:
         ]
 
     def wrong(self) -> Iterator[Wrong]:
-        """Everything that is wrong, the first thing first: nothing for a lesson that is right."""
+        """All mistakes, the first one first. Empty for a correct lesson."""
         yield from self._next_method()
         if not self.observation.weights:
             yield from self._failure("", "__init__", "place")
@@ -81,7 +81,8 @@ class Finder:
     # The quantities of a step.
 
     def _step(self, paper: Paper, matches: Sequence[Match], number: int) -> Iterator[Wrong]:
-        """Those that differ, unless the results of the step are right: then a name only stands for something else."""
+        """The quantities that differ. Empty if the results of the step are right: then a name only has another
+        meaning."""
         if self._results_are_right(paper, number):
             return
         if number == 1:
@@ -117,7 +118,8 @@ class Finder:
         return None
 
     def _wrong_operand(self, match: Match, matches: Sequence[Match], number: int) -> Match:
-        """The operand that makes a value wrong, where the lesson computes it without naming it; or the value itself."""
+        """The operand that makes a value wrong, if the lesson computes it without a name; otherwise the value
+        itself."""
         if self.paper.lengths is not None or match.value is None:
             return match
         for operand in matches:
@@ -158,7 +160,7 @@ class Finder:
         return Wrong(f"{'; '.join(filter(None, parts))}.", name, lines)
 
     def _detached(self, match: Match) -> Wrong:
-        """No gradient arrives at a quantity: the line that uses it is the one that leaves the graph."""
+        """No gradient arrives at a quantity: the line that uses it leaves the graph."""
         name = match.equation.name.removeprefix("grad_")
         times = (None, match.time, match.key[1])
         uses = (

@@ -1,4 +1,4 @@
-"""The file of a lesson that is to be explained, by its name: one that exists, or a skeleton for a new one."""
+"""The file of a lesson to explain, by its name: an existing file, or a skeleton for a new lesson."""
 
 import re
 from pathlib import Path
@@ -31,9 +31,8 @@ class Implementation:
 
 
 def find_or_write(name: str, problem: str | None) -> str:
-    """The problem of the lesson with this name. With `problem`, a file that is missing is written.
-
-    Raises UserError when there is no such lesson, or the name is none.
+    """The problem of the lesson with this name. With `problem`, a missing file is written. Raises UserError when there
+    is no such lesson or the name is not valid.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*_[a-z0-9_]+", name):
         raise UserError(f"NAME is {name}. A lesson is named <framework>_<mechanism>, such as numpy_mine.")
@@ -54,7 +53,7 @@ def find_or_write(name: str, problem: str | None) -> str:
     file = implementation_file(problem, name)
     if not file.exists():
         files.write_bytes(file, _skeleton(problem).encode())
-        print(f"{file} is new: write what stands for each `...`, and run this again.\n", flush=True)
+        print(f"{file} is new: replace each `...` with code, and run this again.\n", flush=True)
     return problem
 
 

@@ -1,5 +1,5 @@
-"""The stages `compare` and `gate`: the parity report, which says how far each implementation is from the float64
-reference and whether that is tolerated; and the end of a pipeline in which one is not."""
+"""The stages `compare` and `gate`. `compare` writes the parity report: how far each implementation is from the float64
+reference, and whether that is within the tolerances. `gate` ends the pipeline if an implementation is not."""
 
 import json
 import subprocess
@@ -50,12 +50,12 @@ def gate() -> None:
 
 
 def sentences(report: ParityReport) -> list[str]:
-    """For each implementation that failed, what is wrong first and on which line."""
+    """For each implementation that failed, a sentence with the first mistake and its line."""
     return [f"{name}: {row.first_wrong.sentence}" for name, row in report.implementations.items() if row.first_wrong]
 
 
 def first_wrong(name: str, problem: str) -> FirstWrong:
-    """Explain an implementation on the device of the experiment, in a process of its own, which has the framework."""
+    """Explain an implementation on the device of the experiment, in a separate process with its framework."""
     device = files.read_environment().device
     command = [sys.executable, "-m", "pipeline.parity.explain", name, problem, device, "json"]
     try:

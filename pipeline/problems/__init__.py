@@ -1,6 +1,5 @@
-"""The problems, a file for each. A problem is a module with everything that `Problem` in pipeline/contract.py lists.
-
-No other file names a problem: what needs one goes through `load_problem`, and `PROBLEMS` are the files of this folder.
+"""The problems, a file for each. A problem is a module with everything that `Problem` in pipeline/contract.py lists. No
+other file names a problem: other modules call `load_problem`, and `PROBLEMS` are the files of this folder.
 """
 
 from pathlib import Path
@@ -13,7 +12,7 @@ from pipeline.contract import Array
 
 PROBLEMS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py")))
 
-Size = Annotated[int, Field(ge=1, le=2**53)]  # pipeline/training/resource_check.py refuses what is too large
+Size = Annotated[int, Field(ge=1, le=2**53)]  # pipeline/training/resource_check.py refuses sizes that are too large
 
 
 class Section(BaseModel):
@@ -23,12 +22,13 @@ class Section(BaseModel):
 
 
 def noise_deviation(noise: float, *, teacher: bool) -> float:
-    """The standard deviation of the noise in targets: without a teacher's answers they are standard normal."""
+    """The standard deviation of the noise in the targets, which without a teacher are standard normal."""
     return noise if teacher else 1.0
 
 
 def noisy(answers: Array | None, shape: tuple[int, int], noise: float, generator: np.random.Generator) -> Array:
-    """Targets (N, outputs), float32: `answers` plus normal noise of this standard deviation; else standard normal."""
+    """Targets (N, outputs), float32: `answers` plus normal noise of this standard deviation, or standard normal
+    numbers."""
     targets = generator.standard_normal(shape) * noise_deviation(noise, teacher=answers is not None)
     return (targets if answers is None else targets + answers).astype(np.float32)
 

@@ -26,11 +26,11 @@ One step of gradient descent:
     wo             = wo - learning_rate * grad_wo                                (hidden, outputs)
 
 Examples of a batch differ in length, min_length … max_length. They are stored as x (N, max_length, inputs) and lengths
-(N,); what stands in x beyond an example's length is padding, and no result depends on it, even if it is NaN. relu's
+(N,). Values of x beyond an example's length are padding, and no result depends on them, even if they are NaN. relu's
 derivative at 0 is 0.
 
 Initial weights are normal with variance 1 / number of rows. relu halves the second moment, so E[h²] = ½ (1 + E[h²])
-settles at 1 whatever the length: states neither fade nor explode.
+stays at 1 for every length: states neither vanish nor explode.
 """
 
 from typing import Any, Self
@@ -88,12 +88,12 @@ def sequence_total(sizes: Any) -> float:
 
 
 def padded(arrays: Batch) -> Batch:
-    """The same inputs, every example as long as the longest may be: its padding is computed too. Any axes in front."""
+    """The same inputs with every length at its maximum, so that padding is computed too. Leading axes are allowed."""
     return {**arrays, "lengths": np.full_like(arrays["lengths"], arrays["x"].shape[-2])}
 
 
 def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
-    """Random weights {wx, wh, wo}, float32, as training starts from them and as the teacher of the targets has them."""
+    """Random weights {wx, wh, wo}, float32: for the start of a training, and for the teacher of the targets."""
     return {
         key: (generator.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
         for key, shape in weight_shapes(sizes).items()
@@ -111,7 +111,7 @@ def draw_inputs(sizes: Sizes, count: int, generator: np.random.Generator) -> dic
 def draw_targets(
     sizes: Sizes, inputs: Batch, teacher: Weights | None, noise: float, generator: np.random.Generator
 ) -> Array:
-    """y (N, outputs), float32: the answers of a network with the teacher's weights, plus noise; else noise alone."""
+    """y (N, outputs), float32: the predictions of a network with the teacher's weights plus noise, or noise alone."""
     answers = None if teacher is None else predict(teacher, *inputs.values())
     return noisy(answers, (len(inputs["x"]), sizes.outputs), noise, generator)
 
@@ -128,7 +128,7 @@ def predict(weights: Weights, x: Array, lengths: Array) -> Array:
 
 def loss_and_gradients(weights: Weights, x: Array, lengths: Array, y: Array) -> tuple[float, dict[str, Array]]:
     """The loss of one batch and its gradients {wx, wh, wo}, by the equations above in float64."""
-    longest_first = np.argsort(-lengths, kind="stable")  # at each time the examples that are running are the first ones
+    longest_first = np.argsort(-lengths, kind="stable")  # so the running examples come first
     lengths = lengths[longest_first]
     arrays = (x[longest_first], y[longest_first], weights["wx"], weights["wh"], weights["wo"])
     x, y, wx, wh, wo = (array.astype(np.float64) for array in arrays)
@@ -141,7 +141,7 @@ def loss_and_gradients(weights: Weights, x: Array, lengths: Array, y: Array) -> 
     error = final @ wo - y
 
     grad_y_pred = 2 * error / error.size
-    grad_h = grad_y_pred @ wo.T  # of an example that is not running yet, as at its own last step
+    grad_h = grad_y_pred @ wo.T  # the same for an example that is not yet running as at its last step
     grad_wx, grad_wh = np.zeros(wx.shape), np.zeros(wh.shape)
     for t, count in reversed(list(enumerate(running, 1))):
         grad_z = np.where(h[t, :count] > 0, grad_h[:count], 0)
@@ -152,17 +152,17 @@ def loss_and_gradients(weights: Weights, x: Array, lengths: Array, y: Array) -> 
 
 
 def products(weights: Weights, x: Array, lengths: Array, y: Array) -> Factors:
-    """The factors of the matrix products of one step, in the arrays' own dtype: what no implementation can do without.
-
-    Nothing is multiplied in padding, and what does not depend on the state is multiplied for all times at once.
+    """The factors of the matrix products of one step, in the dtype of the arrays: the products that every
+    implementation needs. Padding is not multiplied, and products that do not depend on the state are computed for all
+    time steps at once.
     """
     wx, wh, wo = weights["wx"], weights["wh"], weights["wo"]
     longest_first = np.argsort(-lengths, kind="stable")
     by_time = x[longest_first].swapaxes(0, 1)
     active = np.arange(x.shape[1])[:, None] < lengths[longest_first]
-    running = active.sum(1)[: lengths.max()]  # at each time: the first of those sorted by length
+    running = active.sum(1)[: lengths.max()]  # at each time step: the first ones, sorted by length
     packed = by_time[active]
-    # As in two_layer, arrays of the same shape stand for each other: h for every state and its gradient.
+    # As in two_layer, one array replaces others of the same shape: h replaces every state and its gradient.
     h = np.maximum(packed @ wx, 0)
     steps = [(h[:count], wh) for count in running[1:]]
     back = [(h[:count], wh.T) for count in running[:0:-1]]

@@ -59,7 +59,7 @@ def operations(sizes: Any) -> float:
 
 
 def draw_weights(sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
-    """Random weights {w1, w2}, float32, as training starts from them and as the teacher of the targets has them."""
+    """Random weights {w1, w2}, float32: for the start of a training, and for the teacher of the targets."""
     gains = {"w1": 2, "w2": 1}
     return {key: _normal(generator, shape, gains[key] / shape[0]) for key, shape in weight_shapes(sizes).items()}
 
@@ -72,7 +72,7 @@ def draw_inputs(sizes: Sizes, count: int, generator: np.random.Generator) -> dic
 def draw_targets(
     sizes: Sizes, inputs: Batch, teacher: Weights | None, noise: float, generator: np.random.Generator
 ) -> Array:
-    """y (N, outputs), float32: the answers of a network with the teacher's weights, plus noise; else noise alone."""
+    """y (N, outputs), float32: the predictions of a network with the teacher's weights plus noise, or noise alone."""
     answers = None if teacher is None else predict(teacher, *inputs.values())
     return noisy(answers, (len(inputs["x"]), sizes.outputs), noise, generator)
 
@@ -94,11 +94,12 @@ def loss_and_gradients(weights: Weights, x: Array, y: Array) -> tuple[float, dic
 
 
 def products(weights: Weights, x: Array, y: Array) -> Factors:
-    """The factors of a step's matrix products, in the arrays' own dtype: what no implementation can do without."""
+    """The factors of a step's matrix products, in the dtype of the arrays: the products that every implementation
+    needs."""
     w1, w2 = weights["w1"], weights["w2"]
     h = np.maximum(x @ w1, 0)
-    # A gradient has the shape of what it is the gradient of, and the same products take the same time: y stands for
-    # grad_y_pred, h for grad_h.
+    # A gradient has the shape of its quantity, and products of the same shapes take the same time. So y replaces
+    # grad_y_pred, and h replaces grad_h.
     return [(x, w1), (h, w2), (h.T, y), (y, w2.T), (x.T, h)]
 
 

@@ -1,8 +1,8 @@
 """The report's figures, as SVG. The only `import matplotlib`.
 
-A figure is drawn once, its text and axes in a colour of its own: on the page that becomes the colour of the page's
-text, light or dark; as a file it becomes black on white. Nothing holds a date or a random id of its own: the same
-results make the same figures.
+A figure is drawn once, with text and axes in a placeholder colour. On the page it is replaced by the colour of the
+page's text, light or dark; in a file by black on white. Figures hold no date and no random id, so the same results make
+the same figures.
 """
 
 import io
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any, NamedTuple, TypeVar
 
-os.environ.pop("MPLBACKEND", None)  # Jupyter sets it, to a backend that only its own environment has
+os.environ.pop("MPLBACKEND", None)  # Jupyter sets it to a backend that only Jupyter's environment has
 
 import matplotlib as mpl
 import numpy as np
@@ -30,7 +30,7 @@ from pipeline.results import Timing
 
 T = TypeVar("T")
 INK = "#010203"
-# Of a middle lightness, to be told apart on white and on black; markers differ too.
+# Colours of medium lightness, distinct on white and on black. The markers differ, too.
 COLOURS = ("#4e94d8", "#e0861c", "#35a06b", "#d4574a", "#a477c9", "#4e94d8", "#a477c9")
 MARKERS = "osD^vos"
 BREAKDOWN_COLOURS = dict(
@@ -66,7 +66,7 @@ STYLE: Any = {
 
 
 class Result(NamedTuple):
-    """What a training of an implementation left."""
+    """The results of a training of an implementation."""
 
     problem: str
     timing: Timing
@@ -75,7 +75,7 @@ class Result(NamedTuple):
 
 
 Results = Mapping[str, Result]
-Predictions = Mapping[str, tuple[list[float], list[float]]]  # by problem: targets, and what is predicted of them
+Predictions = Mapping[str, tuple[list[float], list[float]]]  # by problem: targets and their predictions
 
 
 def draw(
@@ -87,10 +87,10 @@ def draw(
     predictions: Predictions,
     noise: float,
 ) -> dict[str, str]:
-    """SVG texts by name. `training_sizes` has the sizes of each problem's training. `noise` is the standard deviation
-    of what was added to a teacher's answers, 0 without a teacher."""
+    """The SVG text of each figure by name. `training_sizes` has the sizes of each problem's training. `noise` is the
+    standard deviation of the noise in the targets, 0 without a teacher."""
     with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's matplotlibrc says
+        mpl.rcdefaults()  # overrides the user's matplotlibrc
         mpl.rcParams.update(STYLE)
         figures = _figures(results, benchmark, training_sizes)
         if predictions:
@@ -143,7 +143,7 @@ def _loss(results: Results) -> Figure:
 
 
 def _predictions(results: Results, predictions: Predictions, noise: float) -> Figure:
-    """Predictions over targets, and the line on which both are the same, with the noise as a band around it."""
+    """Predictions over targets, and the line on which both are equal, with the noise as a band around it."""
     figure, *panels = _new(7, 3.7, len(predictions))
     for axes, ((problem, points), (colour, _)) in zip(panels, _styled(predictions.items()), strict=True):
         ends = np.array([np.min(points), np.max(points)])
@@ -182,14 +182,14 @@ def _step_times(results: Results, cases: list[Case]) -> Figure:
 
 
 def _baselines(results: Results, cases: list[Case]) -> dict[str, list[Candidate]]:
-    """What no step can be faster than, by what it is called: at each of the sizes a candidate."""
+    """The lower limits of a step's time, by name: a candidate at each of the sizes."""
     products = "the matrix products alone"
     if not cases[0].on_gpu:
         lines = {products: [case.matmul(Candidate(list(results)[-1])) for case in cases]}
     else:
         lines = {}
         for framework, name in {framework_of(name): name for name in results}.items():
-            if framework != "numpy":  # which is drawn as what the GPU is compared with
+            if framework != "numpy":  # which is drawn as the comparison for the GPU
                 lines[f"{products}, {framework}"] = [case.matmul(Candidate(name)) for case in cases]
         floors = {name: [case.launch_floor(name) for case in cases] for name in results}
         names = [name for name, line in floors.items() if all(line)]
@@ -200,7 +200,7 @@ def _baselines(results: Results, cases: list[Case]) -> dict[str, list[Candidate]
 
 
 def _speed_ups(results: Results, cases: list[Case]) -> Figure | None:
-    """Over NumPy, where the two were interleaved."""
+    """The speedup over NumPy, where the two were interleaved."""
     figure, axes = _new(7, 3.6)
     highest = 0.0
     for (name, _), (colour, marker) in _styled(results.items()):
@@ -227,7 +227,7 @@ def _speed_ups(results: Results, cases: list[Case]) -> Figure | None:
 
 
 def _break_even(graphs: Mapping[str, Case]) -> Figure:
-    """Seconds over steps at the training's size, of the graph what it costs up front included."""
+    """Seconds over steps at the training's size, including the cost of building the graph."""
     figure, *panels = _new(7, 3.2, len(graphs))
     for axes, ((name, case), (colour, _)) in zip(panels, _styled(graphs.items()), strict=True):
         build, eager, step = (case.median(Candidate(name, kind)) for kind in ("build", "eager", ""))
@@ -312,7 +312,7 @@ def _line(axes: Axes, cases: list[Case], candidates: list[Candidate], *, color: 
 def _ticks(axes: Axes, cases: list[Case]) -> None:
     axes.set_xscale("log")
     halves = [case.label.split(" × ") for case in cases]
-    labels = [f"{' × '.join(half[:2])}\n× {' × '.join(half[2:])}" for half in halves]  # or neighbours overlap
+    labels = [f"{' × '.join(half[:2])}\n× {' × '.join(half[2:])}" for half in halves]  # otherwise neighbours overlap
     axes.set_xticks([case.operations for case in cases], labels)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())

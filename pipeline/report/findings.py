@@ -1,8 +1,7 @@
-"""What the measurements say: what each idea costs or saves, and a verdict on each claim of the text.
-
-This module measures nothing and draws nothing: samples in, sentences out. Every verdict follows from an interval, the
-parity report or a count. A claim has a criterion that these can refute; what cannot be measured is an illustration, and
-has no verdict. A ratio is given only of candidates that were interleaved.
+"""The findings: what each idea costs or saves, and a verdict on each claim of the text. This module turns samples into
+sentences. It measures nothing and draws nothing. Every verdict follows from an interval, the parity report or a count.
+A claim has a criterion that these can refute. A claim that cannot be measured is an illustration and has no verdict. A
+ratio is given only for candidates that were interleaved.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ ON_THE_HOST = (  # scatter_nd_op.cc of TensorFlow 2.21
     "of `tf.gather_nd`, on the CPU: copies to the host and back in every step."
 )
 EAGERLY = "the same lines run eagerly"
-BELOW = {  # what the step is that a headline divides by
+BELOW = {  # the denominator of a headline, in words
     "Autograd": "one whose backward pass is written by hand",
     "An operator of our own": "one with PyTorch's own relu",
     "The static graph": EAGERLY,
@@ -37,19 +36,19 @@ BELOW = {  # what the step is that a headline divides by
     "The GPU, over NumPy": "NumPy's on this host",
     "Two ways to loop, as they are": "one of `torch_loop`; framework, padding and graph all differ",
 }
-IN_PYTHON = ("Autograd", "An operator of our own")  # what Python does in a step: judged by steps in which it runs
-CAPTURED = ("torch_autograd", "torch_loop")  # the lessons of which the report says what replaying saves
-ALIKE = 0.1  # two sums of lengths that differ by less are taken to be the same
+IN_PYTHON = ("Autograd", "An operator of our own")  # judged by steps in which Python runs
+CAPTURED = ("torch_autograd", "torch_loop")  # the lessons for which the report says what replaying saves
+ALIKE = 0.1  # two sums of lengths that differ by less count as the same
 
 HOLDS, FAILS, PARTLY, OPEN = "holds", "does not hold", "partly", "not answered here"
-ILLUSTRATION = "illustration"  # of what no measurement can refute
+ILLUSTRATION = "illustration"  # the verdict on a claim that no measurement can refute
 Sizes = Mapping[str, Mapping[str, int]]  # of each problem's training
 Structures = Mapping[str, Structure]  # of each implementation
 
 
 class Run(NamedTuple):
-    """What a claim is judged by: its problem's benchmark, the case `at` the training's size, the parity rows, and what
-    the frameworks defined."""
+    """The evidence for a claim: its problem's benchmark, the case `at` the training's size, the parity rows, and the
+    graphs that the frameworks defined."""
 
     cases: list[Case]
     at: Case | None
@@ -64,7 +63,7 @@ class Run(NamedTuple):
 
 class Claim(NamedTuple):
     """A claim of the text. `subject` and `other` are implementations; it is judged where both were run. `criterion` is
-    what the data must show for it to hold."""
+    the condition under which it holds."""
 
     text: str
     criterion: str
@@ -78,11 +77,11 @@ class Finding(NamedTuple):
     verdict: str
     text: str
     samples: str  # the samples behind it
-    lines: Sequence[str] = ()  # what illustrates it
+    lines: Sequence[str] = ()  # an illustration
 
 
 class Ablation(NamedTuple):
-    """The ratio of a step's times with one idea and without it, at the training's size, and the verdict on it."""
+    """The ratio of a step's times with one idea and without it, at the training's size, and the verdict."""
 
     idea: str
     text: str
@@ -94,9 +93,8 @@ class Ablation(NamedTuple):
 
 
 class BreakEven(NamedTuple):
-    """The steps after which a graph has paid back what it costs before its second step.
-
-    `steps` is None where in some process the graph is no faster than the same lines run eagerly: there it never pays.
+    """The steps after which a graph has paid back its cost before the second step. `steps` is None if in some process
+    the graph is no faster than the same lines run eagerly: then it never pays.
     """
 
     steps: Estimate | None
@@ -139,7 +137,7 @@ def findings(
 
 
 def ablations(benchmark: Benchmark, parity: ParityReport, training_sizes: Sizes) -> list[Ablation]:
-    """The headlines: what one idea costs or saves. Only of the implementations that were run."""
+    """The headlines: what one idea costs or saves, for the implementations that were run."""
     on_gpu, rows, answers = benchmark.provenance.device != "cpu", parity.implementations, []
     headlines = [*HEADLINES]
     if on_gpu:
@@ -161,7 +159,7 @@ def _ablation(headline: Headline, benchmark: Benchmark, at: Case | None, *, on_g
     if needs_gpu and not on_gpu:
         return Ablation(idea, "This run had no CUDA device.", None)
     if at is None:
-        reason = "the training's size is none of the benchmark's" if benchmark.cases else "there was no benchmark"
+        reason = "the benchmark has no size that equals the training's" if benchmark.cases else "there was no benchmark"
         return Ablation(idea, f"Cannot tell: {reason}.", None)
     ratio = _ratio_in_python(at, above.name, below.name) if in_python else at.ratio(above, below)
     if ratio is None:
@@ -182,12 +180,12 @@ def _ratio_in_python(case: Case, name: str, other: str) -> Estimate | None:
 
 
 def _taken(cases: list[Case], *names: str) -> list[Candidate]:
-    """The candidates that `_ratio_in_python` takes for some implementations."""
+    """The candidates that `_ratio_in_python` uses for some implementations."""
     return list(dict.fromkeys(case.in_python(name) for name in names for case in cases))
 
 
 def _eager_note(cases: list[Case], *names: str) -> str:
-    """A sentence on the implementations that train by replaying and were judged by their eager steps, or nothing."""
+    """A sentence on the implementations that train by replays and were judged by their eager steps; empty if none."""
     eager = [name for name in names if any(case.in_python(name) != Candidate(name) for case in cases)]
     if not eager:
         return ""
@@ -195,7 +193,7 @@ def _eager_note(cases: list[Case], *names: str) -> str:
 
 
 def capture_cost(case: Case, name: str) -> str:
-    """A sentence on what the CUDA graph of a step costs, or nothing where none was captured."""
+    """A sentence on the cost of the CUDA graph of a step; empty if none was captured."""
     lesson, eager, capture = Candidate(name), Candidate(name, "eager"), Candidate(name, "capture")
     if not {eager, capture, lesson} <= case.seconds.keys():
         return ""
@@ -288,7 +286,7 @@ def computes_the_same(claim: Claim, run: Run) -> Finding:
 
 
 def defines_graphs(claim: Claim, run: Run) -> Finding:
-    """Of a static graph, `subject`, and a dynamic one, `other`."""
+    """A finding on a static graph, `subject`, and a dynamic graph, `other`."""
     static, dynamic = run.structures[claim.subject], run.structures[claim.other]
     batches = f", on batches of {static.lengths} different lengths," * bool(static.lengths)
     text = (
@@ -363,9 +361,9 @@ def _told(word: str) -> str:
 
 
 def loops(cases: list[Case], name: str) -> list[str]:
-    """What the time of a step follows: the sum of the lengths at the same longest, or the longest at the same sum.
-
-    Only cases that differ in the lengths alone are compared; the list is empty where there are none.
+    """Sentences on what the time of a step depends on: the sum of the lengths at the same longest length, or the
+    longest length at the same sum. Only cases that differ in nothing but the lengths are compared; empty if there are
+    none.
     """
     same_longest, same_sum = [], []
     for a in cases:
@@ -392,7 +390,7 @@ def loops(cases: list[Case], name: str) -> list[str]:
 
 
 def _samples(cases: list[Case], *candidates: Candidate) -> str:
-    """The rows of results/benchmark.csv behind a finding."""
+    """The rows of results/benchmark.csv on which a finding rests."""
     measured = [candidate for candidate in candidates if any(candidate in case.seconds for case in cases)]
     if not measured:
         return "none"

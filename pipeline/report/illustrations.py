@@ -1,8 +1,6 @@
-"""What the text of the lessons' files shows, counted: illustrations of claims that no measurement can decide.
-
-Code is what is left of a file without docstrings, comments, imports and blank lines: the class `Implementation`, and
-the classes and functions beside it. Lines are compared as text, so two lines that differ in a type alone count
-as different.
+"""Illustrations of claims that no measurement can decide: counts of lines in the lessons' files. Code here means a file
+without docstrings, comments, imports and blank lines: the class `Implementation`, and the other classes and functions.
+Lines are compared as text, so two lines that differ only in a type count as different.
 """
 
 import ast
@@ -13,13 +11,13 @@ from typing import NamedTuple
 
 from pipeline.contract import implementation_file
 
-BACKWARD, UPDATE = "# Backward pass", "# Update"  # the comments with which these parts of a lesson's step begin
+BACKWARD, UPDATE = "# Backward pass", "# Update"  # the comments at the start of these parts of a lesson's step
 
 
 class Difference(NamedTuple):
-    """What changes from the code of one lesson to the code of another."""
+    """The difference between the code of two lessons."""
 
-    lines: list[str]  # with - what only the first has, with + what only the other has
+    lines: list[str]  # with - lines that only the first has, with + lines that only the other has
     same: int  # lines of the other lesson that are not in `lines`
     of: int  # lines of the other lesson
 

@@ -1,4 +1,4 @@
-"""What the two pages share: their templates, and how results are put into words on them."""
+"""The common parts of the two pages: their templates, and results in words."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from pipeline.results import Judged, ParityReport, Provenance, Timing
 
 
 def render(template: str, **content: Any) -> str:
-    """A template of this folder, filled in. Raises jinja2.UndefinedError where it names what is not there."""
+    """A filled-in template of this folder. Raises jinja2.UndefinedError when it uses an unknown name."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent.parent),
         autoescape=True,
@@ -25,13 +25,13 @@ def render(template: str, **content: Any) -> str:
 
 
 def ticks(text: str) -> Markup:
-    """Text as HTML, `what stands in ticks` as code."""
+    """Text as HTML, with `text in backticks` as code."""
     code = Markup("<code>{}</code>")
     return Markup("").join(code.format(part) if index % 2 else part for index, part in enumerate(text.split("`")))
 
 
 class Row(NamedTuple):
-    """What was measured of an implementation, in words, and its row of the parity report."""
+    """The measurements of an implementation in words, and its row of the parity report."""
 
     name: str
     judged: Judged
@@ -42,11 +42,11 @@ class Row(NamedTuple):
     device: str
     when: str
     where: str
-    earlier: bool  # in an earlier run than the newest measurement
+    earlier: bool  # measured in an earlier run than the newest measurement
 
 
 def row(name: str, result: Result, parity: ParityReport, case: Case | None, latest: str) -> Row:
-    """`latest` is when the newest run began that any measurement comes from."""
+    """`latest` is when the newest run with a measurement began."""
     timing, multiple = result.timing, case and case.multiple(Candidate(name))
     return Row(
         name,
@@ -74,6 +74,6 @@ def when(measured: Provenance) -> str:
 
 def duration(seconds: float) -> str:
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * factor >= 0.9995:  # or 999.8 ms are 1e+03 ms
+        if seconds * factor >= 0.9995:  # otherwise 999.8 ms would be 1e+03 ms
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds * 1e6:.2g} µs"

@@ -1,7 +1,7 @@
 """The report: one self-contained page.
 
-It holds nothing that is not in the files of `results/`, so the same results make the same page, and a page that comes
-back from the cache is still true: it says when things were measured, never "now".
+Everything on it comes from the files in `results/`, so the same results make the same page. It states the times of the
+measurements, never "now", so a page that DVC restores from its cache is still true.
 """
 
 import math
@@ -43,7 +43,7 @@ def write(
     the result of `make seeds`, if they were run.
     """
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
-    # Of problems with another loss neither a bound is known, nor are predictions what the targets are.
+    # Problems with another loss have no known bound, and their predictions are no estimates of the targets.
     squared = [problem for problem in params.used_problems if load_problem(problem).loss is mean_squared_error]
     teacher = params.data.target == "teacher"
     noise = noise_deviation(params.data.noise, teacher=teacher)
@@ -132,7 +132,7 @@ def _over_seeds(seeds: Seeds) -> dict[str, Any]:
 
 
 def _on_one_scale(answers: list[Ablation]) -> list[dict[str, Any]]:
-    """Each with the ends and the middle of its interval in per cent of a logarithmic scale, on which 1 is at 50."""
+    """Each headline with the ends and the middle of its interval, in per cent of a logarithmic scale with 1 at 50."""
 
     def logarithm(value: float) -> float:
         return math.log(value) if value > 0 else -math.inf
@@ -153,7 +153,7 @@ def _on_one_scale(answers: list[Ablation]) -> list[dict[str, Any]]:
     ]
 
 
-# The lesson beside which each of pipeline/benchmark/peers stands: the one of the same idea.
+# The lesson with the same idea as each of pipeline/benchmark/peers.
 LESSON_OF = {
     "torch_module": "torch_autograd",
     "numpy_jax": "numpy_arrays",
@@ -164,7 +164,8 @@ LESSON_OF = {
 
 
 def _alternatives(case: Case, names: list[str]) -> list[dict[str, Any]]:
-    """A size's implementations beside what hand tuning makes of them, and beside what a user might write instead."""
+    """The implementations at a size, each with its hand-tuned variant and its peers: what a user might write
+    instead."""
     return [
         {
             "name": name,
@@ -180,7 +181,8 @@ def _alternatives(case: Case, names: list[str]) -> list[dict[str, Any]]:
 
 
 def _samples(case: Case) -> dict[str, Any]:
-    """Every candidate of a size in words: median, quartiles, how often, and its ratio to the matrix products alone."""
+    """Every candidate at a size in words: median, quartiles, number of samples, and ratio to the matrix products
+    alone."""
     rows = []
     for candidate, processes in case.seconds.items():
         of_all = spread(list(processes.values()))

@@ -1,5 +1,5 @@
-"""The statistics over many seeds: parity in each, means with their intervals, and whether one value of a swept
-parameter is better than another. It reads the table that `make seeds` wrote."""
+"""The statistics over many seeds, from the table of `make seeds`: parity for each seed, means with their intervals, and
+whether one value of a swept parameter is better than another."""
 
 import sys
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class Seeds(NamedTuple):
     implementation, problem, measures, and `failed`: whether it fails the parity check."""
 
     table: Any  # a pandas.DataFrame
-    parameters: list[str]  # the swept ones
+    parameters: list[str]  # the swept parameters
     limits: Mapping[str, float]
 
     def rows(self) -> list[Row]:
@@ -70,7 +70,7 @@ def read(params: Params) -> Seeds:
 
 
 def read_if_usable(params: Params) -> Seeds | None:
-    """The table, if there is one. An unusable one is a warning."""
+    """The table, if it exists. A warning is printed if it cannot be used."""
     try:
         return read(params) if files.SEEDS.exists() else None
     except UserError as error:
@@ -95,9 +95,8 @@ def _read(params: Params) -> Seeds:
 
 
 def better(seeds: Seeds) -> list[str]:
-    """For each swept parameter and problem: which value has the lowest held-out loss, where that can be said.
-
-    It can where, for every other value, the 95 % confidence interval of the paired difference (same seed, same
+    """For each swept parameter and problem a sentence: which value has the lowest held-out loss, if the data decide.
+    They decide if, for every other value, the 95 % confidence interval of the paired difference (same seed, same
     implementation, all other params the same) excludes 0.
     """
     problems = seeds.table.problem.unique()
@@ -106,8 +105,8 @@ def better(seeds: Seeds) -> list[str]:
 
 
 def losses(seeds: Seeds, parameter: str, name: str) -> dict[str, list[float]]:
-    """An implementation's held-out losses by the value of a swept parameter. The other swept ones are all the same: as
-    they are in most of the experiments."""
+    """An implementation's held-out losses by the value of a swept parameter. The other swept parameters have the values
+    that most of the experiments have."""
     table = seeds.table[seeds.table.implementation == name]
     others = _settings(table, [other for other in seeds.parameters if other != parameter])
     table = table[others == others.mode()[0]]
@@ -128,14 +127,15 @@ def table(seeds: Seeds) -> str:
 
 
 def failures(seeds: Seeds) -> list[str]:
-    """A sentence on the seeds whose experiment failed, such as by a loss that diverged; none where all have results."""
+    """A sentence on the seeds whose experiment failed, for example because the loss diverged; none if all have
+    results."""
     failed = sorted(set(seeds.table[seeds.table.test_loss.isna()].seed))
     numbers = ", ".join(map(str, failed))
     return [f"No result, and so not passed: seed {numbers}, whose experiment failed."] if failed else []
 
 
 def _mean(values: Any) -> Estimate:
-    """Of the seeds that have results."""
+    """The statistics of the seeds that have results."""
     values = list(values.dropna())
     return mean(values) if values else Estimate(nan, nan, nan)
 
@@ -146,7 +146,7 @@ def interval(estimate: Estimate) -> str:
 
 def _better(seeds: Seeds, parameter: str, problem: str) -> str:
     table = seeds.table[seeds.table.problem == problem]
-    name = table.implementation.iloc[0]  # they agree within parity, so one of them is enough
+    name = table.implementation.iloc[0]  # the implementations agree within the tolerances, so one is enough
     table = table[table.implementation == name]
     others = _settings(table, [other for other in seeds.parameters if other != parameter])
     # A row for each seed and setting of the other parameters, a column for each value of this one.
@@ -163,7 +163,10 @@ def _better(seeds: Seeds, parameter: str, problem: str) -> str:
     start = f"{problem} ({name}), {parameter}{without}: "
     if doubtful:
         others = ", ".join(doubtful)
-        return f"{start}no value can be said to be the best. {best} has the lowest loss, but not surely: {others}."
+        return (
+            f"{start}the seeds do not decide which value is best. {best} has the lowest loss, but the interval of a "
+            f"difference contains 0: {others}."
+        )
     value, nearest = min(intervals.items(), key=lambda item: item[1].value)
     return (
         f"{start}{best} is the best of {paired.shape[1]}; the next loses {nearest.value:.2g} "

@@ -1,1 +1,1 @@
-"""How DVC and its stages start and end: one run at a time, and nothing half written after a failure."""
+"""The start and end of DVC and its stages: one run at a time, and no half-written result after a failure."""

@@ -30,13 +30,13 @@ CHANGING = {"repro", "checkout", "commit", "pull", "exp run", "exp apply"}
 RUN_LOCK, STAGE_LOCK = Path(".dvc/tmp/run.lock"), Path(".dvc/tmp/stage.lock")
 RWLOCK = Path(".dvc/tmp/rwlock")
 LOCKFILE = Path("dvc.lock")
-LAST_GOOD = Path(".dvc/tmp/dvc.lock")  # as it was when the last stage started
+LAST_GOOD = Path(".dvc/tmp/dvc.lock")  # a copy of dvc.lock from the start of the last stage
 DAMAGED = Path(".dvc/tmp/dvc.lock.damaged")
 
 
 def main(arguments: list[str]) -> None:
     command = command_of(arguments)
-    if command in CHANGING and "--run-all" not in arguments:  # it starts workers that go on after it has ended
+    if command in CHANGING and "--run-all" not in arguments:  # it starts workers that run on after it has ended
         folder = Path.cwd()
         os.chdir(ROOT)
         os.environ.pop(HELD, None)
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
         # DVC starts a stage by $SHELL -c. bash becomes the stage. dash would stay its parent and end at Ctrl-C, and DVC
         # would not wait until the stage has restored its outputs.
         os.environ["SHELL"] = shutil.which("bash") or "/bin/sh"
-    # The stages' `python` is this one, also where the environment was not activated.
+    # A stage's `python` is this interpreter, even if the environment is not activated.
     environment = own_environment() | {"PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', os.defpath)}"}
     os.execve(sys.executable, [sys.executable, "-P", "-m", "dvc", *arguments], environment)
 
@@ -72,7 +72,8 @@ def command_of(arguments: list[str]) -> str:
 
 
 def use_hard_links() -> None:
-    """Have DVC do without kernel locks, and remove the locks that a killed DVC left: it cannot know of them itself."""
+    """Make DVC use locks that are not the kernel's, and remove the locks that a killed DVC left: DVC cannot recognise
+    them."""
     config = Path(".dvc/config.local")
     if not config.is_file() or "hardlink_lock" not in config.read_text(encoding="utf-8"):
         command = [sys.executable, "-P", "-m", "dvc", "config", "--local", "core.hardlink_lock", "true"]
@@ -92,10 +93,9 @@ def check_modes() -> None:
 
 
 def remove_dead_locks() -> None:
-    """Remove DVC's own lock, unless a DVC that runs on this machine is in it: one that was not started by this file.
-
-    DVC removes the lock of a process that has ended. It cannot know of one in a container, whose process ids may be
-    those of other processes here.
+    """Remove DVC's own lock, unless it names a DVC that runs on this machine and was not started by this file. DVC
+    itself removes the lock of a process that has ended. But it cannot tell for a process in a container, whose id may
+    be that of another process here.
     """
     if RWLOCK.is_file():
         holders = re.findall(r'"pid": (\d+)', RWLOCK.read_text(encoding="utf-8", errors="replace"))
@@ -136,7 +136,7 @@ def restore_lockfile() -> None:
 
 def damage_of(content: str) -> str | None:
     """What is wrong with the content of a dvc.lock, such as one that was cut short; None when nothing is."""
-    import yaml  # here, since mostly nothing has changed
+    import yaml  # imported here, since usually nothing has changed
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import Invalid
 

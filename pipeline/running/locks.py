@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO
 
 HELD = "PIPELINE_LOCK"  # the variable by which the stages of a `dvc` know that it has the lock of the checkout
-NO_LOCKS = "none"  # its value once a process has warned that there are none
+NO_LOCKS = "none"  # its value after a process has warned that locks are missing
 
 
 def open_lock(path: Path) -> IO[str]:
-    """The file of a lock, made where it is missing. A file of another user needs no more than to be readable.
+    """The file of a lock, made if it is missing. Another user's file need only be readable.
 
     Raises OSError when it cannot be made or opened.
     """
@@ -44,7 +44,7 @@ def take(lock: IO[str], *, wait: bool = True) -> bool:
 
 
 def acquire(lock: IO[str]) -> None:
-    """Take a lock. If another process holds it, print which, and wait until that has ended."""
+    """Take a lock. If another process holds it, print which, and wait until that process has ended."""
     if not take(lock, wait=False):
         print(f"Waiting until {holder(lock)} has ended (Ctrl-C gives up).", file=sys.stderr, flush=True)
         try:

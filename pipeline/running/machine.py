@@ -1,4 +1,5 @@
-"""The machine, and what of it this process may use: its affinity, and limits of control groups (cgroup v1 and v2)."""
+"""The CPUs and the memory that this process may use: its affinity, and the limits of control groups (cgroup v1 and
+v2)."""
 
 import os
 import platform
@@ -18,7 +19,7 @@ def _quotas() -> Iterator[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         mount = Path("/sys/fs/cgroup", controllers)
-        # A container may see only its own group, at the root, while its path is the host's.
+        # A container may see only its own group, at the root, although /proc shows the path of the host.
         inner = mount / path.strip("/")
         for folder in (folder for folder in (inner, *inner.parents) if folder.is_relative_to(mount)):
             with suppress(OSError, ValueError):  # there is no quota: no file, "max" or -1
@@ -29,7 +30,7 @@ def _quotas() -> Iterator[float]:
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process may still take: what the machine has left, or a container's limit leaves."""
+    """Bytes of memory that this process may still take: those free on the machine, or within the container's limit."""
     import psutil
 
     free = psutil.virtual_memory().available

@@ -1,4 +1,5 @@
-"""Child processes: what they inherit, and when they end. It imports the standard library alone, as `dvc` needs."""
+"""Child processes: their environment variables, and when they end. Only the standard library is imported, for a quick
+start of `dvc`."""
 
 import ctypes
 import os
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1  # as linux/prctl.h has it
-# What DVC, a user of MLflow, or this project sets for one run, and another run must not inherit.
+# Variables that DVC, a user of MLflow, or this project sets for one run, and that another run must not inherit.
 OF_ONE_RUN = ("DVC_ROOT", "DVC_STAGE", "DVC_EXP", "MLFLOW_TRACKING", "MLFLOW_UI", "MLFLOW_LIVE", "PIPELINE_")
 
-# Python's variables change which modules are imported and how. These few change neither.
+# Python's variables change which modules are imported and how. These few do not.
 HARMLESS = {"PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER", "PYTHONPYCACHEPREFIX", "PYTHONUNBUFFERED"}
-# What a shell runs before a script, and what changes the words of a script.
+# Variables that name code to run before a script, or change how a shell reads a script.
 OF_SHELLS = {"BASHOPTS", "BASH_ENV", "CDPATH", "ENV", "SHELLOPTS"}
 # Where git looks for the repository, as `git rev-parse --local-env-vars` lists them. git sets some of these for hooks
 # and for `git rebase --exec`. git's settings (GIT_CONFIG_…) stay: they may hold a user's safe.directory.
@@ -43,7 +44,7 @@ def end_with_parent(number: signal.Signals) -> None:
 
 
 def without_foreign_variables(variables: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables, without those that would have Python, bash or git work elsewhere than in this checkout."""
+    """Environment variables, without those that would make Python, bash or git use other folders than this checkout."""
     return {
         key: value
         for key, value in variables.items()
@@ -63,12 +64,12 @@ def own_environment() -> dict[str, str]:
 
 
 def environment_for_another_run() -> dict[str, str]:
-    """The same, without the variables of this process's own run."""
+    """The same, without the variables of the current run."""
     return {key: value for key, value in own_environment().items() if not key.startswith(OF_ONE_RUN)}
 
 
 def run_dvc(folder: Path | str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run DVC in another checkout, which needs no lock."""
+    """Run DVC in another checkout. This needs no lock."""
     return _run(folder, ["-P", "-m", "dvc", *arguments], options)
 
 

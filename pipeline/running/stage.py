@@ -1,6 +1,6 @@
-"""How a stage starts and ends: one stage of a checkout at a time, which ends when its DVC is killed. A user's mistake
-is a sentence and exit status 1. DVC removes a stage's outputs before it starts the stage, so after a failure the last
-good outputs are restored from DVC's cache: `python -m pipeline.running.stage`."""
+"""The start and end of a stage. A checkout runs one stage at a time, and a stage ends when its DVC is killed. A user's
+mistake gives a sentence and exit status 1. DVC removes a stage's outputs before it starts the stage. So after a failure
+`python -m pipeline.running.stage` restores the last good outputs from DVC's cache."""
 
 import os
 import signal
@@ -27,10 +27,9 @@ from pipeline.running.processes import end_with_parent  # noqa: E402
 
 
 def run(main: Callable[..., None], *, alone: bool = True, after_failure: str = "") -> None:
-    """Call `main` with the command line's arguments, and restore the last good outputs if it fails.
-
-    `alone`: while no other stage of the checkout runs. `after_failure`: a module to run then, `python -m` MODULE ERROR
-    ARGUMENTS.
+    """Call `main` with the arguments of the command line, and restore the last good outputs if it fails. With `alone`,
+    wait until no other stage of the checkout runs. `after_failure` is a module that runs after a failure: `python -m`
+    MODULE ERROR ARGUMENTS.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if "DVC_STAGE" in os.environ:
@@ -44,7 +43,7 @@ def run(main: Callable[..., None], *, alone: bool = True, after_failure: str = "
         except BaseException as error:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # an impatient second Ctrl-C
             cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
-            # In other processes: they need DVC and MLflow, and the environment of a framework may have neither.
+            # These run in other processes. They need DVC and MLflow, which a framework's environment may lack.
             python = os.environ.get("PIPELINE_PYTHON", sys.executable)
             subprocess.run([python, "-m", "pipeline.running.stage"], check=False)
             if after_failure:
@@ -72,7 +71,8 @@ def _checkout_to_itself(command: str) -> Iterator[None]:
 
 
 def _restore_outputs() -> None:
-    """Restore what dvc.lock records of this stage from DVC's cache. Without DVC nothing was removed."""
+    """Restore this stage's outputs in dvc.lock from DVC's cache. If DVC did not start the stage, nothing was
+    removed."""
     name = os.environ.get("DVC_STAGE")
     if not name or not LOCKFILE.is_file():
         return
@@ -84,7 +84,7 @@ def _restore_outputs() -> None:
         from dvc.api import DVCFileSystem  # half a second
 
         for path in missing:
-            # A fresh clone has the lock of another machine and no cache. DVC has several exceptions for that.
+            # A fresh clone has the dvc.lock of another machine and no cache. DVC raises several exceptions for that.
             with suppress(Exception), scratch(path.with_name(f".{path.name}{PART}")) as folder:
                 DVCFileSystem(".").get(path.as_posix(), str(folder / path.name), recursive=True)
                 (folder / path.name).replace(path)

@@ -1,7 +1,6 @@
-"""One module for each framework: everything about a training that is not maths, and what makes a step faster without
-changing it. The rest of the pipeline uses the module's class `Runtime` and the loops that it makes.
-
-A new framework needs one module here, with a Runtime that has a `python_loop` and can `multiply`, and nothing else.
+"""A module for each framework. It does everything in a training that is not maths, and makes steps faster without
+changing their results. The rest of the pipeline uses the module's class `Runtime` and the loops that it makes. A new
+framework needs one module here, whose Runtime has the methods `python_loop` and `multiply`, and nothing else.
 """
 
 import ctypes
@@ -16,14 +15,13 @@ from typing import Any
 from pipeline.contract import Array, Chunk, Factors, Implementation, Weights, load_implementation
 from pipeline.environment import Environment, framework_of
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as malloc.h has them
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # the numbers in malloc.h
 
 
 class Loop:
-    """Steps over a chunk of batches, one batch a step, again from the first after the last: a loop in Python.
-
-    `next` is the index of the batch that the next step takes. `captures` counts the CUDA graphs that were recorded,
-    `replays` the steps that were executed from one; a loop that records nothing leaves both at 0.
+    """A loop in Python over the batches of a chunk, one batch a step. After the last batch it begins again with the
+    first. `next` is the index of the batch of the next step. `captures` counts the recorded CUDA graphs, `replays` the
+    steps that were executed from one; in a loop without CUDA graphs both stay 0.
     """
 
     first_steps = 1  # the steps before the loop reaches its steady state
@@ -41,15 +39,16 @@ class Loop:
         self.next = 0
 
     def compile(self) -> None:
-        """Do beforehand all that can be done before a step on the placed batches."""
+        """Prepare all that can be done before a step on the placed batches."""
 
     def compile_for(self, steps: int) -> None:
-        """The same, as far as it pays for the next `steps` steps."""
+        """The same, but only what pays off within the next `steps` steps."""
         if steps:
             self.compile()
 
     def run(self, steps: int) -> Any:
-        """Take so many steps, each on the next batch. Returns their losses (steps,), on the device, without waiting."""
+        """Take this number of steps, each on the next batch. Returns their losses (steps,), on the device, without
+        waiting."""
         losses = []
         for _ in range(steps):
             losses.append(self.take_step(self.next))
@@ -64,7 +63,7 @@ class Loop:
         raise NotImplementedError
 
     def to_host(self, losses: Any) -> Array:
-        """What `run` returned, in host memory."""
+        """The losses that `run` returned, in host memory."""
         raise NotImplementedError
 
     def predict(self, *inputs: Array) -> Array:
@@ -76,9 +75,8 @@ class Loop:
 
 
 class Cycle:
-    """Calls that are made one after the other, again from the first after the last.
-
-    A call stands for `least_steps` steps. `kept` is what the calls use and do not hold themselves.
+    """A loop over calls. After the last call it begins again with the first. A call counts as `least_steps` steps.
+    `kept` holds objects that the calls use but do not reference.
     """
 
     def __init__(self, calls: Sequence[Callable[[], Any]], *, least_steps: int = 1, kept: Any = None) -> None:
@@ -90,10 +88,9 @@ class Cycle:
 
 
 class Runtime:
-    """A framework that is set up for an environment. `device` is the framework's own name for the device.
-
-    Threads, precision, deterministic kernels and the allocator are settings of the process, not of this object: the
-    last `apply` of any runtime of the framework decides. The constructor applies them.
+    """A framework that is set up for an environment. `device` is the framework's own name for the device. Threads,
+    precision, deterministic kernels and the allocator are settings of the process, not of this object: the last `apply`
+    of any runtime of the framework counts. The constructor calls `apply`.
     """
 
     cpu_only = False  # whether the framework knows no other device
@@ -107,7 +104,7 @@ class Runtime:
         self.apply()
 
     def apply(self) -> None:
-        """Make the process compute as the environment says."""
+        """Apply the settings of the environment to the process."""
         keep_freed_memory()
 
     @property
@@ -115,7 +112,7 @@ class Runtime:
         return self.environment.device != "cpu" and not self.cpu_only
 
     def loop(self, implementation: Implementation, names: Iterable[str], *, in_python: bool = False) -> Loop:
-        """The loop that a training uses: of graphs, where the framework has them for this device; or one in Python."""
+        """The loop of a training: over graphs, if the framework has them for this device; otherwise in Python."""
         graphs = self.environment.device.partition(":")[0] in self.graphs and not in_python
         return (self.graph_loop if graphs else self.python_loop)(implementation, names, self.device)
 
@@ -128,7 +125,7 @@ class Runtime:
         raise NotImplementedError
 
     def synchronize(self) -> None:
-        """Return when the device has done all that was asked of it."""
+        """Return when the device has done all queued work."""
 
     def peak_memory_bytes(self) -> int:
         """The most memory in use so far: the device's for CUDA, else the process's. PyTorch's figure for CUDA includes
@@ -138,7 +135,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Opened:
-    """An implementation whose framework is set up. `create(weights, learning_rate)` constructs it, in its loop."""
+    """An implementation with its framework set up. `create(weights, learning_rate)` constructs it in its loop."""
 
     runtime: Runtime
     device: str
@@ -152,8 +149,8 @@ def load_runtime(name: str) -> type[Runtime]:
 
 
 def open_implementation(name: str, problem: str, environment: Environment, *, eagerly: bool = False) -> Opened:
-    """Set up the framework of an implementation. `eagerly`: its loop in Python, not in a graph."""
-    runtime = load_runtime(name)(environment)  # before the lesson imports the framework, of which it sets some things
+    """Set up the framework of an implementation. With `eagerly` its loop is in Python, not in a graph."""
+    runtime = load_runtime(name)(environment)  # before the lesson imports the framework
     implementation = load_implementation(problem, name)
 
     def create(weights: Weights, learning_rate: float) -> Loop:
@@ -170,13 +167,12 @@ def batches_of(chunk: Chunk) -> list[dict[str, Any]]:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep memory that is freed, since the next step asks for the same again.
-
-    By default large arrays may go back to the kernel as soon as they are freed, and cost page faults when they come
-    back. Another C library has no such setting, and nothing happens.
+    """Make glibc's allocator keep freed memory, since the next step asks for the same sizes. By default large arrays
+    may go back to the kernel when they are freed, and new arrays then cost page faults. Other C libraries have no such
+    setting, and nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, 2**30):  # 0 where glibc refuses: leave all as it is then
+    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, 2**30):  # 0 where glibc refuses: then change nothing
         mallopt(M_TRIM_THRESHOLD, 2**30)
         mallopt(M_TOP_PAD, 2**26)
 

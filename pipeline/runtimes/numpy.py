@@ -1,4 +1,4 @@
-"""NumPy: the CPU, with as many BLAS threads as the environment grants."""
+"""NumPy: on the CPU, with the number of BLAS threads in the environment."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -24,8 +24,8 @@ def aligned(array: Array) -> Array:
 
 
 class PythonLoop(runtimes.Loop):
-    """The weights begin at a cache line. Elsewhere AVX-512 reads each piece of them from two lines, and where they lie
-    is luck: of two instances of one program one took 330 µs a step and the other 430, as long as a process lasted.
+    """A loop whose weights begin at a cache line. At other addresses, AVX-512 reads each vector from two cache lines,
+    and the addresses are random: one process took 330 µs a step, another process of the same program 430 µs.
     """
 
     def __init__(self, implementation: Implementation, names: Iterable[str], device: str) -> None:

@@ -15,14 +15,14 @@ from pipeline.errors import UserError
 from pipeline.runtimes import Cycle, Loop
 from pipeline.runtimes.xla import xla_pays
 
-# Before the import, or its notices drown the stage's own lines. What goes wrong is raised, not only logged.
+# Set before the import; otherwise TensorFlow's notices hide the stage's own lines. Errors are raised, not only logged.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-NOTICES = (b"oneDNN custom operations are on", b"before absl::InitializeLog()")  # which heed no setting
+NOTICES = (b"oneDNN custom operations are on", b"before absl::InitializeLog()")  # no setting turns these off
 
 
 @contextmanager
 def _without(notices: tuple[bytes, ...]) -> Iterator[None]:
-    """What libraries write to stderr meanwhile comes afterwards, without the lines that hold a notice."""
+    """Hold back what libraries write to stderr, then print it without the lines that contain a notice."""
     stderr = os.dup(2)
     with TemporaryFile() as written:
         os.dup2(written.fileno(), 2)
@@ -36,7 +36,7 @@ def _without(notices: tuple[bytes, ...]) -> Iterator[None]:
             os.write(2, b"".join(lines))
 
 
-# TensorFlow also imports Keras, if it can: 1.6 s, for nothing that is used here. `tf.keras` finds it later.
+# TensorFlow would also import Keras, which takes 1.6 s and is not used here. `tf.keras` still imports it on demand.
 keras: Any = sys.modules.setdefault("keras", None)  # pyright: ignore[reportArgumentType]
 with _without(NOTICES):
     import tensorflow as tf
@@ -44,13 +44,13 @@ if keras is None:
     del sys.modules["keras"]
 
 PRODUCTS = 100  # in a function that multiplies
-CALL = 256  # steps that one execution of the loop takes at most: its losses have a place each
+CALL = 256  # steps of one execution of the loop, at most: each loss has a place in an array
 
-tf.get_logger().setLevel("ERROR")  # it warns of graphs made anew, which is how a benchmark learns what making one costs
+tf.get_logger().setLevel("ERROR")  # a benchmark traces repeatedly, to measure the cost
 
 
 class PythonLoop(Loop):
-    """Every step is a call from Python: of the graph of a step, or, `eagerly`, of the lines that it comes from."""
+    """Each step is a call from Python: of the graph of a step, or with `eagerly` of the lesson's lines."""
 
     def place(self, chunk: Chunk) -> None:
         with tf.device(self.device):
@@ -79,13 +79,14 @@ class GraphLoop(PythonLoop):
     compiled_for: Any = None  # the stacked chunk
 
     def place(self, chunk: Chunk) -> None:
-        """Also as one tensor for each part of a batch, the batches in front, for the graph to take them from."""
+        """Place the batches also as one tensor for each part of a batch, with the batches as first dimension, for the
+        graph."""
         super().place(chunk)
         with tf.device(self.device):
             self.stacked = [self._stack(parts, chunk) for parts in zip(*self.placed, strict=True)]
 
     def _stack(self, parts: tuple[Any, ...], chunk: Chunk) -> Any:
-        """The parts as one tensor. Where `place` left them in the memory of the chunk, that is one already."""
+        """The parts as one tensor. If `place` left them in the memory of the chunk, that memory is used as it is."""
         if self.device == "CPU:0":
             for array in chunk.values():
                 if parts[0].shape == array.shape[1:] and np.shares_memory(np.asarray(memoryview(parts[0])), array[0]):
@@ -93,14 +94,14 @@ class GraphLoop(PythonLoop):
         return tf.stack(parts)
 
     def _defined(self) -> Any:
-        """The signature of a lesson's step, where it has one, says which sizes may differ from chunk to chunk."""
+        """The signature of a lesson's step, if it has one, says which sizes may differ from chunk to chunk."""
         if self.graph is None:
             specs = getattr(self.implementation.step, "input_signature", None) or self.placed[0]
             signature = [tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in specs]
             count = tf.TensorSpec([], tf.int32)
             self.graph = tf.function(self._steps, input_signature=[signature, count, count])
             if self.xla is None:
-                # XLA must know how often a loop inside the loop over the steps goes round.
+                # XLA must know the number of iterations of a loop inside the loop over the steps.
                 self.xla = _loops(self.graph) == 1 and xla_pays(self._size(), on_gpu=self.device != "CPU:0")
             if self.xla:
                 self.graph = tf.function(self.graph, jit_compile=True)
@@ -184,14 +185,15 @@ class Runtime(runtimes.Runtime):
             tf.config.run_functions_eagerly(False)
 
     def multiply(self, batches: list[Factors]) -> Cycle:
-        """Batches in one function, compiled on a GPU, which multiplies faster than Python could call it: all of them,
-        or as many as have PRODUCTS products, since tracing takes longer than multiplying."""
+        """The products of several batches in one function, compiled on a GPU, which multiplies faster than Python can
+        call. It takes all batches, or as many as have PRODUCTS products, because tracing takes longer than
+        multiplying."""
         batches = batches[: max(1, PRODUCTS // len(batches[0]))]
         with tf.device(self.device):
             pairs = [(tf.constant(left), tf.constant(right)) for factors in batches for left, right in factors]
 
             def products() -> Any:
-                return [left @ right for left, right in pairs]  # what is not returned is not computed
+                return [left @ right for left, right in pairs]  # a result that is not returned is not computed
 
             graph: Any = tf.function(products, jit_compile=True if self.on_gpu else None)
             return Cycle([graph.get_concrete_function()], least_steps=len(batches))

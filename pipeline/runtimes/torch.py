@@ -14,7 +14,7 @@ from pipeline.contract import Array, Chunk, Factors, Weights
 from pipeline.errors import UserError
 from pipeline.runtimes import Cycle, Loop, batches_of
 
-STREAMS = 32  # that PyTorch has for a device; it hands them out in turn
+STREAMS = 32  # the number of streams in PyTorch's pool for a device, which it assigns in turn
 
 
 class PythonLoop(Loop):
@@ -32,7 +32,8 @@ class PythonLoop(Loop):
 
 
 class Recorded:
-    """A CUDA graph, and the tensors that it reads and writes: a graph holds their addresses and does not keep them."""
+    """A CUDA graph, and the tensors that it reads and writes. A graph holds their addresses but does not keep them
+    alive."""
 
     def __init__(self, graphs: "Graphs", graph: Any, kept: Any) -> None:
         self.graphs, self.graph, self.kept = graphs, graph, kept
@@ -42,18 +43,18 @@ class Recorded:
 
 
 class Graphs:
-    """CUDA graphs with a capture stream and a memory pool of their own. They end together.
+    """CUDA graphs that share a capture stream and a memory pool, and are freed together.
 
     cuBLAS has a workspace for each stream, and a graph holds its address. Since version 2.12 PyTorch frees the
-    workspace of a capture stream when any graph that was captured there is destroyed (pytorch #175276, #193402): the
-    others would go on to use freed memory. So no two of these share a stream, and none drops a single graph.
+    workspace of a capture stream when any graph that was captured there is destroyed (pytorch #175276, #193402), so
+    other graphs would use freed memory. Therefore no two objects share a stream, and none frees a single graph.
     """
 
     _alive: ClassVar[WeakSet["Graphs"]] = WeakSet()
 
     def __init__(self, device: str) -> None:
         self.device = device
-        if not self._alive:  # no graph uses a workspace, and each stream would keep its own
+        if not self._alive:  # no graph may use a workspace, which each stream would keep
             torch._C._cuda_clearCublasWorkspaces()
         self.stream = self._unused_stream()
         self.pool = torch.cuda.graph_pool_handle()
@@ -61,9 +62,8 @@ class Graphs:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Work on the capture stream, after everything queued so far and before everything queued later.
-
-        What is to be captured must have run here once: cuBLAS and autograd allocate then what they keep.
+        """Work on the capture stream, after everything queued so far and before everything queued later. The work to
+        capture must have run here once, because cuBLAS and autograd allocate memory in the first run.
         """
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -71,7 +71,8 @@ class Graphs:
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def record(self, call: Callable[[], Any], *kept: Any) -> Recorded:
-        """Capture what `call` launches, and execute nothing. `kept` is all that `call` reads and writes."""
+        """Capture the kernels that `call` launches, without executing them. `kept` has all tensors that `call` reads
+        and writes."""
         return Recorded(self, _recorded(call, self), kept)
 
     def _unused_stream(self) -> torch.cuda.Stream:
@@ -80,7 +81,7 @@ class Graphs:
             stream = torch.cuda.Stream(torch.device(self.device))
             if stream.cuda_stream not in taken:
                 return stream
-        raise RuntimeError(f"CUDA graphs are alive on all {STREAMS} streams. Let one loop go, then make another.")
+        raise RuntimeError(f"CUDA graphs use all {STREAMS} streams. Delete one loop, then make another.")
 
 
 def _recorded(call: Callable[[], Any], graphs: Graphs, **options: bool) -> torch.cuda.CUDAGraph:
@@ -93,16 +94,15 @@ def _recorded(call: Callable[[], Any], graphs: Graphs, **options: bool) -> torch
 class CudaGraphs(PythonLoop):
     """A loop in which the step on a placed batch is captured as a CUDA graph when the batch comes again.
 
-    A small step is bound by its launches, some 5 µs each from Python where the arithmetic takes less than one; a graph
-    launches all kernels of a step at once. Capturing takes longer than a step, so a batch that comes once runs as it
-    is. The graphs share a memory pool: a step reads nothing there that another one left, only weights and batches,
-    which lie outside. Its loss is copied out, since another replay may overwrite it.
-
-    `placed` are the batches of the chunk, `slots` all places for batches on the device: a chunk with fewer batches
-    leaves the rest, and their graphs, for the next one.
+    The launches dominate a small step: about 5 µs each from Python, where the arithmetic takes less than 1 µs. A graph
+    launches all kernels of a step at once. Capturing takes longer than a step, so a batch that comes only once runs
+    without a graph. The graphs share a memory pool, because a step reads nothing there that another step left: weights
+    and batches lie outside the pool. The loss is copied out, since another replay may overwrite it. `placed` are the
+    batches of the chunk, `slots` all places for batches on the device. A chunk with fewer batches leaves the other
+    slots and their graphs for later chunks.
     """
 
-    first_steps = 2  # before a capture: cuBLAS, autograd and the allocator make then what they keep
+    first_steps = 2  # before a capture: cuBLAS, autograd and the allocator then allocate what they keep
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -131,13 +131,13 @@ class CudaGraphs(PythonLoop):
         self.placed, self.next = self.slots[: len(batches)], 0
 
     def compile(self) -> None:
-        """Capture the step on every batch, also on one that was not taken yet."""
+        """Capture the step on every batch, even on one without a step so far."""
         if self.warm >= self.first_steps:
             for index in range(len(self.placed)):
                 self._capture(index)
 
     def compile_for(self, steps: int) -> None:
-        """Capture the steps that come again among the next ones."""
+        """Capture the steps on batches that come again within the next `steps` steps."""
         if self.warm >= self.first_steps:
             for offset in range(min(steps, len(self.placed))):
                 index = (self.next + offset) % len(self.placed)
@@ -145,7 +145,7 @@ class CudaGraphs(PythonLoop):
                     self._capture(index)
 
     def run(self, steps: int) -> torch.Tensor:
-        # A graph leaves its loss in the same place each time, so losses are copied before a batch comes again.
+        # A replay overwrites the loss of the one before, so losses are copied before a batch comes again.
         parts = []
         while steps > 0:
             count = min(steps, len(self.placed))
@@ -167,7 +167,7 @@ class CudaGraphs(PythonLoop):
         return self.implementation.step(*self.slots[index]).detach()
 
     def _capture(self, index: int) -> tuple[Recorded, torch.Tensor]:
-        """The graph of the step on a batch, and the loss that replaying it leaves."""
+        """The graph of the step on a batch, and the loss that a replay writes."""
         captured = self.captured[index]
         if captured is None:
             weights = [getattr(self.implementation, name) for name in self.names]
@@ -185,7 +185,7 @@ class CudaGraphs(PythonLoop):
 
 
 def _copied(new: tuple[Any, ...], slot: tuple[Any, ...]) -> bool:
-    """Copy a placed batch into a slot, if they are alike in all but the values of their tensors."""
+    """Copy a placed batch into a slot, if they differ only in the values of their tensors."""
     alike = len(slot) == len(new) and all(
         (isinstance(one, torch.Tensor) and one.shape == other.shape and one.dtype == other.dtype)
         if isinstance(other, torch.Tensor)
@@ -210,16 +210,16 @@ class Runtime(runtimes.Runtime):
         torch.set_num_threads(environment.threads)
         torch.set_float32_matmul_precision("high" if environment.precision == "tf32" else "highest")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may differ between two runs
-        # What use_deterministic_algorithms does, without its import of the compiler's settings, which takes 0.5 s.
+        # The same as use_deterministic_algorithms, without its import of the compiler's settings, which takes 0.5 s.
         torch.set_deterministic_debug_mode("error" if environment.deterministic else "default")
-        # True would fill every new tensor with NaN first: a pass over memory for a mistake that the parity gate finds.
+        # True would first fill every new tensor with NaN, which costs time. The parity check finds such mistakes.
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (pyright does not see it)
         if self.device != "cpu":
             torch.cuda.set_device(torch.device(self.device))  # graphs are captured on the current device
         torch.empty(1, device=self.device)  # makes the device's context
 
     def multiply(self, batches: list[Factors]) -> Cycle:
-        """On a GPU from CUDA graphs: the arithmetic, and not its launches."""
+        """On a GPU from CUDA graphs, so that the arithmetic is measured without its launches."""
         on_device = [
             [tuple(torch.as_tensor(side).to(self.device) for side in pair) for pair in factors] for factors in batches
         ]
@@ -233,7 +233,8 @@ class Runtime(runtimes.Runtime):
         return self._replayed(calls, on_device, out) if self.on_gpu else Cycle(calls)
 
     def launch(self, kernels: list[int]) -> Cycle:
-        """Captured graphs of so many empty kernels each: what a GPU takes to launch a step, whatever it computes."""
+        """Captured graphs of this number of empty kernels each: the time in which a GPU launches a step without
+        computing."""
 
         def empty(count: int) -> None:
             for _ in range(count):
@@ -250,7 +251,7 @@ class Runtime(runtimes.Runtime):
         return Cycle([graph.replay for graph in recorded], kept=recorded)
 
     def nodes(self, loop: Loop) -> list[int]:
-        """How many nodes the CUDA graph of the step on each placed batch has: kernels, copies and memory that is set.
+        """The number of nodes in the CUDA graph of the step on each placed batch: kernels, copies and memory sets.
         `loop` is a Python loop."""
         from cuda.bindings import runtime  # pyright: ignore[reportMissingImports] (PyTorch's CUDA builds depend on it)
 

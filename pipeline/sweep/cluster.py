@@ -23,20 +23,20 @@ from pipeline.errors import UserError
 from pipeline.running.machine import available_cpus
 from pipeline.running.processes import end_with_parent
 
-WHOLE = "node"  # each node offers one of it, and an experiment that times itself takes it
+WHOLE = "node"  # each node offers one unit, and an experiment with a benchmark takes it
 STARTS = 3  # of Ray, at most
 ANSWERS_WITHIN = 4  # seconds, the head of a cluster
-# Seconds, for the head of the compose cluster: its name is known once its container runs, and Ray starts after that.
+# Seconds, for the head of the compose cluster: its name resolves once its container runs, and Ray starts after that.
 STARTS_WITHIN = {"head:6379": 60}
-JOINS_WITHIN = 30  # seconds, a node that was started together with the head
-# gRPC speaks HTTP/2: a client's first bytes, and the type of the frame with which every server answers them.
+JOINS_WITHIN = 30  # seconds, for a node that was started together with the head
+# gRPC uses HTTP/2: a client's first bytes, and the type of the frame with which every server answers.
 PREFACE, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 4
-LONGEST_FOLDER = 38  # bytes: a socket's path has at most 107, and Ray's own part of it up to 69
+LONGEST_FOLDER = 38  # bytes: a socket's path has at most 107, of which Ray needs up to 69
 
 
 @contextmanager
 def cluster(cpus: int) -> Iterator[Any]:
-    """Ray, connected to a cluster that can give an experiment `cpus` CPUs, or a node where it is 0.
+    """Ray, connected to a cluster that can give an experiment `cpus` CPUs, or a whole node if `cpus` is 0.
 
     Raises UserError when RAY_ADDRESS is no address, when no cluster answers there, or when the cluster is too small.
     """
@@ -44,9 +44,9 @@ def cluster(cpus: int) -> Iterator[Any]:
     if address and not os.environ.get("RAY_USE_TLS"):
         _check_cluster(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None and "RAY_AUTH_MODE" not in os.environ:  # else Ray does so, with a notice and a file in HOME
+    if address is None and "RAY_AUTH_MODE" not in os.environ:  # otherwise Ray sets it, with a notice and a file in HOME
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
-    # Ray's notices, such as on the size of /dev/shm, help no user here.
+    # Hides Ray's notices, such as the one on the size of /dev/shm, which do not help a user here.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         _make_folder_short(stack)
@@ -62,11 +62,11 @@ def cluster(cpus: int) -> Iterator[Any]:
                 stack.callback(ray.shutdown)
                 _start_here(ray, include_dashboard=False, **resources, **options)
             else:
-                if not _is_node_of(address):  # then it becomes one, which runs nothing
+                if not _is_node_of(address):  # then it becomes a node that runs nothing
                     _join(address, stack)
                 stack.callback(ray.shutdown)
                 ray.init(address, **options)
-        except Exception as error:  # Ray raises Exception itself where a node does not start in time
+        except Exception as error:  # Ray raises a plain Exception when a node does not start in time
             where = f"on the cluster at RAY_ADDRESS={address}" if address else "on this machine"
             raise UserError(f"Ray cannot be started {where}: {error} Everything stays queued; try again.") from None
         cloudpickle.register_pickle_by_value(pipeline)  # a node needs no checkout
@@ -97,7 +97,7 @@ def _check_resources(ray: Any, cpus: int, address: str | None) -> None:
 
 
 def cluster_address() -> str | None:
-    """HOST:PORT of the cluster's head, as RAY_ADDRESS has it. None where the sweep runs on this machine alone."""
+    """HOST:PORT of the cluster's head, from RAY_ADDRESS. None if the sweep runs on this machine alone."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     if address in ("", "local"):
         return None
@@ -125,7 +125,7 @@ def _check_cluster(address: str) -> None:
             connection.settimeout(ANSWERS_WITHIN)
             connection.sendall(PREFACE)
             answer = connection.recv(9)
-        reason = "what answers there is no Ray cluster"
+        reason = "the program at this address is not a Ray cluster"
     except OSError as error:
         reason = _words(error)
     if answer[3:4] != bytes([SETTINGS]):
@@ -158,7 +158,7 @@ def _is_node_of(address: str) -> bool:
 
 
 def _start_here(ray: Any, **options: Any) -> None:
-    """Start Ray on this machine alone. On a busy machine it may need more than the 30 s that it waits for itself."""
+    """Start Ray on this machine alone. Ray waits 30 s for its own start; on a busy machine it may need more."""
     import psutil
 
     for attempt in range(1, STARTS + 1):
@@ -168,7 +168,7 @@ def _start_here(ray: Any, **options: Any) -> None:
         except Exception as error:
             if attempt == STARTS or "timed out" not in str(error):
                 raise
-            print("Ray has not started within 30 s: this machine is busy. It is started again.", flush=True)
+            print("Ray has not started within 30 s, because this machine is busy. Starting it again.", flush=True)
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -191,7 +191,7 @@ def _make_folder_short(stack: ExitStack) -> None:
 
 
 def progress_queue(ray: Any) -> Any:
-    """A queue on the driver's node, into which tasks put how far they are."""
+    """A queue on the driver's node, into which tasks put their progress."""
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     here = strategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.util.queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -211,7 +211,7 @@ def _join(address: str, stack: ExitStack) -> None:
             start_new_session=True,
         )
     )
-    # Its processes alone: `ray stop` would end every node of this machine.
+    # Only the processes of this node: `ray stop` would end every node of this machine.
     stack.callback(process.terminate)
     lines = []
     for line in process.stdout or ():
@@ -222,7 +222,7 @@ def _join(address: str, stack: ExitStack) -> None:
 
 
 def check_head() -> None:
-    """Raises UserError when the cluster's head does not answer: without it Ray waits for a minute, then aborts."""
+    """Raises UserError when the cluster's head does not answer. Ray itself would wait for a minute, then abort."""
     if address := cluster_address():
         try:
             _connection(address).close()
@@ -234,7 +234,7 @@ def check_head() -> None:
 
 
 def place(ray: Any, cpus: int, count: int) -> str:
-    """Where so many experiments run, in a line."""
+    """A line on where this number of experiments runs."""
     experiments = f"{count} experiment{'s' * (count > 1)}"
     share = f"{cpus} CPU{'s' * (cpus > 1)} each, without a benchmark" if cpus else "one at a time on a node"
     resource = "CPU" if cpus else WHOLE
@@ -247,19 +247,19 @@ def place(ray: Any, cpus: int, count: int) -> str:
 
 
 def elsewhere(ray: Any, nodes: set[str], resource: str) -> Any:
-    """The strategy that schedules a task on a node which offers `resource` and is not in `nodes`, a set of Ray's node
+    """The strategy that schedules a task on a node that offers `resource` and is not in `nodes`, a set of Ray's node
     ids. None if the cluster has no such node."""
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource)}
     others = sorted(alive - nodes)
-    # One node by name, not "any node but these" by label: Ray hands a task with labels to a worker that it has already
-    # leased, whatever node that is on. Soft: if this node is lost, Ray chooses another.
+    # The strategy names one node. Labels for "any node but these" do not work: Ray gives a task with labels to a worker
+    # that it has already leased, on any node. With soft=True Ray chooses another node if this one is lost.
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     return strategy(random.choice(others), soft=True) if others else None  # noqa: S311
 
 
 def neighbours(ray: Any, machine: Any) -> frozenset[str]:
-    """The ids of the nodes that offer themselves whole and share their machine with another. `machine` is a task that
-    returns which machine a node is on."""
+    """The ids of the nodes for whole experiments that share their machine with another node. `machine` is a task that
+    returns the machine of a node."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(WHOLE)]
     if len(nodes) < 2:
         return frozenset()

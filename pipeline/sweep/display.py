@@ -1,4 +1,4 @@
-"""The progress of a sweep: a line for each experiment, and a bar with the time that is left."""
+"""The progress of a sweep: a line for each experiment, and a bar with the time left."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ class Display(Progress):
     """On a terminal a row for each running experiment above a bar of all; elsewhere a line for each change."""
 
     def __init__(self, total: int) -> None:
-        self.stages: dict[str, tuple[str, str]] = {}  # by experiment its node and stage
+        self.stages: dict[str, tuple[str, str]] = {}  # the node and the stage, by experiment
         console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left:")
         disable = not console.is_terminal
@@ -28,7 +28,7 @@ class Display(Progress):
         yield from super().get_renderables()
 
     def show(self, name: str, node: str, stage: str) -> None:
-        """Show where an experiment is."""
+        """Show the node and the stage of an experiment."""
         self.stages[name] = (node, stage)
         if self.disable:
             self.console.print(f"{name}, {node}: {stage}")

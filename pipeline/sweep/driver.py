@@ -23,7 +23,7 @@ RETRIES = 3  # of an experiment whose node was lost
 
 
 def sweep(cpus: int = 0, targets: tuple[str, ...] = ()) -> bool:
-    """Run the queued experiments, `cpus` CPUs each or a node each where it is 0. Returns whether all succeeded.
+    """Run the queued experiments, with `cpus` CPUs each, or a node each if `cpus` is 0. Returns whether all succeeded.
 
     `targets` are the stages to run. With none all stages run, and the results are logged in MLflow. A second sweep of
     this checkout waits until the first has ended.
@@ -62,9 +62,9 @@ class _Sweep:
         if self.neighbours:
             display.console.print(f"{len(self.neighbours)} nodes are on one machine: timings are marked as shared")
         self.pending: dict[Any, Experiment] = {}
-        self.full: dict[Experiment, set[str]] = {}  # the nodes whose disk had no room for it
+        self.full: dict[Experiment, set[str]] = {}  # the nodes whose disk was full
         self.done: list[Experiment] = []
-        self.failed: list[Experiment] = []  # by their own stages
+        self.failed: list[Experiment] = []  # because one of their stages failed
         self.interrupted = False
 
     def run(self, experiments: list[Experiment]) -> bool:
@@ -82,12 +82,12 @@ class _Sweep:
             for task in self.pending:
                 self.ray.cancel(task, force=True)
             if self.failed:
-                self.display.console.print("Left out of the queue, since they failed. To queue them again:")
+                self.display.console.print("These experiments failed and left the queue. To queue them again:")
             for experiment in self.failed:
                 self.display.console.print(f"  {queue.command(experiment)}")
             if self.interrupted:
                 done = f"{len(self.done)} of {len(experiments)} are done"
-                self.display.console.print(f"Stopped: {done}; `make sweep` goes on with the rest.")
+                self.display.console.print(f"Stopped: {done}. `make sweep` runs the others.")
         return not failed
 
     @contextmanager
@@ -95,7 +95,7 @@ class _Sweep:
         """Make Ctrl-C set `interrupted`, which the loop reads at least once a second, and raise KeyboardInterrupt after
         the loop. A second Ctrl-C raises it at once.
 
-        Python's own handler is not enough: a KeyboardInterrupt that it raises in a destructor or a callback is lost.
+        Python's default handler is not enough: a KeyboardInterrupt in a destructor or a callback is lost.
         """
 
         def interrupt(*_: Any) -> None:
@@ -106,7 +106,7 @@ class _Sweep:
         try:
             yield
         except Exception:
-            if not self.interrupted:  # a terminal sends Ctrl-C to git as well, which then fails
+            if not self.interrupted:  # a terminal also sends Ctrl-C to git, which then fails
                 raise
         finally:
             signal.signal(signal.SIGINT, before)
@@ -121,7 +121,7 @@ class _Sweep:
         self.pending[task.remote(experiment, self.commits, self.known, self.progress, **options)] = experiment
 
     def _outcomes(self) -> Iterator[tuple[Experiment, node.Outcome | Exception]]:
-        """What each task returned or raised, as it ends. Only one at a time is in memory."""
+        """The result or the exception of each task, when it ends. Only one at a time is in memory."""
         while self.pending and not self.interrupted:
             ended, _ = self.ray.wait(list(self.pending), num_returns=1, timeout=1)
             check_head()
@@ -167,7 +167,7 @@ class _Sweep:
             return self._keep(experiment, str(error), where)
         if not self.targets:
             outbox.add(experiment.ref)
-            # Log while others run, unless they time themselves, or the last attempt failed.
+            # Log while others run, unless those have a benchmark or the last attempt failed.
             if self.cpus and (self.logging is None or (self.logging.done() and self.logging.result())):
                 self.logging = self.logger.submit(outbox.log_all)
         self.done.append(experiment)
@@ -175,7 +175,7 @@ class _Sweep:
         return True
 
     def _fail(self, experiment: Experiment, sentence: str, where: str = "") -> bool:
-        """Take an experiment out of the queue that would fail again."""
+        """Remove an experiment from the queue that would fail again."""
         outbox.add(experiment.ref, sentence)
         queue.remove([experiment])
         self.failed.append(experiment)
@@ -183,7 +183,7 @@ class _Sweep:
         return False
 
     def _keep(self, experiment: Experiment, sentence: str, where: str = "") -> bool:
-        """Leave an experiment in the queue whose own stages did not fail."""
+        """Leave an experiment in the queue whose stages did not fail."""
         outbox.add(experiment.ref, sentence)
         log = LOGS / f"{experiment.name}.log"
         self.display.end(experiment.name, f"FAILED{where}: {sentence.removesuffix('.')}. It stays queued. ({log})")
@@ -191,8 +191,8 @@ class _Sweep:
 
 
 def _reason(log: str) -> str:
-    """What went wrong in the words of the stage or, if it has none, of DVC."""
+    """The message of the stage, or of DVC if the stage has none."""
     lines = [line for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     sentences = [line for line in errors if not line.startswith("failed to reproduce")]
-    return (sentences or errors or [" ".join(lines[-3:]) or "it ended without a word"])[0]
+    return (sentences or errors or [" ".join(lines[-3:]) or "it ended without a message"])[0]

@@ -1,4 +1,4 @@
-"""The import of an experiment's results from its node. It is done when every output that its dvc.lock names is here."""
+"""Import an experiment's results from its node. The import is complete when every output in its dvc.lock is here."""
 
 import hashlib
 import os
@@ -15,22 +15,22 @@ from pipeline.sweep.queue import Experiment
 
 
 class DamagedError(UserError):
-    """The results are not what the experiment's dvc.lock names."""
+    """The results differ from those that the experiment's dvc.lock names."""
 
 
 def import_results(experiment: Experiment, outcome: Outcome, *, whole: bool = True) -> None:
     """Write the objects into DVC's cache, check that nothing is missing, and only then create the experiment's ref.
 
-    `whole`: all of its stages were asked for. Otherwise results that the baseline already had need not be here.
+    With `whole` all stages were run. Otherwise results that the baseline already had may be missing here.
     """
     cache = cache_folder()
     for md5, content in outcome.objects:
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5.removesuffix(".dir"):
-            raise DamagedError(f"{experiment.name}: the object {md5} was damaged on its way")
+            raise DamagedError(f"{experiment.name}: the object {md5} was damaged during transfer")
         path = path_of(md5, cache)
         if not path.exists():
             files.write_bytes(path, content)
-            with suppress(OSError):  # some file systems have no permissions
+            with suppress(OSError):  # not all file systems have permissions
                 path.chmod(0o444)
     bundle, ref = Path(f".dvc/tmp/imported.{os.getpid()}.bundle"), f"refs/sweep/imported/{experiment.name}"
     bundle.write_bytes(outcome.bundle)
@@ -62,7 +62,7 @@ def _check(experiment: Experiment, ref: str, whole: bool, cache: Path) -> None:
     items = implementations.keys() | set(implementations.values())
     for stage, path, md5 in _outputs(ref) - (set() if whole else _outputs(experiment.baseline)):
         if "@" in stage and stage.partition("@")[2] not in items:
-            continue  # dvc.lock keeps stages of implementations that params.yaml no longer has
+            continue  # dvc.lock keeps the stages of implementations that were removed from params.yaml
         if Path(path) in files.UNCACHED:
             continue
         if not all(path_of(object_, cache).exists() for object_ in with_files([md5], cache)):

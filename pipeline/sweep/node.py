@@ -1,7 +1,6 @@
-"""What a node does with one experiment: it runs `dvc exp run` in a clone and packs the results.
-
-Ray sends this code, and the functions of the pipeline that it imports by name, to the node by value. So a node needs
-only the environment of its image or clone, not this version of the code.
+"""The task of a node for one experiment: run `dvc exp run` in a clone and pack the results. Ray sends this code, and
+the functions of the pipeline that it imports by name, to the node by value. So a node needs only the environment of its
+image or clone, not this version of the code.
 """
 
 import errno
@@ -30,12 +29,12 @@ from pipeline.sweep.objects import path_of, with_files
 from pipeline.sweep.queue import BUNDLED, Experiment, stages
 
 BENCHMARK = "benchmark"  # the stage that times steps
-WAITS = "waits until experiments of another sweep leave it the CPUs"
+WAITS = "waits for CPUs that experiments of another sweep use"
 
 
 class Commits(NamedTuple):
-    """The commits of all experiments as a git bundle, where the history of a shallow clone ends, and the folder of the
-    repository that is the checkout."""
+    """The commits of all experiments as a git bundle, the commits where the history of a shallow clone ends, and the
+    folder of the checkout in the repository."""
 
     bundle: bytes
     shallow: str
@@ -43,10 +42,9 @@ class Commits(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """`bundle` holds the experiment's ref, `objects` md5 and content of DVC's objects. Both are empty where it failed.
-
-    `error` is why it could not be run at all. `full` is whether this node's disk is full; `pushed`, whether the objects
-    are in the DVC remote, and `not_pushed` why they are not.
+    """`bundle` holds the experiment's ref, `objects` the md5 and the content of DVC's objects. Both are empty if the
+    experiment failed. `error` says why it could not be run at all. `full` is whether this node's disk is full, `pushed`
+    whether the objects are in the DVC remote, and `not_pushed` why they are not.
     """
 
     succeeded: bool
@@ -60,11 +58,11 @@ class Outcome(NamedTuple):
     objects: tuple[tuple[str, bytes], ...] = ()
     pushed: bool = False
     not_pushed: str = ""
-    environment: bytes = b""  # its environment.json, which is in neither
+    environment: bytes = b""  # its environment.json, which neither of them contains
 
 
 def machine() -> str:
-    """The same for all nodes of a machine, in containers too."""
+    """An id of the machine, the same for all its nodes, also in containers."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
 
 
@@ -103,7 +101,7 @@ def run(
             if git("for-each-ref", experiment.ref, folder=clone):
                 _check_tree(experiment, clone)
                 outcome = _packed(clone, experiment, known, outcome._replace(succeeded=True, full=False))
-    except Exception as error:  # whatever git, DVC or the disk raises
+    except Exception as error:  # any error of git, DVC or the disk
         words = str(error) if isinstance(error, UserError) else traceback.format_exc()
         full = os.strerror(errno.ENOSPC) in str(error)
         log = f"{outcome.log}\nERROR: {words}\n"
@@ -112,9 +110,8 @@ def run(
 
 
 def _leave_benchmark_out(clone: Path) -> list[str]:
-    """The stages of dvc.yaml but the benchmark, which can measure nothing beside others, in their order there.
-
-    Its outputs are left empty. dvc.lock records them with another command, so that the next `dvc repro` measures.
+    """The stages of dvc.yaml in their order, without the benchmark, because others would disturb it. Its outputs are
+    written as empty files. dvc.lock records them with another command, so that the next `dvc repro` measures.
     """
     from dvc.utils.serialize import load_yaml, modify_yaml
 
@@ -135,12 +132,12 @@ def _check_tree(experiment: Experiment, clone: Path) -> None:
     """Raises UserError when the experiment that DVC recorded is not of the files that were queued."""
     options = ("-r", "-z", "--name-only", "--relative")
     changed = git("diff-tree", *options, experiment.revision, experiment.ref, folder=clone).split("\0")
-    # What a run writes: outputs may be in git, too, and DVC has git ignore those that are not.
+    # Files that a run writes: outputs may be in git, and DVC lists the others in .gitignore.
     written = {"dvc.lock", ".dvc/tmp/repro.dat", ".gitignore", *_outputs(experiment, clone)}
     others = [path for path in changed if path and written.isdisjoint([path, Path(path).name, *_folders(path)])]
     if others:
         names = ", ".join(others)
-        raise UserError(f"DVC did not run what was queued: other content has {names}. Look at git's settings.")
+        raise UserError(f"DVC ran other content than was queued, in {names}. Check the settings of git.")
 
 
 def _folders(path: str) -> list[str]:
@@ -159,7 +156,7 @@ def _packed(clone: Path, experiment: Experiment, known: frozenset[str], outcome:
     config = ConfigParser()  # git refuses the headings of DVC's sections
     config.read(clone / ".dvc/config", encoding="utf-8")
     if config.get("core", "remote", fallback=""):
-        done = run_dvc(clone, "push", capture_output=True)  # not --quiet, with which it keeps its reasons to itself
+        done = run_dvc(clone, "push", capture_output=True)  # not --quiet, which hides the reasons for a failure
         pushed, words = not done.returncode, " ".join(re.findall("^ERROR: (.*)", done.stderr, re.MULTILINE))
     if not pushed:
         cache = _folder() / "cache"
@@ -177,12 +174,12 @@ def _packed(clone: Path, experiment: Experiment, known: frozenset[str], outcome:
 
 
 def _dvc(clone: Path, command: list[str], shared: bool, gpu: bool, show: Callable[[str], Any]) -> str:
-    """Run DVC, show which stage it is at and how the losses are, and return all that it printed."""
+    """Run DVC, show its stage and the losses, and return its output."""
     environment = {key: value for key, value in environment_for_another_run().items() if key != "OMP_NUM_THREADS"}
     environment |= {"PIPELINE_SWEEP": "shared" if shared else "alone", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment["PATH"] = f"{sys.prefix}/bin:{environment['PATH']}"
     if not gpu:
-        environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves every GPU to a task that asked for none
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray shows every GPU to a task that asked for none
     lines = []
     with subprocess.Popen(
         [Path(sys.prefix, "bin/dvc"), *command],
@@ -205,7 +202,7 @@ def _dvc(clone: Path, command: list[str], shared: bool, gpu: bool, show: Callabl
 
 
 def _folder() -> Path:
-    """One for all experiments of a node, so that what they share, such as the data, is made once."""
+    """One cache for all experiments of a node, so that common results, such as the data, are computed once."""
     folder = Path(tempfile.gettempdir(), f"seven-ways-sweep-{os.getuid()}")
     folder.mkdir(exist_ok=True)
     return folder
@@ -239,9 +236,8 @@ def _clone(experiment: Experiment, commits: Commits) -> Iterator[Path]:
 
 @contextmanager
 def _cpus(number: int, *, alone: bool, waits: Callable[[], Any]) -> Iterator[None]:
-    """Keep to so many CPUs of this node that no other experiment has; to all of its machine where it is 0 and `alone`.
-
-    `waits` is called before it waits for those that an experiment of another sweep has.
+    """Use only `cpus` CPUs of this node that no other experiment uses; all CPUs of the machine if `cpus` is 0 and
+    `alone`. `waits` is called before waiting for CPUs that an experiment of another sweep uses.
     """
     everything, cpus = os.sched_getaffinity(0), set()
     number = number or (len(everything) if alone else 0)
@@ -249,7 +245,7 @@ def _cpus(number: int, *, alone: bool, waits: Callable[[], Any]) -> Iterator[Non
         if number:
             with ExitStack() as one_at_a_time:
                 _lock(one_at_a_time, "cpus")
-                for wait in (False, True):  # first those that are free, then wait for those of another sweep
+                for wait in (False, True):  # first the free ones, then wait for those of another sweep
                     if wait and len(cpus) < min(number, len(everything)):
                         waits()
                     for cpu in sorted(everything - cpus):

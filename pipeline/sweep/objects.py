@@ -1,4 +1,4 @@
-"""The objects of DVC's cache, by their md5 as dvc.lock has it."""
+"""The objects of DVC's cache, by their md5 in dvc.lock."""
 
 import json
 from collections.abc import Iterable

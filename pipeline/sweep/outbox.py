@@ -1,4 +1,5 @@
-"""The finished experiments that MLflow does not show yet. A sweep logs them; what fails is tried by the next sweep."""
+"""The finished experiments that MLflow does not show yet. A sweep logs them, and the next sweep tries again those that
+failed."""
 
 import os
 import shlex
@@ -19,26 +20,25 @@ OUTBOX = Path("mlruns/outbox")  # a file for each ref: why the experiment failed
 
 
 def add(ref: str, failure: str = "") -> None:
-    """Have an experiment logged: as a failed run if it failed."""
+    """Put an experiment into the outbox. If it failed, it will be logged as a failed run."""
     files.write_bytes(OUTBOX / ref, failure.encode())
 
 
 def log_all() -> bool:
-    """Log each experiment of the outbox. Returns whether none failed.
-
-    One that cannot be logged is named, and the next is tried. Without a store none is tried.
+    """Log each experiment of the outbox. Returns whether all could be logged. An experiment that cannot be logged gives
+    a warning, and the next is tried. If the store cannot be reached, none is tried.
     """
     succeeded = True
     for path in sorted(OUTBOX.rglob("*"), key=lambda path: path.stat().st_mtime):
         if path.is_file() and not path.name.endswith(files.PART):
             try:
                 logged, reason = _log(str(path.relative_to(OUTBOX)), path.read_text(encoding="utf-8")), "see above"
-            except Exception as error:  # whatever DVC, git or the disk raises
+            except Exception as error:  # any error of DVC, git or the disk
                 logged, reason = False, str(error)
             if logged:
                 path.unlink()
                 continue
-            remedy = f"The next `make sweep` tries again; rm {shlex.quote(str(path))} gives it up."
+            remedy = f"The next `make sweep` tries again; rm {shlex.quote(str(path))} discards it."
             print(
                 f"WARNING: experiment {path.name} was not logged: {reason.removesuffix('.')}. {remedy}", file=sys.stderr
             )

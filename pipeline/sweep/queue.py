@@ -1,4 +1,4 @@
-"""DVC's own queue, which `dvc exp run --queue` fills: its experiments, their commits, and their removal."""
+"""DVC's queue, which `dvc exp run --queue` fills: its experiments, their commits, and their removal."""
 
 import json
 import shlex
@@ -28,7 +28,7 @@ class Experiment(NamedTuple):
 
 
 def queued() -> list[Experiment]:
-    """The queued experiments, the first first."""
+    """The queued experiments in the order of the queue."""
     from dvc.repo import Repo
 
     with Repo() as repo:
@@ -54,9 +54,8 @@ def params(revision: str) -> dict[str, Any]:
 
 
 def check_lessons(experiments: list[Experiment]) -> None:
-    """Warn of files that git does not know, since DVC queues what git knows.
-
-    Raises UserError when an experiment names a lesson that it lacks for this reason.
+    """Warn of untracked files, because DVC queues only files that git tracks. Raises UserError when an experiment names
+    a lesson whose file is untracked.
     """
     new = untracked()
     for experiment in experiments if new else ():
@@ -72,7 +71,7 @@ def check_lessons(experiments: list[Experiment]) -> None:
 
 
 def untracked() -> list[str]:
-    """The files of the pipeline that git neither knows nor ignores."""
+    """The files of the pipeline that git neither tracks nor ignores."""
     of_pipeline = ("pipeline", "stages", "dvc.yaml", "params.yaml")
     return git("ls-files", "--others", "--exclude-standard", "--", *of_pipeline).splitlines()
 

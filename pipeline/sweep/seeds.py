@@ -1,4 +1,4 @@
-"""Many seeds: the same experiment on other random numbers, queued, and all its results here as one table."""
+"""Many seeds: queue the same experiment with other random numbers, and join the results in one table."""
 
 import functools
 import shlex
@@ -31,9 +31,9 @@ def stages() -> tuple[str, ...]:
 
 
 def enqueue(count: int) -> None:
-    """Queue the seeds 0 … count - 1 that are neither here nor queued, with the params and code of the working tree.
-
-    Raises UserError when git does not know a file of the pipeline, because DVC queues what git knows.
+    """Queue those seeds of 0 … count - 1 that have neither results here nor a place in the queue, with the params and
+    the code of the working tree. Raises UserError when a file of the pipeline is untracked, because DVC queues only
+    files that git tracks.
     """
     if new := queue.untracked():
         names = shlex.join(new)
@@ -43,7 +43,7 @@ def enqueue(count: int) -> None:
         override = f"seed={','.join(map(str, missing))}"
         done = run_dvc(".", "exp", "run", "--queue", "-S", override, capture_output=True)
         if done.returncode:
-            raise UserError(f"the seeds cannot be queued: {done.stderr.strip()}")
+            raise UserError(f"The seeds cannot be queued: {done.stderr.strip()}")
     print(f"{len(missing)} of {count} seeds are queued; the others are here or were queued already.")
 
 
@@ -51,7 +51,7 @@ def collect(count: int = 0) -> int:
     """Write results/seeds.csv: a row for each experiment of this commit and each implementation. Returns how many.
 
     Its columns: the experiment, its seed, the params in which experiments differ, the implementation, its problem, and
-    what `evaluate` measured. That is empty for a seed of 0 … count - 1 that was tried and has no results: it failed.
+    what `evaluate` measured. Those columns are empty for a seed of 0 … count - 1 that failed.
     """
     rows, settings, code, cache = [], [], _code(), cache_folder()
 
@@ -83,7 +83,7 @@ def collect(count: int = 0) -> int:
 
 
 def _here() -> set[int]:
-    """The seeds whose results are here: of all implementations, with the params and the code of the working tree."""
+    """The seeds with results of all implementations here, for the params and the code of the working tree."""
     here, code, cache = _params(), _code(), cache_folder()
     names, setting = here["implementations"], _setting(here)
     return {
@@ -106,8 +106,8 @@ def _params() -> dict[str, Any]:
 
 
 def _code() -> Callable[[str], str | None]:
-    """A function that gives the md5 of a stage's dependency, as dvc.lock has it, if it is code. Of a folder it is that
-    of the files that git knows, for an experiment has no others."""
+    """A function that returns the md5 of a stage's dependency in the form of dvc.lock, if the dependency is code. For a
+    folder only the files that git tracks count, because an experiment has no others."""
     names = git("ls-files", "-z", "--", "pipeline").split("\0")
     names = [name for name in names if name and Path(name).is_file()]
 
@@ -127,7 +127,7 @@ def _experiments() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 def _setting(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The params by their dotted names, without those that are no setting."""
+    """The params by their dotted names, without those that are not settings of a training."""
     flat: dict[str, Any] = {}
     for key in section.keys() - NO_SETTING:
         value = section[key]
@@ -138,8 +138,8 @@ def _setting(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _measures(
     lock: dict[str, Any], params: dict[str, Any], name: str, code: Callable[[str], str | None], cache: Path
 ) -> dict[str, float] | None:
-    """What `evaluate` measured, if it did so on a training with these params and this code, and if it is in the cache.
-    The experiment may be of some stages."""
+    """The evaluation of an implementation, if it belongs to a training with these params and this code and is in the
+    cache. The experiment may have run only some stages."""
     problem = params["implementations"][name]
     names = (f"generate@{problem}", f"reference@{problem}", f"train@{name}")
     if not {*names, "evaluate"} <= lock.keys():

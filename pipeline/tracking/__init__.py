@@ -1,1 +1,1 @@
-"""MLflow: runs.py says what it is sent and when, store.py how a store is reached."""
+"""MLflow: runs.py logs the results, store.py connects to a store."""

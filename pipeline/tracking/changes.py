@@ -1,4 +1,4 @@
-"""changes.patch: what differs from the last commit, so that a run can be made again from both."""
+"""changes.patch: the changes since the last commit. Commit and patch together reproduce a run."""
 
 import shutil
 from pathlib import Path
@@ -13,12 +13,12 @@ LARGEST_PATCH = 2**20  # bytes
 LARGEST_CHANGES = 2**26  # bytes of the changed files, which are read only if they are no larger
 DIFF = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--no-renames", "--ignore-submodules=all")
 PATCH_FORMAT = ("-p", "--binary", "--full-index", "--unified=3", "--src-prefix=a/", "--dst-prefix=b/")
-CODE = ("pipeline", "stages", "params.yaml", "dvc.yaml")  # what runs, whether or not dvc.lock names it
+CODE = ("pipeline", "stages", "params.yaml", "dvc.yaml")  # the code, whether or not dvc.lock names it
 SECRET, HIDDEN = (":(exclude,glob)**/.env*",), (":(exclude,glob)**/.*", ":(exclude,glob)**/.*/**")
 
 
 def changes() -> bytes:
-    """What differs from the last commit, as a patch that applies at the top of the repository.
+    """The changes since the last commit, as a patch that applies at the top of the repository.
 
     It has the changed files that git tracks, except dvc.lock, and the new files that a stage runs or depends on. It has
     no .env and nothing that .gitignore or .git/info/exclude names. Nothing is written into the repository.
@@ -73,7 +73,8 @@ def _lines(output: str) -> list[str]:
 
 
 def _code() -> list[str]:
-    """Pathspecs of what the stages run and depend on, without what other stages write or what is not a file here.
+    """Pathspecs of the code and the dependencies of the stages, without outputs of other stages and paths that do not
+    exist.
 
     Raises UserError when a stage depends on a file that git ignores and no stage writes.
     """

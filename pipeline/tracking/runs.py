@@ -1,8 +1,7 @@
-"""What MLflow is sent, and when. Everything is read from the files that the stages left.
-
-A state of the pipeline (its parameters, environment, data and all results) is a parent run: `_send_state`. Below it is
-a run for each implementation: `_send_implementation`. A training or an experiment that fails is a run marked failed. A
-training under way is `store.live_log`, a reproduction is pipeline/archive/reproduce.py.
+"""Log results in MLflow, from the files that the stages wrote. A state of the pipeline (its parameters, environment,
+data and all results) is a parent run: `_send_state`. Its child runs are the implementations: `_send_implementation`. A
+training or an experiment that failed is a run with the status FAILED. `store.live_log` logs a training while it runs,
+pipeline/archive/reproduce.py logs a reproduction.
 """
 
 import hashlib
@@ -31,14 +30,13 @@ from pipeline.running.checkout import LOCKFILE
 from pipeline.tracking import store
 from pipeline.tracking.changes import PATCH, changes
 
-IMAGE = Path("/opt/image.digest")  # in an image alone: a digest of all that is installed there
-REPRODUCIBLE = ("weights", "history", "metrics", "evaluation")  # as tags have the md5 of these files
+IMAGE = Path("/opt/image.digest")  # only in an image: a digest of all that is installed there
+REPRODUCIBLE = ("weights", "history", "metrics", "evaluation")  # names in tags of the md5 of these files
 
 
 def log_results(params: Params, *, again: bool = False) -> str:
-    """Send the store what it lacks of the current results. Returns the digest of their state.
-
-    The receipt of what was sent decides whether it lacks anything. With `again` the store itself is asked.
+    """Send the store the current results that it lacks. Returns the digest of their state. A receipt on disk says which
+    results the store has. With `again` the store itself is asked.
     """
     state = _state(params)
     if "PIPELINE_SWEEP" in os.environ:
@@ -64,7 +62,7 @@ def log_results(params: Params, *, again: bool = False) -> str:
 
 
 def log_failure(name: str, error: str, params: Params | None = None) -> bool:
-    """Log a training that failed or was interrupted as a run marked failed; without `params`, an experiment of a sweep.
+    """Log a training that failed or was interrupted as a failed run. Without `params` it is an experiment of a sweep.
 
     Returns whether it was sent.
     """
@@ -187,7 +185,7 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
         client.log_artifacts(run_id, str(files.result_file(name, "")))
         client.log_artifact(run_id, str(files.outputs_file(name)))
         package = _write_package(problem, Path(code))
-        weights = shutil.copy(files.weights_file(name), code)  # not a link into DVC's cache, which MLflow would refuse
+        weights = shutil.copy(files.weights_file(name), code)  # a copy: MLflow would refuse a link into DVC's cache
         model = mlflow.pyfunc.log_model(
             name=name,
             python_model="pipeline/tracking/served_model.py",
@@ -200,9 +198,9 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
                 f"{package}=={version(package)}" for package in ("mlflow", "numpy", "pydantic", "safetensors")
             ],
         )
-        # After the model, which MLflow would read all of them back for.
+        # After the model: otherwise MLflow would read all of these back to log it.
         store.log_losses(client, run_id, zip(*files.read_history(name), strict=True))
-        # With the model and the data set, so that their pages show the numbers too.
+        # With the model and the data set, so that their pages show the numbers, too.
         of = {"model_id": model.model_id, "dataset_name": problem, "dataset_digest": digest, "run_id": run_id}
         numbers = _numbers(timing, row, multiple) | {"worst_parity": _worst_parity(report, row)}
         metrics = [Metric(key, float(value), end, 0, **of) for key, value in numbers.items()]
@@ -215,9 +213,8 @@ def _send_implementation(client: Any, experiment: str, parent: str, params: Para
 
 
 def _write_package(problem: str, folder: Path) -> str:
-    """What a model needs of pipeline/ to predict, as a package with a name of its own.
-
-    Under the name `pipeline`, Python would take what another model or a checkout has imported already.
+    """The part of pipeline/ that a model needs to predict, as a package with a unique name. Under the name `pipeline`,
+    Python would use a module that another model or a checkout has already imported.
     """
     paths = [Path(path) for path in ("contract.py", "errors.py", "problems/__init__.py", f"problems/{problem}.py")]
     sources = {path: Path("pipeline", path).read_text(encoding="utf-8") for path in paths}
@@ -231,7 +228,7 @@ def _write_package(problem: str, folder: Path) -> str:
 
 
 def _numbers(timing: Timing, row: Judged, multiple: Iterable[float] | None) -> dict[str, float]:
-    """The metrics of an implementation's run. Those that are compared most have the report's names."""
+    """The metrics of an implementation's run. Those that are compared most often have the names of the report."""
     names = {"test_loss": "held_out_loss", "test_r2": "r2", "step_seconds_median": "step_microseconds"}
     measured = _flat(timing.model_dump() | row.model_dump())
     measured["step_seconds_median"] = round(1e6 * timing.step_seconds_median, 2)
@@ -272,7 +269,7 @@ def _reproducible(name: str) -> list[Path]:
 
 
 def _state(params: Params) -> str:
-    """A name for all that a parent run stands for; the same state has the same name in every store."""
+    """A digest of all that belongs to a state. The same state has the same digest in every store."""
     paths = [files.ENVIRONMENT, files.PARITY_REPORT, files.BENCHMARK, files.REPORT, files.LESSONS]
     for name, problem in params.implementations.items():
         manifest = files.data_folder(problem) / "manifest.json"
@@ -317,7 +314,7 @@ def _state_tags(params: Params) -> dict[str, str]:
 
 
 def _worst_parity(report: ParityReport, *rows: Judged) -> float:
-    """The largest of the parity measures, each as a share of its tolerance: over 1 where a check fails."""
+    """The largest of the parity measures, each as a share of its tolerance. It is over 1 if the check fails."""
     largest = max(getattr(row.parity, name) / limit for row in rows for name, limit in report.tolerances)
     return float(f"{largest:.3g}")
 

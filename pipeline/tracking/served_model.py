@@ -1,7 +1,6 @@
-"""The model that a tracked run carries: weights as safetensors, and the problem's own equations to predict with.
-
-MLflow stores this file as it is and runs it again when the model is loaded: nothing is pickled. It needs NumPy alone:
-every implementation's weights are served alike. The problem's file is in a package whose name has the digest of its
+"""The model of a tracked run: weights as safetensors, and the problem's equations to predict with. MLflow stores this
+file unchanged and runs it when the model is loaded, so nothing is pickled. The file needs only NumPy, and serves the
+weights of every implementation in the same way. The problem's file is in a package whose name has the digest of its
 code, so models of any versions load in one process, also in a checkout.
 
 Input: a dict of the arrays of a batch without y; output: y_pred.

@@ -1,4 +1,4 @@
-"""The MLflow store: how it is reached, by one sender at a time, and what happens when it cannot be reached.
+"""The connection to the MLflow store: one sender at a time, and a warning when the store cannot be reached.
 
 The store is MLFLOW_TRACKING_URI, or mlflow.db beside params.yaml. Only MLflow's client talks to it, so MLflow's own
 settings for authentication, TLS, proxies and timeouts apply.
@@ -26,19 +26,19 @@ from pipeline.running.locks import open_lock, take
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # it logs a traceback of what it raises
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # it logs a traceback of the exceptions that it raises
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# An unreachable store costs seconds. With the defaults of MLflow and of PostgreSQL's client it costs minutes.
+# With these limits an unreachable store costs seconds, with the defaults of MLflow and PostgreSQL's client minutes.
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 FIRST_ANSWER, ANSWER, AFTER_A_FAILURE = "05", "010", "01"  # seconds; the 0 tells these limits from a user's own
 os.environ.setdefault(TIMEOUT, FIRST_ANSWER)
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("PGCONNECT_TIMEOUT", "4")  # for each address of a host, of which localhost has two
+os.environ.setdefault("PGCONNECT_TIMEOUT", "4")  # for each address of a host; localhost has two
 
 EXPERIMENT = "seven-ways"
 # The address of the runs page: the part of the UI for training runs, and the name of the view below.
 TRAINING = "workflowType=machine_learning&viewStateShareKey=columns"
-# With their widths, so that the first five can be seen beside the panel that MLflow opens in a new browser.
+# The widths let the first five fit beside the panel that MLflow opens in a new browser.
 WIDTHS = {
     "tags.`parity`": 75,
     "metrics.`held_out_loss`": 110,
@@ -74,7 +74,7 @@ LOCATIONS = {
     "model_versions": ["source", "storage_location"],
 }
 LOG_IN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, log in"
-REMEDIES = {  # by what an error says; {uri} is the store's address, {0} what the parentheses match
+REMEDIES = {  # by the text of an error; {uri} is the store's address, {0} the match of the parentheses
     "valid JSON|ParseError|BadStatusLine|code 404|ENDPOINT_NOT_FOUND|No experiment": "This is not MLflow's answer: it "
     "may be that of a login page, a proxy or another program. Log in, or correct MLFLOW_TRACKING_URI",
     "RemoteDisconnected|Connection reset": "The program there closed the connection. Check that it is MLflow's server, "
@@ -87,7 +87,7 @@ REMEDIES = {  # by what an error says; {uri} is the store's address, {0} what th
     "CERTIFICATE_VERIFY_FAILED": "MLFLOW_TRACKING_SERVER_CERT_PATH names a file with the certificate to trust",
     "WRONG_VERSION_NUMBER|RECORD_LAYER": "The port does not use TLS. Write http:// in MLFLOW_TRACKING_URI",
     r"error code 40[13]|401 Client|403 Client|UNAUTHENTICATED|PERMISSION_DENIED": LOG_IN,
-    "refused|NameResolution|resolve host|unreachable|No route": "Start it, or correct MLFLOW_TRACKING_URI",
+    "refused|NameResolution|resolve host|unreachable|No route": "Start the server, or correct MLFLOW_TRACKING_URI",
     "timed out|timeout=": "MLFLOW_HTTP_REQUEST_TIMEOUT=60 makes MLflow wait 60 s for each answer",
 }
 PACKAGES = {
@@ -99,24 +99,25 @@ PACKAGES = {
 
 
 class StoreError(UserError):
-    """What MLflow raised, as a sentence with the remedy."""
+    """An exception of MLflow, as a sentence with the remedy."""
 
 
 def root() -> Path:
-    """The project. `dvc exp run --temp` and `--queue` work in a copy of it, and DVC_ROOT names the original."""
+    """The project's folder. `dvc exp run --temp` and `--queue` work in a copy of it, and DVC_ROOT names the
+    original."""
     return Path(os.environ.get("DVC_ROOT", ".")).resolve()
 
 
 def tracking_uri() -> str:
     """The store's address for MLflow's client: MLFLOW_TRACKING_URI, by default the project's own mlflow.db.
 
-    A relative sqlite path starts at the project. It is given from the working folder, so that it does not name the
-    project's folder: SQLAlchemy and MLflow would take a #, % or ? in that name for a part of the address.
+    A relative sqlite path starts at the project. The result is relative to the working folder, so that it does not
+    contain the project's path: SQLAlchemy and MLflow would take a #, % or ? there for a part of the address.
     """
     uri = _uri()
     if (path := _sqlite_path(uri)) and not Path(path).is_absolute():
         return f"sqlite:///{os.path.relpath(root() / path)}"
-    return re.sub("^postgres(ql)?://", "postgresql+psycopg://", uri)  # the driver that requirements/ has
+    return re.sub("^postgres(ql)?://", "postgresql+psycopg://", uri)  # the driver that requirements/ installs
 
 
 def store_name() -> str:
@@ -126,7 +127,8 @@ def store_name() -> str:
 
 
 def address(experiment: str) -> str:
-    """Where a person sees the runs. MLflow's own address of an experiment opens a page for language models."""
+    """The address of the runs page. The address that MLflow prints for an experiment opens a page for language
+    models."""
     server = os.environ.get("MLFLOW_UI") or (_uri() if _uri().startswith("http") else None)
     view = f"/#/experiments/{experiment}/runs?{TRAINING}"
     return f"{_redact(server)}{view}" if server else f"{store_name()}, by `make ui`"
@@ -136,7 +138,8 @@ def address(experiment: str) -> str:
 def warning(
     remedy: str = "The results are on disk; the next `dvc repro` or `make track` sends them.",
 ) -> Iterator[None]:
-    """Turn any failure of MLflow into one warning. Another UserError is about a file of the project, and passes."""
+    """Turn any failure of MLflow into one warning. Any other UserError is about a file of the project, and is
+    raised."""
     try:
         yield
     except Exception as error:
@@ -161,8 +164,8 @@ def failures() -> Iterator[None]:
 def sending() -> Iterator[tuple[Any, str]]:
     """A client and the experiment's id, for one sender of this checkout at a time. Use it inside `warning`.
 
-    It withdraws the receipt, so that after a kill the next `track` asks the store. Results that an earlier sender did
-    not send completely are deleted, and other runs that a killed sender left running are marked as failed.
+    The receipt is deleted first, so that after a kill the next `track` asks the store. Results that an earlier sender
+    did not send completely are deleted. Other runs that a killed sender left running are marked as failed.
     """
     with _lock():
         client, experiment = _open()
@@ -178,7 +181,7 @@ def sending() -> Iterator[tuple[Any, str]]:
 
 @contextmanager
 def active_run(run_id: str) -> Iterator[None]:
-    """A run that MLflow's functions log to. When that fails, MLflow ends the run, which must not take long."""
+    """The run to which MLflow's functions log. If logging fails, MLflow ends the run, which must not take long."""
     import mlflow
 
     with mlflow.start_run(run_id=run_id):
@@ -190,7 +193,7 @@ def active_run(run_id: str) -> Iterator[None]:
 
 
 class _Client:
-    """MLflow's client. What its calls raise is a StoreError."""
+    """MLflow's client. Its calls raise StoreError in place of MLflow's exceptions."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -210,16 +213,15 @@ def connect() -> tuple[Any, str]:
 
 
 def find(beginning: str) -> tuple[Any, str, Any, Any]:
-    """A client, the experiment's id, the run whose id begins so, and the run of the state that it belongs to.
-
-    Raises UserError when there is none, or more than one, or the store cannot be reached.
+    """A client, the experiment's id, the run whose id has this beginning, and the run of its state. Raises UserError
+    when no run or several runs have it, or the store cannot be reached.
     """
     client, experiment = connect()
     query = f"attributes.run_id LIKE '{beginning}%'"
     runs = client.search_runs([experiment], query) if beginning.isalnum() and beginning.isascii() else []
     if len(runs) != 1:
         number = len(runs) or "No"
-        raise UserError(f"{number} runs of the store have an id that begins with {beginning}. Give more of it.")
+        raise UserError(f"{number} runs of the store have an id that begins with {beginning}. Give more digits.")
     return client, experiment, runs[0], client.get_run(runs[0].data.tags.get("mlflow.parentRunId", runs[0].info.run_id))
 
 
@@ -236,7 +238,7 @@ def finished(client: Any, experiment: str, query: str) -> str | None:
 
 
 def log_losses(client: Any, run_id: str, losses: Iterable[tuple[int, float]]) -> None:
-    """The training loss at each step, in batches of a thousand, the most that MLflow takes."""
+    """Log the training loss at each step, in batches of a thousand, the largest that MLflow accepts."""
     from mlflow.entities import Metric
 
     at = int(datetime.now().timestamp() * 1000)
@@ -255,7 +257,7 @@ def live_log(name: str) -> Callable[[int, float], None] | None:
         return None
     losses: deque[tuple[int, float]] = deque(maxlen=10_000)
 
-    def send() -> None:  # until the process ends; the next sender ends the run
+    def send() -> None:  # until the process ends; the next sender marks the run as ended
         with warning(LIVE_IS_OFF):
             with sending() as (client, experiment):
                 tags = {"role": "live", "implementation": name, "checkout": checkout(), ORDER: timestamp()}
@@ -272,7 +274,8 @@ def live_log(name: str) -> Callable[[int, float], None] | None:
 
 
 def receipt(state: str) -> str | None:
-    """The experiment's id, if this checkout has sent this state to the store. Asks no server and imports no mlflow."""
+    """The experiment's id, if this checkout has sent this state to the store. It asks no server and does not import
+    mlflow."""
     uri, path = tracking_uri(), tracking_uri().removeprefix("sqlite:///")
     sent = _receipts().get(store_name(), {})
     deleted = path != uri and not Path(path.partition("?")[0]).exists()
@@ -284,10 +287,10 @@ def write_receipt(state: str, experiment: str) -> None:
 
 
 def checkout() -> str:
-    """A name for this checkout that stays the same from one container to the next. A copy gets a name of its own."""
+    """A name for this checkout that is the same in every container. A copy of the checkout gets another name."""
     path = root() / "mlruns" / ".checkout"
     path.parent.mkdir(exist_ok=True)
-    folder = str(path.parent.stat().st_ino)  # a moved folder and a container's mount keep the number
+    folder = str(path.parent.stat().st_ino)  # the number of a folder stays when it is moved or mounted into a container
     name, _, of_folder = (path.read_text(encoding="utf-8") if path.exists() else "").partition(" ")
     if of_folder != folder:
         name = uuid.uuid4().hex
@@ -296,7 +299,7 @@ def checkout() -> str:
 
 
 def _open() -> tuple[Any, str]:
-    """A client of the store, and the id of the experiment, which is made if the store has none."""
+    """A client of the store, and the id of the experiment, which is created if the store lacks it."""
     import mlflow
 
     uri, asked_for = tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
@@ -306,9 +309,9 @@ def _open() -> tuple[Any, str]:
 
         utils.MAX_RETRY_COUNT = 1  # attempts to open a database; by default 10 in 100 s, and there is no setting
         _bring_locations_up_to_date()
-    warnings.filterwarnings("ignore", "Unverified HTTPS")  # users who set MLFLOW_TRACKING_INSECURE_TLS know
+    warnings.filterwarnings("ignore", "Unverified HTTPS")  # users who set MLFLOW_TRACKING_INSECURE_TLS know the risk
     mlflow.set_tracking_uri(uri)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # that call has set it
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # that call has set the variable
     if asked_for is not None:
         os.environ["MLFLOW_TRACKING_URI"] = asked_for
     client = mlflow.MlflowClient(uri)
@@ -329,11 +332,12 @@ def _open() -> tuple[Any, str]:
 
 
 def _bring_locations_up_to_date() -> None:
-    """Let the project's own database name this mlruns/, where the project was moved, copied or mounted elsewhere."""
+    """Correct the paths of mlruns/ in the project's own database after the project was moved, copied or mounted
+    elsewhere."""
     database, now = root() / OWN_DATABASE, (root() / "mlruns").as_uri()
     if root() / _sqlite_path(_uri()) != database or database.is_symlink() or not database.exists():
         return
-    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection, connection:  # MLflow tells errors
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection, connection:  # MLflow reports errors
         query = "SELECT artifact_location FROM experiments WHERE name = ?"
         for (then,) in connection.execute(query, (EXPERIMENT,)).fetchall():
             if then != now and then.startswith("file:") and then.endswith("/mlruns"):
@@ -344,7 +348,7 @@ def _bring_locations_up_to_date() -> None:
 
 @contextmanager
 def _lock() -> Iterator[None]:
-    """One process of this checkout at a time: a new sqlite store does not survive two that make its tables at once."""
+    """One process of this checkout at a time: two that create the tables of a new sqlite store at once damage it."""
     folder = root() / "mlruns"
     folder.mkdir(exist_ok=True)
     with open_lock(folder / ".lock") as lock:
@@ -353,7 +357,7 @@ def _lock() -> Iterator[None]:
 
 
 def _receipts() -> dict[str, dict[str, str]]:
-    """By store, what was sent. A damaged file counts as none, so the store is asked."""
+    """The receipts by store. A damaged file counts as no receipt, so the store is asked."""
     with suppress(UserError, OSError):
         content = files.read_json(root() / "mlruns" / "receipts.json")
         return {_redact(uri): sent for uri, sent in content.items() if isinstance(sent, dict)}
@@ -365,9 +369,9 @@ def _write_receipts(receipts: dict[str, dict[str, str]]) -> None:
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, and what helps, as sentences."""
+    """The cause of an error and the remedy, as sentences."""
     whole = f"{type(error).__name__}: {error}"
-    text = " ".join(str(error).split()).rpartition("Caused by ")[2][:300]  # requests states the cause at the end
+    text = " ".join(str(error).split()).rpartition("Caused by ")[2][:300]  # requests gives the cause at the end
     text = "".join(filter(str.isprintable, f"{type(error).__name__}: {text}")).rstrip(".")
     for pattern, remedy in REMEDIES.items():
         if match := re.search(pattern, whole):
@@ -380,7 +384,7 @@ def _cause(error: Exception) -> str:
 def _redact(text: str) -> str:
     """Without the user and password of an address, and without the passwords in its query."""
     uri = _uri().rstrip("/")
-    text = text.replace(uri, re.sub("://(?!/).*@", "://", uri))  # with whatever is in the password
+    text = text.replace(uri, re.sub("://(?!/).*@", "://", uri))  # with any characters in the password
     text = re.sub(r"://[^/\s]*@", "://", text)
     return re.sub(r"(?i)([?&][^=&\s]*(?:pass|pwd|secret|token|key)[^=&\s]*=)[^&\s]*", r"\1…", text)
 
@@ -395,6 +399,6 @@ def _sqlite_path(uri: str) -> str:
 
 
 def _wait_for(seconds: str) -> None:
-    """How long MLflow waits for each answer, unless the user has set that."""
+    """Set how long MLflow waits for each answer, unless the user has set it."""
     if os.environ.get(TIMEOUT, FIRST_ANSWER).startswith("0"):
         os.environ[TIMEOUT] = seconds

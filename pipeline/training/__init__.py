@@ -1,1 +1,1 @@
-"""What generate, reference and train do."""
+"""The stages generate, reference and train."""

@@ -1,9 +1,8 @@
-"""Where a long training has got to, kept on disk, so that one that was killed or interrupted goes on from there.
-
-A checkpoint holds the weights, the losses kept so far and the number of steps done, and a digest of everything that
-the training depends on: the files, parameters and data that dvc.yaml names for its stage, and the environment. It is
-taken up again only where that digest is the same, and so the result is bitwise what an unbroken training gives. A
-training that has ended removes it.
+"""Checkpoints of long trainings. A training that was killed or interrupted resumes from its checkpoint. A checkpoint
+holds the weights, the losses kept so far and the number of steps done, and a digest of everything that the training
+depends on: the files, parameters and data that dvc.yaml names for its stage, and the environment. A training resumes
+only if that digest is the same, so the result is bitwise that of an uninterrupted training. At the end a training
+removes its checkpoint.
 """
 
 import hashlib
@@ -21,15 +20,15 @@ from pipeline.contract import Array, Weights
 from pipeline.errors import UserError
 from pipeline.params import Params
 
-FOLDER = Path(".dvc/tmp/checkpoints")  # DVC removes a stage's outputs before it starts, so not among them
-KEPT = 3  # of each implementation: who goes back to other params finds the checkpoint that was left there
+FOLDER = Path(".dvc/tmp/checkpoints")  # outside of the stage's outputs, which DVC removes before it starts the stage
+KEPT = 3  # of each implementation, for users who return to earlier params
 
 
 class State(NamedTuple):
     weights: Weights
-    losses: Array  # of the steps that `kept_steps` names, as far as they are done
+    losses: Array  # the losses of those of `kept_steps` that are done
     done: int
-    continued_at: tuple[int, ...] = ()  # the steps at which a training was taken up again
+    continued_at: tuple[int, ...] = ()  # the steps at which a training was resumed
 
 
 class Checkpoint:
@@ -41,7 +40,7 @@ class Checkpoint:
         self.written = now()
 
     def load(self, initial: Weights) -> State:
-        """The state in which the training goes on: that of the checkpoint, or the initial one if there is none."""
+        """The state from which the training goes on: the checkpoint's, or the initial state without a checkpoint."""
         start = State(initial, np.empty(0), 0)
         if not self.path.is_file():
             return start
@@ -95,6 +94,6 @@ def depends_on(stage: str, problem: str, params: dict[str, object]) -> bytes:
     paths = (Path(dep.replace("${key}", key).replace("${item}", problem)) for dep in deps)
     digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
     for path in (file for dep in paths for file in ([dep] if dep.is_file() else sorted(dep.rglob("*")))):
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".npy":  # the manifest stands for them
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".npy":  # manifest.json has digests
             digest.update(f"{path} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.digest()

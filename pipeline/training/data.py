@@ -1,4 +1,4 @@
-"""The data of a problem as `generate` left them: checked when opened, and read in chunks of batches."""
+"""The data of a problem that `generate` wrote: checked when opened, and read in chunks of batches."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +11,14 @@ from pipeline.array_files import read_arrays
 from pipeline.contract import Array, Weights
 from pipeline.errors import UserError
 
-CHUNK_BYTES = 256 * 2**20  # what a chunk of batches takes in memory, at most, unless one batch is larger
+CHUNK_BYTES = 256 * 2**20  # the memory of a chunk of batches, at most, unless one batch is larger
 
 
 class DataSet:
     """The data of one problem, its files checked against their manifest when it is opened.
 
-    Arrays are mapped, not read: what is not looked at takes no memory. Raises UserError when a file is missing or is
-    not what was generated.
+    Arrays are memory-mapped, so only the parts in use take memory. Raises UserError when a file is missing or was
+    changed.
     """
 
     def __init__(self, problem: str) -> None:
@@ -35,7 +35,7 @@ class DataSet:
             if not path.is_file():
                 raise UserError(f"{path} is missing. {remedy}")
             if files.sha256(path) != checksums.get(name):
-                raise UserError(f"{path} is not what was generated: its checksum does not match. {remedy}")
+                raise UserError(f"{path} was changed after it was generated: its checksum does not match. {remedy}")
         self.initial: Weights = read_arrays(folder / "initial.safetensors")
         try:
             self.train = {key: _mapped(folder / f"train_{key}.npy") for key in self.keys}
@@ -52,9 +52,8 @@ class DataSet:
         return [slice(start * batch_size, min(batches, start + per_chunk) * batch_size) for start in starts]
 
     def read(self, chunk: slice, batch_size: int) -> dict[str, Array]:
-        """A chunk's batches: each array (batches, batch_size, …), mapped; what is written to it stays in memory.
-
-        A copy-on-write map of the whole file would be promised memory for all of it, which a machine with less refuses.
+        """A chunk's batches: each array (batches, batch_size, …), memory-mapped. Changes stay in memory. Only the chunk
+        is mapped copy-on-write: for the whole file, the kernel would demand enough memory for all of it.
         """
         return {
             key: _mapped_chunk(array, chunk).reshape(-1, batch_size, *array.shape[1:])
@@ -62,7 +61,7 @@ class DataSet:
         }
 
     def test_inputs(self) -> Iterator[Array]:
-        """The arrays of the test set, but y."""
+        """The arrays of the test set without y."""
         return (np.array(array) for key, array in self.test.items() if key != "y")
 
 

@@ -1,11 +1,10 @@
 """The stage `generate`: the random data of a problem, drawn in bounded memory.
 
 data/PROBLEM/ holds train_KEY.npy and test_KEY.npy for each array of a batch, initial.safetensors with the initial
-weights, and manifest.json with the sha256 of each file. Everything is drawn from streams of random numbers that depend
-on the seed and the stream's own name alone: more training examples do not change the first ones, nor the test set.
-
-Inputs, weights and targets are rounded to float32 whatever the dtype. So float64 works on the very numbers that float32
-does, and the last bit of a matrix product, in which processors differ, does not show in the data.
+weights, and manifest.json with the sha256 of each file. Each stream of random numbers depends only on the seed and the
+stream's name. So more training examples change neither the first ones nor the test set. Inputs, weights and targets are
+rounded to float32 for every dtype. So float64 uses the same numbers as float32, and the last bit of a matrix product,
+in which processors differ, does not change the data.
 """
 
 import hashlib
@@ -36,7 +35,7 @@ def main(problem: str) -> None:
 
 
 def generate(problem: str, data: Data, sizes: Any, *, seed: int, dtype: str) -> None:
-    """Draw the data and initial weights of `problem`; they stand in their folder all at once, when complete.
+    """Draw the data and initial weights of `problem`. Their folder appears when all files are complete.
 
     `data` and `sizes` are the sections data and problems.PROBLEM.data of params.yaml.
     """
@@ -59,7 +58,7 @@ def generate(problem: str, data: Data, sizes: Any, *, seed: int, dtype: str) -> 
         for split, count in (("train", sizes.train_examples), ("test", sizes.test_examples)):
             inputs = _stream(seed, problem, f"{split} inputs")
             noise = _stream(seed, problem, f"{split} noise")
-            # Draw DRAW examples and cut: in a shorter draw all arrays but the first would get other numbers.
+            # Draw DRAW examples and cut. In a shorter draw, all arrays after the first would get other numbers.
             draws = (module.draw_inputs(sizes, DRAW, inputs) for _ in range(0, count, DRAW))
             for start, draw in zip(range(0, count, DRAW), _ahead(draws), strict=True):
                 batch = {key: array[: count - start] for key, array in draw.items()}
@@ -85,8 +84,8 @@ def _stream(seed: int, problem: str, name: str) -> np.random.Generator:
 
 
 def _ahead(draws: Iterator[dict[str, Array]]) -> Iterator[dict[str, Array]]:
-    """The same draws, each made in a thread while the one before it is worked on: NumPy draws without Python's lock."""
-    # More BLAS threads would take from the draw what they save, and wait for work with a core to themselves.
+    """The same draws, each made in a thread while the caller uses the one before: NumPy releases Python's lock."""
+    # More BLAS threads would take a core from the draw.
     with ThreadPoolExecutor(1) as thread, threadpool_limits(1):
         following = thread.submit(next, draws, None)
         while (draw := following.result()) is not None:
@@ -95,7 +94,7 @@ def _ahead(draws: Iterator[dict[str, Array]]) -> Iterator[dict[str, Array]]:
 
 
 def _header(array: Array, count: int) -> bytes:
-    """What an .npy file of `count` examples such as those in `array` begins with."""
+    """The header of an .npy file of `count` examples such as those in `array`."""
     header = io.BytesIO()
     content = np.lib.format.header_data_from_array_1_0(array) | {"shape": (count, *array.shape[1:])}
     np.lib.format.write_array_header_1_0(header, content)

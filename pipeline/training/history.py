@@ -1,8 +1,8 @@
-"""Which losses of a training are kept: a rule of its own, since the reference run has to keep the same ones."""
+"""The rule for which losses of a training are kept. The reference and all implementations use the same rule."""
 
 KEPT_LOSSES = 100_000
 
 
 def kept_steps(steps: int) -> range:
-    """The steps of a training whose loss is kept: all of them, or every n-th where that would be over KEPT_LOSSES."""
+    """The steps of a training whose loss is kept: all, or every n-th if all would be more than KEPT_LOSSES."""
     return range(0, steps, -(-steps // KEPT_LOSSES))

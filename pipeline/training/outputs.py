@@ -1,4 +1,4 @@
-"""What parity judges of a trained implementation: taken where its framework is loaded. Judging it needs none."""
+"""The outputs of a trained implementation for the parity check. They need its framework; the check does not."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,8 @@ def outputs(
 def gradient_of(
     create: Callable[[Weights, float], Loop], initial: Weights, chunk: dict[str, Array]
 ) -> dict[str, Array]:
-    """The gradient that an implementation descends along, at `initial` on the first batch: what one step takes away."""
+    """The gradient that an implementation uses, at `initial` on the first batch, recovered from the change in one
+    step."""
     loop = create(initial, GRADIENT_LEARNING_RATE)
     loop.place(chunk)
     loop.run(1)

@@ -1,4 +1,4 @@
-"""How a training shows that it gets on: a bar where a person watches, now and then a line where nobody does."""
+"""The progress of a training: a bar on a terminal, a line from time to time elsewhere."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -15,12 +15,12 @@ LINE_SECONDS = 5.0  # between two lines, at least; later a tenth of the time tha
 
 
 class Progress:
-    """Drawn by `show` alone: no thread of its own disturbs the timing."""
+    """Drawn only by `show`, so that no thread disturbs the timing."""
 
     def __init__(self, name: str, steps: int, live: Callable[[int, float], None] | None = None) -> None:
         self.name, self.steps, self.live = name, steps, live
         self.begun = self.shown = now()
-        self.first: int | None = None  # the steps done when it was first heard of them
+        self.first: int | None = None  # the steps done at the first call
         console = Console()
         columns = (
             "{task.description}",
@@ -62,7 +62,7 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    """As people say it: 40 s, 12 min, 3.5 h."""
+    """A duration in a suitable unit: 40 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

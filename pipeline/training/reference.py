@@ -1,7 +1,7 @@
 """The stage `reference`: the same gradient descent in float64, by the equations in the problem's file.
 
-It is NumPy alone, no framework and no implementation. Everything is compared with it, so that what agrees, agrees with
-the maths.
+It uses only NumPy, no framework and no implementation. Every implementation is compared with it, so agreement means
+agreement with the maths.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def main(problem: str) -> None:
     checkpoint.remove()
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a training that diverges says so itself, in a sentence
+@np.errstate(over="ignore", invalid="ignore")  # a training that diverges ends with its own message
 def reference_run(
     problem: str,
     data: DataSet,

@@ -1,7 +1,5 @@
-"""What an experiment takes in memory and on disk, estimated before any of it is computed.
-
-A lower estimate, of the float64 reference run and of the evaluation: what is refused could not run, what is let through
-may still be too much.
+"""Estimate the memory and the disk space of an experiment before anything is computed. It is a lower estimate, for the
+float64 reference run and the evaluation: a refused experiment could not run, an accepted one may still need too much.
 """
 
 import shutil
@@ -15,13 +13,14 @@ from pipeline.errors import UserError
 from pipeline.params import PARAMS, Params
 from pipeline.running.machine import available_memory
 
-DRAW = 1024  # examples that `generate` draws at a time; another number would give other data
+DRAW = 1024  # examples in one draw of `generate`; another number would give other data
 GIB = 2**30
 COUNTS = ("train_examples", "test_examples", "batch_size")
 
 
 class Need(NamedTuple):
-    """`bytes_of(sizes)` is how much `what` takes. `section` of params.yaml has the sizes, of which `keys` matter."""
+    """`bytes_of(sizes)` is the number of bytes of `what`. The sizes are in `section` of params.yaml; it depends on
+    `keys`."""
 
     what: str
     section: str
@@ -54,7 +53,7 @@ def _memory(params: Params) -> Iterator[Need]:
         module, section = load_problem(problem), params.problems[problem]
 
         def weights(at: Any, module: Any = module) -> int:
-            """Weights, their gradients, and what comes of the two."""
+            """Weights, their gradients, and the new weights."""
             return 3 * 8 * sum(rows * columns for rows, columns in module.weight_shapes(at).values())
 
         def batch(at: Any, module: Any = module) -> int:
@@ -87,7 +86,7 @@ def _check(need: Need, free: int, of: str) -> None:
 
     if taken() <= free:
         return
-    # The size that matters and is largest; a size that changes nothing does not matter.
+    # The largest size that the memory depends on. A size that changes nothing is left out.
     keys = [key for key in need.keys if taken(**{key: 1}) < taken()]
     key = max(keys, key=lambda key: need.sizes[key])
     fits, too_many = 0, need.sizes[key]

@@ -1,4 +1,4 @@
-"""The stage `train`: every implementation goes through it, on the same data, from the same weights."""
+"""The stage `train`: it trains an implementation. All have the same data and the same initial weights."""
 
 from collections.abc import Callable, Iterator
 from itertools import cycle
@@ -23,19 +23,20 @@ from pipeline.training.outputs import outputs
 from pipeline.training.progress import Progress
 from pipeline.training.resource_check import check_memory
 
-CALLS = 20  # of a loop's `run` in a training: enough for a median and for progress, few enough to cost nothing
-CALL_STEPS = 10_000  # in a call, at most: a long training shows progress too, and holds few losses at a time
-CALL_SECONDS = 5.0  # of a call, about, at most: there is no progress and no checkpoint within one
+CALLS = 20  # of a loop's `run` in a training: enough for a median and for progress, without a cost in time
+CALL_STEPS = 10_000  # in a call, at most: a long training shows progress, and holds few losses at a time
+CALL_SECONDS = 5.0  # of a call, about, at most: progress and checkpoints come only between calls
 
 
 def main(name: str, *, live_log: Callable[[str], Callable[[int, float], None] | None]) -> None:
-    """Train an implementation. `live_log(name)` is a function that takes steps and losses under way, or None."""
+    """Train an implementation. `live_log(name)` returns a function that receives steps and losses during training, or
+    None."""
     enter_interpreter(framework_of(name))
     params, environment = load_params(), files.read_environment()
     check_memory(params)
     problem = params.problem_of(name)
     schedule = params.problems[problem].train
-    load_runtime(name)  # imports the framework, before the stopwatch books what the imports took
+    load_runtime(name)  # imports the framework before the stopwatch records the time of imports
     check_imported(environment)
     stopwatch = Stopwatch()
     with stopwatch.measure("device_context"):
@@ -86,10 +87,10 @@ class Training(NamedTuple):
     losses: Array  # each before its step's update
     weights: Weights
     loop: Loop
-    continued_at: tuple[int, ...]  # the steps at which it was taken up again from a checkpoint
+    continued_at: tuple[int, ...]  # the steps at which it was resumed from a checkpoint
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is refused below, by its step
+@np.errstate(over="ignore", invalid="ignore")  # the check below names the step of a loss that is not finite
 def train(
     name: str,
     create: Callable[[Weights, float], Loop],
@@ -102,10 +103,9 @@ def train(
     on_progress: Callable[[int, float], None],
     checkpoint: Checkpoint = NONE,
 ) -> Training:
-    """Train an implementation for `steps` steps, one batch each, for as many epochs as that takes.
-
-    `create(weights, learning_rate)` constructs it; `on_progress` hears the steps done and the last loss. Goes on from
-    the checkpoint, if there is one. Raises UserError when a loss is not finite.
+    """Train an implementation for `steps` steps, one batch each, over as many epochs as needed. `create(weights,
+    learning_rate)` constructs it. `on_progress` is called with the steps done and the last loss. The training resumes
+    from the checkpoint, if there is one. Raises UserError when a loss is not finite.
     """
     with stopwatch.measure("checkpoint"):
         state = checkpoint.load(data.initial)
@@ -131,7 +131,8 @@ def train(
                 loop.compile_for(count)
             with stopwatch.measure("first_steps" if done == started else "train", steps=count) as seconds:
                 on_device = loop.run(count)
-            # The first call also pays for what happens once, and any call may be disturbed: so it may grow again.
+            # The first call includes one-time costs, and any call may be disturbed, so the number of steps may grow
+            # again.
             per_call = max(1, min(most, int(CALL_SECONDS * count / seconds[0])))
             with stopwatch.measure("read_back"):
                 call_losses = loop.to_host(on_device)
@@ -161,8 +162,8 @@ def train(
 
 
 def _from_step(done: int, chunks: list[slice], batch_size: int) -> Iterator[tuple[slice, int]]:
-    """Endlessly, the chunks in the order of the steps that follow, each with the batch at which it begins. This is 0
-    except for the first chunk, of which some batches may be done."""
+    """An endless iterator over the chunks in the order of the remaining steps, each with the batch at which it begins.
+    That is 0, except for the first chunk, of which some batches may be done."""
     skipped = done % (chunks[-1].stop // batch_size) * batch_size
     for chunk in cycle(chunks):
         if skipped < chunk.stop:
