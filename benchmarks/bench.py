@@ -177,8 +177,8 @@ def _multiples(case: Case, names: list[str]) -> list[list[object]]:
     unit, factor = ("ms", 1e3) if case.median(Candidate("numpy", MATMUL)) > 1e-3 else ("µs", 1e6)
     rows: list[list[object]] = [["", f"{unit} a step", "× products alone", "by", "× own library's"]]
     for lesson in map(Candidate, names):
-        products, own = case.matmul(lesson), Candidate(lesson.framework, MATMUL)
-        of_own = case.ratio(lesson, own) or case.doubt if own in case.seconds else "–"
+        products, framework_products = case.matmul(lesson), Candidate(lesson.framework, MATMUL)
+        of_own = case.ratio(lesson, framework_products) or case.doubt if framework_products in case.seconds else "–"
         rows.append(
             [
                 lesson,

@@ -126,8 +126,8 @@ def _report(measured: Benchmark, taken: list[Sample]) -> Iterator[str]:
     tutorial = measured.at(PROBLEM, dict(zip(KEYS, TUTORIAL, strict=True)))
     largest = measured.cases[-1]
     for lesson in map(Candidate, NAMES):
-        own = [sample for sample in taken if sample.candidate == lesson]
-        replayed = sum(sample.replays for sample in own) / sum(sample.steps for sample in own)
+        lesson_samples = [sample for sample in taken if sample.candidate == lesson]
+        replayed = sum(sample.replays for sample in lesson_samples) / sum(sample.steps for sample in lesson_samples)
         yield f"{lesson}: {replayed:.0%} of the timed steps were replays of a CUDA graph"
         if tutorial:
             yield from _at_the_tutorials_size(lesson, tutorial)

@@ -233,8 +233,8 @@ def main() -> None:
         error.show()
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        asked = context.command_path if context else "python -m commands"
-        raise UserError(f"{error.format_message()} `{asked} --help` lists what the command takes.") from None
+        command = context.command_path if context else "python -m commands"
+        raise UserError(f"{error.format_message()} `{command} --help` lists what the command takes.") from None
 
 
 if __name__ == "__main__":

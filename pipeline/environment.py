@@ -55,9 +55,9 @@ def framework_of(name: str) -> str:
 
 
 def resolve(
-    params: Params, *, asked: str = "params.yaml: device", on_fallback: Callable[[str, bool], None] = lambda *_: None
+    params: Params, *, setting: str = "params.yaml: device", on_fallback: Callable[[str, bool], None] = lambda *_: None
 ) -> Environment:
-    """The environment that `params` ask for on this machine. `asked` names the setting of the device in messages.
+    """The environment that `params` ask for on this machine. `setting` names the setting of the device in messages.
     `on_fallback(reason, doubtful)` is called when `device: auto` chooses the CPU; `doubtful` is true where there may be
     a GPU. Raises UserError when `params` ask for a CUDA device that does not exist or that an installed framework
     cannot use.
@@ -74,7 +74,7 @@ def resolve(
         elif params.device != "auto":
             names = ", ".join(f"cuda:{number} {gpu.name}" for number, gpu in enumerate(cuda.devices))
             raise UserError(
-                f"{asked} is {params.device}; found: {why_not or names}. "
+                f"{setting} is {params.device}; found: {why_not or names}. "
                 "Set it to auto or cpu, or run `docker compose run --rm gpu` on a machine with an NVIDIA GPU."
             )
         else:

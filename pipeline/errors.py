@@ -61,11 +61,11 @@ def out_of_memory(error: BaseException) -> str:
         where = ""
     if re.search(r"device:GPU:\d|GPU_\d_bfc|CUDA", text):
         where = " on the GPU"
-    asked = [
-        words.format(found[1].replace(". ", " "))  # NumPy's 610. MiB
+    sizes = [
+        words.format(match[1].replace(". ", " "))  # NumPy's 610. MiB
         for pattern, words in ASKED.items()
-        if (found := re.search(pattern, text))
+        if (match := re.search(pattern, text))
     ]
-    of_what = f": {asked[0]} did not fit" if asked else ""
+    of_what = f": {sizes[0]} did not fit" if sizes else ""
     others = ", or free the GPU: nvidia-smi shows what else uses it" if where else ""
     return f"there is not enough memory{where}{of_what}. Lower batch_size or the other sizes in params.yaml{others}."

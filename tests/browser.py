@@ -73,12 +73,12 @@ def violations(browser: webdriver.Chrome) -> list[str]:
     (folder,) = find_spec("axe_playwright_python").submodule_search_locations  # pyright: ignore[reportOptionalMemberAccess, reportGeneralTypeIssues, reportOptionalIterable]
     browser.execute_script(Path(folder, "axe.min.js").read_text())
     browser.set_script_timeout(120)  # it looks at every pair of colours, and the tests share the machine
-    found = browser.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[0])")["violations"]
+    violations = browser.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[0])")["violations"]
     return [
-        f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
-        for each in found
-        if each["impact"] in ("serious", "critical")
-        for node in each["nodes"]
+        f"{violation['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
     ]
 
 

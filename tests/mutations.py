@@ -221,16 +221,16 @@ def results(name: str, source: str) -> list[Any] | None:
                 device=runtime.device,
             )
             *inputs, _ = (array.copy() for array in batch.values())
-            found = [np.array(made.predict(*inputs))]
+            results = [np.array(made.predict(*inputs))]
             placed = made.place({key: array.copy() for key, array in batch.items()})
             loop = runtime.python_loop(made, list(weights), runtime.device)
             for _ in range(2):
                 loss = made.step(*placed)
-                found.append(np.array(loss.detach() if hasattr(loss, "detach") else loss, np.float64))
-                found += [np.array(array) for array in loop.weights().values()]
+                results.append(np.array(loss.detach() if hasattr(loss, "detach") else loss, np.float64))
+                results += [np.array(array) for array in loop.weights().values()]
     except Exception:
         return None
-    return found
+    return results
 
 
 def changes_a_result(mutant: Mutant) -> bool:
@@ -274,8 +274,8 @@ def main(*names: str) -> None:
             if changes_a_result(mutant):
                 explanation = explained(mutant)
                 named = not explanation.is_right and is_named(mutant, explanation)
-                noticed, said = not explanation.is_right, "" if named else explanation.sentence
-                rows.append((mutant.lesson, mutant.line, mutant.kind, mutant.after, int(noticed), int(named), said))
+                noticed, sentence = not explanation.is_right, "" if named else explanation.sentence
+                rows.append((mutant.lesson, mutant.line, mutant.kind, mutant.after, int(noticed), int(named), sentence))
         counted = [row for row in rows if row[0] == name]
         noticed, named = sum(row[4] for row in counted), sum(row[5] for row in counted)
         print(f"{name}: {len(counted)} mutants change a result, {noticed} noticed, {named} named", flush=True)

@@ -59,9 +59,9 @@ def runs(uri: str, query: str = "") -> "list[Run]":
 
 
 def children(uri: str) -> "dict[str, Run]":
-    found = runs(uri, "tags.role = 'implementation' and attributes.status = 'FINISHED'")
-    assert len({run.info.run_name for run in found}) == len(found), "an implementation was sent twice"
-    return {str(run.info.run_name): run for run in found}
+    logged = runs(uri, "tags.role = 'implementation' and attributes.status = 'FINISHED'")
+    assert len({run.info.run_name for run in logged}) == len(logged), "an implementation was sent twice"
+    return {str(run.info.run_name): run for run in logged}
 
 
 class Double(BaseHTTPRequestHandler):
@@ -73,12 +73,12 @@ class Double(BaseHTTPRequestHandler):
     account: str
     seconds: dict[int, float]
     requests: list[str]
-    asked: Event
+    requested: Event
     released: Event
 
     def do_GET(self) -> None:
         self.requests.append(f"{self.command} {self.path}")
-        self.asked.set()
+        self.requested.set()
         time.sleep(self.seconds.get(len(self.requests), 0))
         if self.account and self.headers["Authorization"] != f"Basic {b64encode(self.account.encode()).decode()}":
             self.answer(401, b"You are not authenticated")
@@ -102,7 +102,7 @@ class Double(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815 (as http.server has them)
 
     def pass_on(self) -> None:
-        url = urlsplit(self.path)  # a proxy is asked for a whole address
+        url = urlsplit(self.path)  # a proxy is requested for a whole address
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "authorization")}
         with closing(HTTPConnection(urlsplit(self.behind).netloc, timeout=60)) as connection:
@@ -136,7 +136,7 @@ def server_double(
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[Any]:
     """A server that breaks; `seconds` says how long it takes for the answer to its n-th request."""
-    facts = {"requests": [], "asked": Event(), "released": Event(), "behind": behind, "broken": broken}
+    facts = {"requests": [], "requested": Event(), "released": Event(), "behind": behind, "broken": broken}
     double: Any = type("Handler", (Double,), facts | {"passed": passed, "account": account, "seconds": seconds or {}})
     with QuietServer(("127.0.0.1", 0), double) as server:
         if tls:

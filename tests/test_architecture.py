@@ -74,13 +74,13 @@ NO_RESULT = {
 
 
 def imports(file: Path) -> set[str]:
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse((REPOSITORY / file).read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 def own(file: Path) -> set[Path]:
@@ -175,12 +175,17 @@ def test_stage_file_is_a_stage_of_dvc_yaml_and_is_short(file: Path):
 
 def test_problem_is_named_only_in_its_own_files():
     """A third one is a file in pipeline/problems, its section in params.yaml and its lessons: .ci/third tries it."""
-    theirs = ("pipeline/problems/", "pipeline/lessons/", "pipeline/benchmark/tuned/", "pipeline/benchmark/peers/")
+    special_folders = (
+        "pipeline/problems/",
+        "pipeline/lessons/",
+        "pipeline/benchmark/tuned/",
+        "pipeline/benchmark/peers/",
+    )
     folders = (REPOSITORY / folder for folder in ("pipeline", "stages", "commands"))
     files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".html", ".js")]
     for file in [*files, REPOSITORY / "dvc.yaml"]:
         name = file.relative_to(REPOSITORY).as_posix()
-        if not name.startswith(theirs):
+        if not name.startswith(special_folders):
             assert not re.search(r"two_layer|\brecurrent\b", file.read_text()), name
 
 
@@ -198,10 +203,10 @@ def needs(stage: str) -> set[str]:
         if file not in seen:
             seen.add(file)
             ahead += own(file)
-    found = {str(file) for file in seen}
+    reached = {str(file) for file in seen}
     for file in (file for file in seen if str(file) not in NO_RESULT):
-        found |= {FOUND_BY[name] for name in FOUND_BY if any(each.endswith(f".{name}") for each in imports(file))}
-    return {file for file in found if file not in NO_RESULT and not file.startswith("stages/")}
+        reached |= {FOUND_BY[name] for name in FOUND_BY if any(module.endswith(f".{name}") for module in imports(file))}
+    return {file for file in reached if file not in NO_RESULT and not file.startswith("stages/")}
 
 
 def missing(stage: str, deps: list[str]) -> set[str]:

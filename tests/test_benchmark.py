@@ -63,8 +63,8 @@ def measured() -> list[Sample]:
     return taken(plan, seed=3)
 
 
-def turns(found: list[Sample]) -> list[Sample]:
-    return [sample for sample in found if sample.candidate.kind != "build"]
+def turns(taken: list[Sample]) -> list[Sample]:
+    return [sample for sample in taken if sample.candidate.kind != "build"]
 
 
 def test_candidate_has_one_text_form():
@@ -144,12 +144,12 @@ def test_written_samples_are_read_unchanged(measured: list[Sample], tmp_path: Pa
     table, facts = tmp_path / "samples.csv", tmp_path / "machine.json"
     files.write_rows(table, samples.HEADER, measured)
     quiet().write(facts)
-    found = samples.read(table, facts)
+    benchmark = samples.read(table, facts)
     assert [sample.replays for sample in measured] == [0] * len(measured)
-    assert [(case.problem, case.sizes) for case in found.cases] == [
+    assert [(case.problem, case.sizes) for case in benchmark.cases] == [
         (problem, sizes) for problem in SIZES for sizes in SIZES[problem]
     ]
-    case, above, below = found.cases[0], *parsed("numpy_arrays", "tuned/numpy_arrays")
+    case, above, below = benchmark.cases[0], *parsed("numpy_arrays", "tuned/numpy_arrays")
     assert {len(processes) for processes in case.seconds.values()} == {CONFIG.processes}
     ratio = case.ratio(above, below)
     assert ratio
@@ -214,9 +214,9 @@ def test_steal_time_is_not_counted_as_other_processes(monkeypatch: pytest.Monkey
     monkeypatch.setattr(clock.os, "sched_getaffinity", lambda _: {0})
     monkeypatch.setattr(clock.time, "perf_counter", lambda: next(times))
     with clock.other_processes() as others:
-        own = sum(clock.os.times()[:4])
+        own_seconds = sum(clock.os.times()[:4])
         cpus.user, cpus.idle, cpus.iowait, cpus.steal = 5.0, 99.0, 99.0, 30.0
-        monkeypatch.setattr(clock.os, "times", lambda: (own, 0, 0, 0, 0))
+        monkeypatch.setattr(clock.os, "times", lambda: (own_seconds, 0, 0, 0, 0))
     assert others == pytest.approx([0.5, 3.0], abs=0.01)
 
 
@@ -261,10 +261,10 @@ class Disturbed:
 def test_disturbed_turn_is_repeated(monkeypatch: pytest.MonkeyPatch, turns: list[tuple[int, float]], expected: int):
     head = Sample("two_layer", "", Candidate("numpy_arrays"), 0, 0, 0, 1, 0.0, 0, 0, 0.0)
     runner: Any = Disturbed(monkeypatch, turns)
-    found = list(_take(Turn(head, runner, Pace(1, 5, 0.01, 3)), 7, 2, lambda: None))
-    assert [(sample.switches, sample.stolen) for sample in found] == turns
-    assert {(sample.round, sample.position, sample.steps) for sample in found} == {(7, 2, 5)}
-    assert len(found) == expected
+    taken = list(_take(Turn(head, runner, Pace(1, 5, 0.01, 3)), 7, 2, lambda: None))
+    assert [(sample.switches, sample.stolen) for sample in taken] == turns
+    assert {(sample.round, sample.position, sample.steps) for sample in taken} == {(7, 2, 5)}
+    assert len(taken) == expected
 
 
 # When a benchmark stops.
@@ -273,12 +273,12 @@ def test_disturbed_turn_is_repeated(monkeypatch: pytest.MonkeyPatch, turns: list
 def answered(session: Session, at: int, ratio: float, *, others: float = 0.0) -> None:
     """A process of a group whose first two candidates differ by `ratio`, taken without measuring."""
     size, number = session.groups[at].sizes[0], len(session.processes)
-    found = [
+    taken = [
         Sample(size.problem, format_size(size.sizes), candidate, number, 0, place, 1, seconds, 0, 0, 0.0)
         for place, (candidate, seconds) in enumerate(zip(size.candidates, (ratio, 1.0), strict=True))
     ]
     conditions = {"cpus_of_other_processes": others, "stolen_cpus": 0.0, "gpu": None}
-    rows = [sample._replace(candidate=str(sample.candidate)) for sample in found]  # type: ignore[arg-type]
+    rows = [sample._replace(candidate=str(sample.candidate)) for sample in taken]  # type: ignore[arg-type]
     session.take(at, {"samples": rows, "conditions": conditions, "paces": {}})
     session.seconds[at] = 1.0
 
@@ -344,16 +344,16 @@ def test_calibrated_number_of_steps_is_reused_in_the_next_process():
     session = Session(plan, CONFIG, "float32", HOST, seed=0)
     answered(session, 0, 1.2)
     session.paces["two_layer batch_size=4 inputs=8 hidden=4 outputs=2 numpy_arrays"] = Pace(3, 17, 0.001, 0)
-    found = list(measure(session.task(0, further=False), Monitor("cpu")))
-    assert {sample.steps for sample in found if sample.candidate == Candidate("numpy_arrays")} == {17}
+    taken = list(measure(session.task(0, further=False), Monitor("cpu")))
+    assert {sample.steps for sample in taken if sample.candidate == Candidate("numpy_arrays")} == {17}
 
 
 def test_variant_takes_as_many_steps_as_its_lesson():
     """A call of TensorFlow's has a cost of its own, which is spread over the steps."""
     assert Pace(4, 10, 0.014, 5).of(Pace(10, 20, 0.01, 0)) == Pace(10, 20, 0.03, 10)
     plan = [Size("two_layer", SIZES["two_layer"][0], parsed("slowed/numpy_arrays+50", "numpy_arrays"))]
-    found = measure(Session(plan, CONFIG, "float32", HOST, seed=0).task(0, further=False), Monitor("cpu"))
-    assert len({sample.steps for sample in found}) == 1
+    taken = measure(Session(plan, CONFIG, "float32", HOST, seed=0).task(0, further=False), Monitor("cpu"))
+    assert len({sample.steps for sample in taken}) == 1
 
 
 def test_candidates_of_one_framework_take_consecutive_turns(measured: list[Sample]):
@@ -384,8 +384,8 @@ def test_further_process_measures_only_sizes_with_headlines():
 def test_benchmark_of_0_processes_has_no_samples():
     plan = [Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays"))]
     none = replace(CONFIG, processes=0)
-    found, meanwhile = benchmark(plan, config=none, dtype="float32", environment=HOST)
-    assert (found, meanwhile["processes"], meanwhile["stopped"]) == ([], [], "benchmark.processes is 0 in params.yaml")
+    taken, meanwhile = benchmark(plan, config=none, dtype="float32", environment=HOST)
+    assert (taken, meanwhile["processes"], meanwhile["stopped"]) == ([], [], "benchmark.processes is 0 in params.yaml")
 
 
 @pytest.mark.parametrize(
@@ -538,9 +538,17 @@ def test_each_interpreter_measures_matrix_products_for_its_candidates(
 
 def test_provenance_names_machine_versions_and_commit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PIPELINE_COMMIT", "abc1234")  # where no repository travels
-    found = json.loads(json.dumps(provenance.provenance(HOST, "cpu", "the CPU")))
-    assert found["commit"] == "abc1234"
-    assert found.keys() >= {"device_name", "cpu_name", "threads", "versions", "variables", "measured_at", "measured_on"}
+    fields = json.loads(json.dumps(provenance.provenance(HOST, "cpu", "the CPU")))
+    assert fields["commit"] == "abc1234"
+    assert fields.keys() >= {
+        "device_name",
+        "cpu_name",
+        "threads",
+        "versions",
+        "variables",
+        "measured_at",
+        "measured_on",
+    }
 
 
 # On a GPU.
@@ -549,11 +557,11 @@ def test_provenance_names_machine_versions_and_commit(monkeypatch: pytest.Monkey
 def measured_on_gpu(plan: list[Size], config: BenchmarkConfig) -> list[Sample]:
     """The samples of one process with the GPU of tests/fake_cuda.py."""
     paces: dict[str, Pace] = {}
-    found = []
+    taken = []
     for group in Session(plan, config, "float32", GPU, seed=5).groups:
         task = Task(group.sizes, config.rounds, config.turn_seconds, 100.0, "float32", GPU, 5, 0, paces)
-        found += measure(task, Monitor("cpu"))
-    return found
+        taken += measure(task, Monitor("cpu"))
+    return taken
 
 
 def test_gpu_benchmark_measures_replays_eager_steps_and_two_baselines(cuda: Any):
@@ -562,14 +570,14 @@ def test_gpu_benchmark_measures_replays_eager_steps_and_two_baselines(cuda: Any)
     assert {*parsed("matmul/torch", "matmul/torch+tf32", *floors), gpu.HOST, gpu.NUMPY} < {*chosen}
     plan = [Size("two_layer", SIZES["two_layer"][1], chosen)]
     plan += [Size("recurrent", sizes, parsed("torch_loop", "launch_floor/torch_loop")) for sizes in SIZES["recurrent"]]
-    found = measured_on_gpu(plan, BenchmarkConfig(1, 2, 0.002, 0))
+    taken = measured_on_gpu(plan, BenchmarkConfig(1, 2, 0.002, 0))
     captured = {*parsed(*gpu.NAMES, "torch_loop"), *gpu.VARIANTS, gpu.STATIC}
-    for sample in found:
+    for sample in taken:
         assert sample.replays == (sample.steps if sample.candidate in captured else 0), sample
-    kinds = {sample.candidate for sample in found}
+    kinds = {sample.candidate for sample in taken}
     assert {Candidate(name, kind) for kind in ("eager", "capture") for name in (*gpu.NAMES, "torch_loop")} < kinds
     assert not any(candidate.kind == "build" for candidate in kinds)
-    (case, *_) = collect(found, quiet("cuda:0")).cases
+    (case, *_) = collect(taken, quiet("cuda:0")).cases
     assert str(case.in_python("torch_autograd")) == "eager/torch_autograd"
     assert case.in_python("numpy_arrays") == gpu.NUMPY
     assert str(case.launch_floor("torch_autograd")) == "launch_floor/torch_autograd"
@@ -598,18 +606,18 @@ def test_each_variant_is_checked_for_parity_under_its_own_settings(monkeypatch: 
 def test_busy_machine_gives_no_gpu_crossover():
     size = format_size(dict(zip(gpu.KEYS, gpu.TUTORIAL, strict=True)))
     candidates = [*parsed(*gpu.NAMES, "matmul/torch"), gpu.NUMPY, gpu.HOST]
-    found = [
+    taken = [
         Sample("two_layer", size, candidate, number, 0, 0, 1, 1e-4, 0, 0, 0.0)
         for candidate in candidates
         for number in range(3)
     ]
     where = quiet("cuda:0")
     busy = Conditions(cpus_of_other_processes=1.4, stolen_cpus=0.0, gpu=None)
-    text = "\n".join(gpu._report(collect(found, quiet("cuda:0", processes=[busy] * 3)), found))
+    text = "\n".join(gpu._report(collect(taken, quiet("cuda:0", processes=[busy] * 3)), taken))
     assert "faster than" not in text
     assert "beats" not in text
     assert "torch_tensors: cannot tell: other processes took 1.4 of 2 CPUs" in text
-    assert "faster than numpy_arrays" in "\n".join(gpu._report(collect(found, where), found))
+    assert "faster than numpy_arrays" in "\n".join(gpu._report(collect(taken, where), taken))
 
 
 # The scripts.
@@ -669,9 +677,9 @@ def test_gpu_benchmark_runs_without_optional_packages(tmp_path: Path):
         assert all(float(error) < 1e-4 for error in row.split()[1:])
     assert re.search(r"^peers/torch_compile +\d|^torch.compile is left out: .", done.stdout, re.MULTILINE)
     (folder,) = (tmp_path / "out").iterdir()
-    found = samples.read(folder / "samples.csv", folder / "machine.json")
-    assert [case.label for case in found.cases] == ["16 × 256 × 32 × 10", "64 × 1000 × 100 × 10"]
-    assert {len(paces) for processes in found.cases[0].seconds.values() for paces in processes.values()} == {2}
+    measured = samples.read(folder / "samples.csv", folder / "machine.json")
+    assert [case.label for case in measured.cases] == ["16 × 256 × 32 × 10", "64 × 1000 × 100 × 10"]
+    assert {len(paces) for processes in measured.cases[0].seconds.values() for paces in processes.values()} == {2}
 
 
 @pytest.mark.faults  # for its minutes
@@ -710,5 +718,5 @@ def test_output_of_a_library_is_not_read_as_samples():
         "p.Runner.__init__ = noisy; p.main()",
     ]
     plan = [Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays"))]
-    found, _ = benchmark(plan, config=CONFIG, dtype="float32", environment=HOST, program=program)
-    assert {sample.process for sample in found} == {0, 1}
+    taken, _ = benchmark(plan, config=CONFIG, dtype="float32", environment=HOST, program=program)
+    assert {sample.process for sample in taken} == {0, 1}

@@ -66,18 +66,18 @@ def faults(verdicts: Mapping[int, Mapping[str, int]]) -> list[str]:
     36 must find 5 %; a slowdown of 10 % is always found, and nothing that is slowed down is ever called faster."""
     same, five, ten = (Counter(verdicts[percent]) for percent in (0, 5, 10))
     answered = same.total() - same["disturbed"]
-    found = []
+    results = []
     if not answered:
-        found.append("other processes kept this machine busy throughout: nothing was compared")
+        results.append("other processes kept this machine busy throughout: nothing was compared")
     if same["slower"] + same["faster"] > max(1, answered // 20):
-        found.append(f"the same program was called different: {same}")
+        results.append(f"the same program was called different: {same}")
     if answered - five["slower"] > max(3, answered // 10):
-        found.append(f"a slowdown of 5 % was missed: {five}")
+        results.append(f"a slowdown of 5 % was missed: {five}")
     if answered - ten["slower"] > 0:
-        found.append(f"a slowdown of 10 % was missed: {ten}")
+        results.append(f"a slowdown of 10 % was missed: {ten}")
     if any(verdicts[percent].get("faster") for percent in (5, 10)):
-        found.append("what was slowed down was called faster")
-    return found
+        results.append("what was slowed down was called faster")
+    return results
 
 
 def simulated(generator: np.random.Generator, number: int, *, wrong: float, power: float, power_10: float) -> bool:

@@ -56,17 +56,17 @@ def always(name: str) -> Checkpoint:
 def test_killed_training_continues_to_the_result_of_an_unbroken_one(
     name: str, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    found = dataset(LESSONS[name])
+    opened = dataset(LESSONS[name])
     if streamed:
-        batch_bytes = 16 * sum(array[:1].nbytes for array in found.train.values())
+        batch_bytes = 16 * sum(array[:1].nbytes for array in opened.train.values())
         monkeypatch.setattr(data, "CHUNK_BYTES", 4 * batch_bytes)
-        assert len(found.chunks(16)) == 2
+        assert len(opened.chunks(16)) == 2
     monkeypatch.setattr(history, "KEPT_LOSSES", 20)  # every third loss is kept
-    unbroken = train(name, found, checkpoints.NONE)
+    unbroken = train(name, opened, checkpoints.NONE)
     for killed_at in (10, 33):
         with pytest.raises(KilledError):
-            train(name, found, always(name), killed_at)
-    broken = train(name, found, always(name))
+            train(name, opened, always(name), killed_at)
+    broken = train(name, opened, always(name))
     assert len(broken.continued_at) == 2
     assert 0 < broken.continued_at[0] < 10 <= broken.continued_at[1] < 33
     np.testing.assert_array_equal(broken.losses, unbroken.losses)
@@ -75,8 +75,8 @@ def test_killed_training_continues_to_the_result_of_an_unbroken_one(
 
 
 def test_killed_reference_run_continues_to_the_same_result(monkeypatch: pytest.MonkeyPatch):
-    found, sizes = dataset("two_layer"), {"steps": STEPS, "batch_size": 16, "learning_rate": 0.05}
-    unbroken = reference_run("two_layer", found, **sizes)
+    opened, sizes = dataset("two_layer"), {"steps": STEPS, "batch_size": 16, "learning_rate": 0.05}
+    unbroken = reference_run("two_layer", opened, **sizes)
     batches = iter(range(20))
 
     class Dying(Checkpoint):
@@ -86,48 +86,48 @@ def test_killed_reference_run_continues_to_the_same_result(monkeypatch: pytest.M
                 raise KilledError
 
     with pytest.raises(KilledError):
-        reference_run("two_layer", found, **sizes, checkpoint=Dying("reference", DIGEST, 1e-9))
+        reference_run("two_layer", opened, **sizes, checkpoint=Dying("reference", DIGEST, 1e-9))
     assert len(list(checkpoints.FOLDER.iterdir())) == 1
-    broken = reference_run("two_layer", found, **sizes, checkpoint=always("reference"))
+    broken = reference_run("two_layer", opened, **sizes, checkpoint=always("reference"))
     assert broken.keys() == unbroken.keys()
     for key, array in unbroken.items():
         np.testing.assert_array_equal(broken[key], array)
 
 
-def killed(name: str, found: data.DataSet, digest: bytes = DIGEST) -> Path:
+def killed(name: str, opened: data.DataSet, digest: bytes = DIGEST) -> Path:
     """The checkpoint of a killed training."""
     checkpoint = Checkpoint(name, digest, 1e-9)
     with pytest.raises(KilledError):
-        train(name, found, checkpoint, 10)
+        train(name, opened, checkpoint, 10)
     return checkpoint.path
 
 
 def test_checkpoint_of_other_code_data_or_params_is_not_used(capsys: pytest.CaptureFixture):
-    found = dataset("two_layer")
-    path = killed("numpy_arrays", found)
-    assert train("numpy_arrays", found, Checkpoint("numpy_arrays", bytes(32), 0)).continued_at == ()
+    opened = dataset("two_layer")
+    path = killed("numpy_arrays", opened)
+    assert train("numpy_arrays", opened, Checkpoint("numpy_arrays", bytes(32), 0)).continued_at == ()
     other = Checkpoint("torch_tensors", DIGEST, 0)
-    assert train("torch_tensors", found, other).continued_at == ()
+    assert train("torch_tensors", opened, other).continued_at == ()
     assert not capsys.readouterr().err
     Checkpoint("numpy_arrays", bytes(32), 0).path.write_bytes(path.read_bytes())  # in another's place
-    assert train("numpy_arrays", found, Checkpoint("numpy_arrays", bytes(32), 0)).continued_at == ()
+    assert train("numpy_arrays", opened, Checkpoint("numpy_arrays", bytes(32), 0)).continued_at == ()
     assert "starts from step 0" in capsys.readouterr().err
 
 
 def test_damaged_checkpoint_restarts_the_training_from_step_0(capsys: pytest.CaptureFixture):
-    found = dataset("two_layer")
-    path = killed("numpy_arrays", found)
+    opened = dataset("two_layer")
+    path = killed("numpy_arrays", opened)
     whole = path.read_bytes()
     for damaged in (whole[:100], whole[:-9], b"", whole[:-4] + b"\0\1\2\3"):
         path.write_bytes(damaged)
-        done = train("numpy_arrays", found, Checkpoint("numpy_arrays", DIGEST, 0))
+        done = train("numpy_arrays", opened, Checkpoint("numpy_arrays", DIGEST, 0))
         assert done.continued_at == ()
         assert "starts from step 0" in capsys.readouterr().err
 
 
 def test_only_the_newest_checkpoints_of_an_implementation_are_kept():
-    found = dataset("two_layer")
-    paths = [killed("numpy_arrays", found, bytes([number] * 32)) for number in range(checkpoints.KEPT + 2)]
+    opened = dataset("two_layer")
+    paths = [killed("numpy_arrays", opened, bytes([number] * 32)) for number in range(checkpoints.KEPT + 2)]
     assert [path.exists() for path in paths] == [False, False] + checkpoints.KEPT * [True]
     assert not list(checkpoints.FOLDER.glob(".*")), "a temporary file is left"
 

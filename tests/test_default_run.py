@@ -66,11 +66,11 @@ def test_data_equal_the_committed_ones_and_results_are_within_tolerance(whole: C
         stage = f"generate@{problem}"
         assert made[stage]["outs"] == committed[stage]["outs"], f"{stage} does not give the data of dvc.lock"
     expected = json.loads((REPOSITORY / "docs/results/parity.json").read_text())["implementations"]
-    found = json.loads((whole.path / "results/parity.json").read_text())["implementations"]
+    rows = json.loads((whole.path / "results/parity.json").read_text())["implementations"]
     for name in expected:
-        assert found[name]["initial_test_loss"] == pytest.approx(expected[name]["initial_test_loss"], rel=1e-5)
-        assert found[name]["test_loss"] == pytest.approx(expected[name]["test_loss"], rel=1e-3)
-        assert found[name]["test_r2"] == pytest.approx(expected[name]["test_r2"], abs=1e-3)
+        assert rows[name]["initial_test_loss"] == pytest.approx(expected[name]["initial_test_loss"], rel=1e-5)
+        assert rows[name]["test_loss"] == pytest.approx(expected[name]["test_loss"], rel=1e-3)
+        assert rows[name]["test_r2"] == pytest.approx(expected[name]["test_r2"], abs=1e-3)
 
 
 def test_loss_curves_of_a_problem_are_in_one_chart(whole: Clone):
@@ -101,11 +101,11 @@ def test_forced_runs_are_byte_identical(whole: Clone):
 
 def test_tf32_rounding_is_within_its_tolerances_and_beyond_those_of_float32(whole: Clone):
     done = whole.run(sys.executable, str(REPOSITORY / "tests/tf32.py"), env={"PYTHONPATH": str(whole.path)})
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {(each["name"], each["rounding"]) for each in found} == {
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {(row["name"], row["rounding"]) for row in rows} == {
         (name, rounding) for name in ("torch_autograd", "torch_loop") for rounding in ("nearest", "cut")
     }
     parity = whole.params()["parity"]
     for measure in parity["tf32"]:
-        assert max(each[measure] for each in found) <= parity["tf32"][measure], measure
-    assert max(each["gradient"] for each in found) > 10 * parity["float32"]["gradient"]
+        assert max(row[measure] for row in rows) <= parity["tf32"][measure], measure
+    assert max(row["gradient"] for row in rows) > 10 * parity["float32"]["gradient"]

@@ -385,9 +385,9 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 def remedy(containers: Containers, message: str, command: str) -> subprocess.CompletedProcess[str]:
     """The shell commands that a message names, with `command` as the job's."""
-    found = re.search(r"(\w+=\$\(git [^;]*; )?docker compose run [^;]* cpu", message)
-    assert found, message
-    script = found[0].replace("--rm", "--rm -T") + f" {command}"
+    remedy = re.search(r"(\w+=\$\(git [^;]*; )?docker compose run [^;]* cpu", message)
+    assert remedy, message
+    script = remedy[0].replace("--rm", "--rm -T") + f" {command}"
     trusting = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
     return containers.clone.run("bash", "-c", script, env=containers.env | containers.proxied | trusting)
 

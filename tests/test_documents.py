@@ -183,9 +183,9 @@ def check_container(line: str) -> None:
     """Containers are run by test_docker.py: whether the service and what it is to run are there."""
     services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
     form = r"docker compose (?:--profile \S+ )?(?:run --rm|up -d(?: --scale)?) ([a-z]+)(?:=\d+)?(?: (.*))?"
-    found = re.fullmatch(form, line)
-    assert found, f"{line} is no form that is known here"
-    service, command = found.groups()
+    match = re.fullmatch(form, line)
+    assert match, f"{line} is no form that is known here"
+    service, command = match.groups()
     assert service in services, f"{line}: compose.yaml has no service {service}"
     if command and command.startswith("make "):
         assert is_a_target(command), line

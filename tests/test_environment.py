@@ -30,13 +30,13 @@ def params(monkeypatch: pytest.MonkeyPatch) -> Params:
     return load_params()
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, found: Gpus, versions: dict[str, str]) -> None:
-    monkeypatch.setattr(gpus, "find", lambda: found)
+def machine(monkeypatch: pytest.MonkeyPatch, gpus_found: Gpus, versions: dict[str, str]) -> None:
+    monkeypatch.setattr(gpus, "find", lambda: gpus_found)
     monkeypatch.setattr(environment, "versions_of", lambda _: versions)
 
 
 @pytest.mark.parametrize(
-    ("asked", "found", "versions", "device"),
+    ("device_setting", "gpus_found", "versions", "device"),
     [
         ("auto", NONE, CPU, "cpu"),
         ("auto", NONE, CUDA, "cpu"),
@@ -48,16 +48,16 @@ def machine(monkeypatch: pytest.MonkeyPatch, found: Gpus, versions: dict[str, st
     ],
 )
 def test_device_is_resolved_from_params_gpus_and_versions(
-    params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, found: Gpus, versions: dict, device: str
+    params: Params, monkeypatch: pytest.MonkeyPatch, device_setting: str, gpus_found: Gpus, versions: dict, device: str
 ):
-    machine(monkeypatch, found, versions)
-    resolved = resolve(params.model_copy(update={"device": asked}))
+    machine(monkeypatch, gpus_found, versions)
+    resolved = resolve(params.model_copy(update={"device": device_setting}))
     assert resolved.device == device
     assert resolved.device_name == ({"cuda:0": "NVIDIA A", "cuda:1": "NVIDIA B"}.get(device) or resolved.cpu_name)
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpus_found", "versions", "found"),
+    ("device_setting", "gpus_found", "versions", "message"),
     [
         ("cuda", NONE, CUDA, "device is cuda; found: no NVIDIA driver"),
         ("cuda:2", TWO, CUDA, "device is cuda:2; found: cuda:0 NVIDIA A, cuda:1 NVIDIA B."),
@@ -66,17 +66,17 @@ def test_device_is_resolved_from_params_gpus_and_versions(
     ],
 )
 def test_unavailable_cuda_device_is_refused(
-    params: Params, monkeypatch: pytest.MonkeyPatch, asked: str, gpus_found: Gpus, versions: dict, found: str
+    params: Params, monkeypatch: pytest.MonkeyPatch, device_setting: str, gpus_found: Gpus, versions: dict, message: str
 ):
     machine(monkeypatch, gpus_found, versions)
     with pytest.raises(UserError) as error:
-        resolve(params.model_copy(update={"device": asked}))
-    assert found in str(error.value)
+        resolve(params.model_copy(update={"device": device_setting}))
+    assert message in str(error.value)
     assert "docker compose run --rm gpu" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("found", "versions", "reason", "doubtful"),
+    ("gpus_found", "versions", "reason", "doubtful"),
     [
         (NONE, CPU, "no NVIDIA driver (NVML Shared Library Not Found)", False),
         (TWO, CPU, "cuda:0 NVIDIA A, cuda:1 NVIDIA B, but torch 2.13.0+cpu and tensorflow 2.21.0+cpu cannot", False),
@@ -84,17 +84,17 @@ def test_unavailable_cuda_device_is_refused(
     ],
 )
 def test_device_auto_gives_its_reason_for_the_cpu(
-    params: Params, monkeypatch: pytest.MonkeyPatch, found: Gpus, versions: dict, reason: str, doubtful: bool
+    params: Params, monkeypatch: pytest.MonkeyPatch, gpus_found: Gpus, versions: dict, reason: str, doubtful: bool
 ):
-    machine(monkeypatch, found, versions)
-    told: list[tuple[str, bool]] = []
-    resolve(params, on_fallback=lambda *why: told.append(why))
-    ((why, doubt),) = told
+    machine(monkeypatch, gpus_found, versions)
+    fallbacks: list[tuple[str, bool]] = []
+    resolve(params, on_fallback=lambda *why: fallbacks.append(why))
+    ((why, doubt),) = fallbacks
     assert why.startswith(reason)
     assert doubt is doubtful
-    told.clear()
-    resolve(params.model_copy(update={"device": "cpu"}), on_fallback=lambda *why: told.append(why))
-    assert told == []
+    fallbacks.clear()
+    resolve(params.model_copy(update={"device": "cpu"}), on_fallback=lambda *why: fallbacks.append(why))
+    assert fallbacks == []
 
 
 def test_stage_warns_of_a_driver_that_does_not_answer(

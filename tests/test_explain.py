@@ -112,22 +112,22 @@ def test_explain_names_the_next_equation_of_an_unfinished_lesson(make_clone: Cal
             skeleton = skeleton[:dots] + "\n".join(lines) + skeleton[end:]
         file.write_text(f"{head}class {skeleton}")
 
-    def said(succeeds: bool = False) -> str:
+    def explanation(succeeds: bool = False) -> str:
         return clone.run(*explain_mine, succeeds=succeeds).stdout.splitlines()[-1].removeprefix("numpy_mine: ")
 
-    assert said().startswith("next: __init__")
+    assert explanation().startswith("next: __init__")
     write({"__init__": body["__init__"]})
-    assert said().startswith("next: place")
+    assert explanation().startswith("next: place")
     write({"place": body["place"], "predict": body["predict"]})
     steps = [line for line in right[24:41] if " = " in line or " -= " in line]
     names = ["h", "h_relu", "y_pred", "loss", "grad_y_pred", "grad_w2", "grad_h_relu", "grad_h", "grad_w1", "w1", "w2"]
     assert len(steps) == len(names)
     for name, line in zip(names, steps, strict=True):
-        assert said().startswith(f"next: {name} = "), name
+        assert explanation().startswith(f"next: {name} = "), name
         write({"step": [line, "        ..."]})
-    assert said() == "next: return the loss."
+    assert explanation() == "next: return the loss."
     write({"step": ["        return loss"]})
-    assert said(succeeds=True) == "every quantity agrees with the equations."
+    assert explanation(succeeds=True) == "every quantity agrees with the equations."
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_documented_mutant_counts_equal_the_recorded_ones():
     rows, lines = recorded_mutants(), WRONG_LINE.splitlines()
     for column in ("lesson", "kind"):
         for value in {row[column] for row in rows}:
-            own = [row for row in rows if row[column] == value]
-            noticed, named = (sum(row[outcome] == "1" for row in own) for outcome in ("noticed", "named"))
-            assert f"| {value} | {len(own)} | {noticed} | {named} |" in lines
+            matching = [row for row in rows if row[column] == value]
+            noticed, named = (sum(row[outcome] == "1" for row in matching) for outcome in ("noticed", "named"))
+            assert f"| {value} | {len(matching)} | {noticed} | {named} |" in lines
     named = sum(row["named"] == "1" for row in rows)
     assert f"| all | {len(rows)} | {len(rows)} | {named} ({100 * named / len(rows):.1f} %) |" in lines
     readme = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())

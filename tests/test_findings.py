@@ -48,7 +48,7 @@ def parity_of(names: Iterable[str], problem: str = "two_layer", failed: tuple[st
 
 def noisy(median: float, seed: int, processes: int = 4, rounds: int = 8) -> dict[int, Any]:
     generator = np.random.default_rng(seed)
-    return {each: median * (1 + 0.02 * generator.standard_normal(rounds)) for each in range(processes)}
+    return {process: median * (1 + 0.02 * generator.standard_normal(rounds)) for process in range(processes)}
 
 
 def case(medians: dict[str, float], *, disturbed: str = "", **sizes: int) -> Case:
@@ -70,10 +70,10 @@ def judged(
     benchmark = Benchmark(cases, quiet(device))
     parity = parity_of(names, cases[0].problem, failed)
     known = STRUCTURES | (structures or {})
-    found = findings.findings(benchmark, parity, {cases[0].problem: cases[0].sizes}, known)
-    keys = [finding.claim.judge.__name__ for finding in found]
-    keys = [f.claim.subject if key == "computes_the_same" else key for key, f in zip(keys, found, strict=True)]
-    return dict(zip(keys, found, strict=True))
+    judged_claims = findings.findings(benchmark, parity, {cases[0].problem: cases[0].sizes}, known)
+    keys = [finding.claim.judge.__name__ for finding in judged_claims]
+    keys = [f.claim.subject if key == "computes_the_same" else key for key, f in zip(keys, judged_claims, strict=True)]
+    return dict(zip(keys, judged_claims, strict=True))
 
 
 def test_multiple_on_a_cpu_uses_the_fastest_matrix_products():
@@ -119,20 +119,20 @@ def replayed(medians: dict[str, float], **sizes: Any) -> Case:
 
 
 def test_ablation_of_autograd_on_a_gpu_uses_eager_steps():
-    found = ablations_in([replayed(REPLAYED)], "cuda:0", "torch_tensors", "torch_autograd", "numpy_arrays")
-    autograd = found["Autograd"]
+    headlines = ablations_in([replayed(REPLAYED)], "cuda:0", "torch_tensors", "torch_autograd", "numpy_arrays")
+    autograd = headlines["Autograd"]
     assert autograd.ratio
     assert autograd.ratio.value == pytest.approx(1.5, rel=0.05)
     assert "torch_autograd and torch_tensors ran eagerly: replaying a CUDA graph runs no Python" in autograd.text
-    gpu = found["The GPU, over NumPy"]
+    gpu = headlines["The GPU, over NumPy"]
     assert gpu.ratio
     assert gpu.ratio.value == pytest.approx(0.01, rel=0.05)  # what a training on the GPU does: it replays
     assert "eagerly" not in gpu.text
 
 
 def test_ablation_of_cuda_graphs_compares_replayed_and_eager_steps():
-    found = ablations_in([replayed(REPLAYED)], "cuda:0", "torch_tensors", "torch_autograd")
-    replaying = found["Replaying torch_autograd"]
+    headlines = ablations_in([replayed(REPLAYED)], "cuda:0", "torch_tensors", "torch_autograd")
+    replaying = headlines["Replaying torch_autograd"]
     assert replaying.ratio
     assert replaying.ratio.value == pytest.approx(4 / 30, rel=0.05)
     assert re.search(
@@ -142,21 +142,21 @@ def test_ablation_of_cuda_graphs_compares_replayed_and_eager_steps():
 
 
 def test_claim_on_step_times_on_a_gpu_uses_eager_steps():
-    found = judged([replayed(REPLAYED)], "torch_tensors", "torch_autograd", device="cuda:0")["torch_autograd"]
-    assert re.search(r"A step takes 1\.[45]\d* × \(", found.text)
-    assert "ran eagerly: replaying" in found.text
-    assert found.samples.startswith("eager/torch_autograd, eager/torch_tensors at 64")
+    finding = judged([replayed(REPLAYED)], "torch_tensors", "torch_autograd", device="cuda:0")["torch_autograd"]
+    assert re.search(r"A step takes 1\.[45]\d* × \(", finding.text)
+    assert "ran eagerly: replaying" in finding.text
+    assert finding.samples.startswith("eager/torch_autograd, eager/torch_tensors at 64")
 
 
 def test_claim_on_the_python_loop_on_a_gpu_uses_eager_steps():
     loop = {"torch_loop": 1e-4, "tensorflow_scan": 9e-3}
     short = replayed(loop | {"eager/torch_loop": 4e-3}, min_length=1, max_length=32)
     long = replayed(loop | {"eager/torch_loop": 8e-3}, min_length=32, max_length=32)
-    (said,) = loops([short, long], "torch_loop")
-    assert re.search(r"takes (1\.9|2)\d* × .* as long \(slower\)", said)
-    found = judged([short, long], "torch_loop", "tensorflow_scan", device="cuda:0")["defines_graphs"]
-    assert "torch_loop ran eagerly" in found.text
-    assert "the gradient of `tf.gather_nd`, on the CPU" in found.text
+    (sentence,) = loops([short, long], "torch_loop")
+    assert re.search(r"takes (1\.9|2)\d* × .* as long \(slower\)", sentence)
+    finding = judged([short, long], "torch_loop", "tensorflow_scan", device="cuda:0")["defines_graphs"]
+    assert "torch_loop ran eagerly" in finding.text
+    assert "the gradient of `tf.gather_nd`, on the CPU" in finding.text
     on_cpu = judged([short, long], "torch_loop", "tensorflow_scan")["defines_graphs"]
     assert "gather_nd" not in on_cpu.text
 
@@ -268,32 +268,32 @@ def test_claim_of_the_static_graph_holds_if_it_pays_for_itself_at_all_sizes(eage
         case({f"build/{name}": 0.1, f"eager/{name}": seconds, name: 1e-3}, batch_size=batch)
         for batch, seconds in enumerate(eager, 1)
     ]
-    found = judged(cases, name)["pays_for_itself"]
-    assert found.verdict == expected
-    assert ("so it never is" in found.text) == (expected != "holds")
+    finding = judged(cases, name)["pays_for_itself"]
+    assert finding.verdict == expected
+    assert ("so it never is" in finding.text) == (expected != "holds")
 
 
 def test_claim_of_the_static_graph_does_not_hold_with_equal_times():
     name = "tensorflow_graph"
-    found = judged([case({f"build/{name}": 0.1, f"eager/{name}": 1e-3, name: 1e-3})], name)["pays_for_itself"]
-    assert found.verdict in ("cannot tell", "does not hold")  # the same within 5 %, and so never paid back
-    assert "after" not in found.text
+    finding = judged([case({f"build/{name}": 0.1, f"eager/{name}": 1e-3, name: 1e-3})], name)["pays_for_itself"]
+    assert finding.verdict in ("cannot tell", "does not hold")  # the same within 5 %, and so never paid back
+    assert "after" not in finding.text
 
 
 def test_claim_on_two_implementations_names_its_samples():
     cases = [case({"torch_tensors": 2e-4, "torch_autograd": 4e-4})]
-    found = judged(cases, "torch_tensors", "torch_autograd")["torch_autograd"]
-    assert re.search(r"A step takes (1\.9|2|2\.0)\d* × \(.*: slower\.", found.text)
-    assert found.samples == "torch_autograd, torch_tensors at 64 × 1000 × 100 × 10, 4 processes"
+    finding = judged(cases, "torch_tensors", "torch_autograd")["torch_autograd"]
+    assert re.search(r"A step takes (1\.9|2|2\.0)\d* × \(.*: slower\.", finding.text)
+    assert finding.samples == "torch_autograd, torch_tensors at 64 × 1000 × 100 × 10, 4 processes"
 
 
 @pytest.mark.parametrize("failed", ["torch_tensors", "torch_autograd"])
 def test_claim_of_an_implementation_that_fails_the_parity_check_does_not_hold(failed: str):
     cases, names = [case({"torch_tensors": 2e-4, "torch_autograd": 4e-4})], ("torch_tensors", "torch_autograd")
     assert judged(cases, *names)["torch_autograd"].verdict == "holds"
-    found = judged(cases, *names, failed=(failed,))["torch_autograd"]
-    assert found.verdict == "does not hold"
-    assert f"{failed} failed the parity check" in found.text
+    finding = judged(cases, *names, failed=(failed,))["torch_autograd"]
+    assert finding.verdict == "does not hold"
+    assert f"{failed} failed the parity check" in finding.text
 
 
 @pytest.mark.parametrize(
@@ -322,9 +322,9 @@ def test_claim_of_the_loop_in_the_graph_follows_from_counts_and_parity(
     planted: dict[str, Structure], failed: tuple[str, ...], expected: str
 ):
     measured = case({"torch_loop": 4e-3, "tensorflow_scan": 9e-3}, min_length=1, max_length=32)
-    found = judged([measured], "tensorflow_scan", "torch_loop", structures=planted, failed=failed)["defines_graphs"]
-    assert found.verdict == expected
-    assert "on batches of 5 different lengths" in found.text
+    finding = judged([measured], "tensorflow_scan", "torch_loop", structures=planted, failed=failed)["defines_graphs"]
+    assert finding.verdict == expected
+    assert "on batches of 5 different lengths" in finding.text
 
 
 @pytest.mark.parametrize(
@@ -343,40 +343,40 @@ def test_claim_of_fusion_follows_from_operation_counts_and_times(
     measured = case({"tensorflow_graph": 1e-3, "tensorflow_graph+no_xla": without})
     before, after = operations
     structure = Structure(5, 0, 1, operations_before=before, operations_after=after)
-    found = judged([measured], "tensorflow_graph", structures={"tensorflow_graph": structure})["fuses"]
-    assert found.verdict in ((expected,) if isinstance(expected, str) else expected)
+    finding = judged([measured], "tensorflow_graph", structures={"tensorflow_graph": structure})["fuses"]
+    assert finding.verdict in ((expected,) if isinstance(expected, str) else expected)
 
 
 def test_claim_without_a_criterion_is_an_illustration():
     measured = case({"numpy_arrays": 2e-4, "torch_tensors": 2e-4, "torch_autograd": 4e-4})
-    found = judged([measured], "numpy_arrays", "torch_tensors", "torch_autograd")
-    for name, finding in found.items():
+    claims = judged([measured], "numpy_arrays", "torch_tensors", "torch_autograd")
+    for name, finding in claims.items():
         assert (finding.verdict == ILLUSTRATION) == (not finding.claim.criterion), name
-    same = found["looks_the_same"]
+    same = claims["looks_the_same"]
     assert any(line.startswith("+") for line in same.lines)
     assert any(line.startswith("-") for line in same.lines)
-    assert re.search(r"`numpy_arrays` \d+, `torch_tensors` \d+, `torch_autograd` 1", found["gets_hairy"].text)
+    assert re.search(r"`numpy_arrays` \d+, `torch_tensors` \d+, `torch_autograd` 1", claims["gets_hairy"].text)
 
 
 def test_busy_machine_gives_the_reason_and_no_ratio():
     cases = [case({"torch_tensors": 2e-4, "torch_autograd": 4e-4}, disturbed=BUSY)]
-    found = judged(cases, "torch_tensors", "torch_autograd")["torch_autograd"]
-    assert "×" not in found.text
-    assert f"cannot tell: {BUSY}" in found.text
+    finding = judged(cases, "torch_tensors", "torch_autograd")["torch_autograd"]
+    assert "×" not in finding.text
+    assert f"cannot tell: {BUSY}" in finding.text
 
 
 def test_disturbed_size_does_not_remove_ratios_of_other_sizes():
     measured = case({"torch_tensors": 2e-4, "torch_autograd": 4e-4})
     disturbed = case({"torch_tensors": 2e-4, "torch_autograd": 4e-4}, disturbed=BUSY, batch_size=128)
     assert disturbed.ratio(TENSORS, Candidate("torch_autograd")) is None
-    found = ablations_in([measured, disturbed], "cpu", "torch_tensors", "torch_autograd")["Autograd"]
-    assert found.ratio
+    headline = ablations_in([measured, disturbed], "cpu", "torch_tensors", "torch_autograd")["Autograd"]
+    assert headline.ratio
 
 
 def ablations_in(cases: list[Case], device: str, *names: str) -> dict[str, findings.Ablation]:
     benchmark = Benchmark(cases, quiet(device))
     rows = parity_of(names)
-    return {each.idea: each for each in findings.ablations(benchmark, rows, {"two_layer": SIZES})}
+    return {headline.idea: headline for headline in findings.ablations(benchmark, rows, {"two_layer": SIZES})}
 
 
 def ablations_of(
@@ -401,19 +401,19 @@ MEDIANS = {
 
 
 def test_ablation_has_a_ratio_an_interval_and_a_verdict():
-    found = ablations_of(MEDIANS)
+    headlines = ablations_of(MEDIANS)
     # No own Function and no loop was run; XLA was not left out.
-    assert [*found] == ["Autograd", "The static graph", "Fusing operations up front", "The GPU"]
-    autograd = found["Autograd"]
+    assert [*headlines] == ["Autograd", "The static graph", "Fusing operations up front", "The GPU"]
+    autograd = headlines["Autograd"]
     assert autograd.ratio
     assert autograd.ratio.low < 2 < autograd.ratio.high
     assert autograd.verdict == "slower"
     assert re.match(r"A step takes (1\.9|2)\d* × \([\d.]+ … [\d.]+\) as long as one whose", autograd.text)
-    graph = found["The static graph"]
+    graph = headlines["The static graph"]
     assert graph.ratio
     assert graph.ratio.value == pytest.approx(0.2, rel=0.05)
     assert re.search(r"\. What the graph costs to build is paid back after (9\d|10\d) steps \(", graph.text)
-    assert found["Fusing operations up front"].text == "Cannot tell: the graph is too large for XLA to be used."
+    assert headlines["Fusing operations up front"].text == "Cannot tell: the graph is too large for XLA to be used."
 
 
 def test_headline_compares_one_difference_or_states_several():
@@ -434,9 +434,9 @@ def test_headline_compares_one_difference_or_states_several():
 
 def test_ablation_of_the_gpu_has_a_ratio_only_with_a_gpu():
     assert ablations_of(MEDIANS)["The GPU"] == ("The GPU", "This run had no CUDA device.", None)
-    found = ablations_of(MEDIANS | {"cpu/torch_tensors": 2e-3}, device="cuda:0")
+    headlines = ablations_of(MEDIANS | {"cpu/torch_tensors": 2e-3}, device="cuda:0")
     for idea, expected in (("The GPU", 0.5), ("The GPU, over NumPy", 0.25)):
-        ratio = found[idea].ratio
+        ratio = headlines[idea].ratio
         assert ratio
         assert ratio.value == pytest.approx(expected, rel=0.05)
 

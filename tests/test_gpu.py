@@ -178,10 +178,10 @@ def test_batches_of_other_lengths_drop_all_graphs(name: str):
     eager = open_implementation(name, lesson.problem, GPU, eagerly=True).create(lesson.initial, 0.1)
     loop, losses = lesson.create(), []
     shorter = lesson.chunk | {"lengths": np.maximum(1, lesson.chunk["lengths"] - 1)}
-    for each in (eager, loop):
+    for one in (eager, loop):
         for chunk in (lesson.chunk, shorter, lesson.chunk):
-            each.place(chunk)
-            losses.append(lesson.run(each, 8))
+            one.place(chunk)
+            losses.append(lesson.run(one, 8))
     np.testing.assert_array_equal(np.concatenate(losses[:3]), np.concatenate(losses[3:]))
     same_bits(eager, loop)
     assert loop.captures == 9
@@ -318,9 +318,9 @@ def test_training_lowers_the_loss_and_its_gradient_equals_the_reference(name: st
     reference, gradients = lesson.reference()
     assert training.losses[0] == pytest.approx(reference, rel=1e-4)
     assert training.losses[-1] < training.losses[0]
-    found = outputs(opened.create, training.loop, data, 8)
+    trained = outputs(opened.create, training.loop, data, 8)
     for key, gradient in gradients.items():
-        np.testing.assert_allclose(found[f"gradient.{key}"], gradient, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(trained[f"gradient.{key}"], gradient, rtol=1e-3, atol=1e-5)
     if name in TORCH:
         assert (training.loop.captures, training.loop.replays) == (3, 27)
         assert stopwatch.seconds["compile"] > 0

@@ -64,13 +64,13 @@ def node(graph: Graph, **attributes: Any) -> Node:
 
 def taken(graph: Graph, target: Node) -> list[tuple[str, str]]:
     """The names of a node's sources, or their labels where they have none, and the shapes."""
-    by_id = {each.id: each for each in graph.nodes}
+    by_id = {node.id: node for node in graph.nodes}
     sources = [(by_id[edge.source], edge.shape) for edge in graph.edges if edge.target == target.id and not edge.again]
     return [(source.name or source.label, shape) for source, shape in sources]
 
 
 def again(graph: Graph) -> list[tuple[str, str]]:
-    names = {each.id: each.name or each.label for each in graph.nodes}
+    names = {node.id: node.name or node.label for node in graph.nodes}
     return [(names[edge.source], names[edge.target]) for edge in graph.edges if edge.again]
 
 
@@ -87,7 +87,7 @@ def test_lesson_without_a_recorded_graph_shows_the_graph_of_its_equations(graphs
 
 def test_each_equation_gives_a_node_and_edges_with_shapes(graphs: Any):
     (graph,) = graphs["two_layer"]
-    by_group = {group: [each.name for each in nodes(graph, group=group)] for group in (*layout.GROUPS, "data")}
+    by_group = {group: [item.name for item in nodes(graph, group=group)] for group in (*layout.GROUPS, "data")}
     assert by_group == {
         "forward": ["h", "h_relu", "y_pred", "loss"],
         "backward": ["grad_y_pred", "grad_w2", "grad_h_relu", "grad_h", "grad_w1"],
@@ -110,36 +110,36 @@ def test_equations_of_a_loop_have_edges_to_the_next_time_step(graphs: Any):
 def test_autograd_graph_has_the_nodes_that_autograd_recorded(graphs: Any):
     (graph,) = graphs["torch_autograd"]
     labels = ["AccumulateGrad", "AccumulateGrad", "MmBackward0", "MmBackward0", "MseLossBackward0", "ReluBackward0"]
-    assert sorted(each.label for each in graph.nodes) == labels
-    assert {each.name for each in nodes(graph, kind="weight")} == {"w1", "w2"}
+    assert sorted(item.label for item in graph.nodes) == labels
+    assert {item.name for item in nodes(graph, kind="weight")} == {"w1", "w2"}
     assert taken(graph, node(graph, name="y_pred")) == [("h_relu", "N × hidden"), ("w2", "hidden × outputs")]
     assert taken(graph, node(graph, name="loss")) == [("y_pred", "N × outputs")]
 
 
 def test_torch_operations_have_the_names_used_in_code(graphs: Any):
-    plain = {each.plain for name in ("torch_autograd", "torch_loop") for graph in graphs[name] for each in graph.nodes}
+    plain = {node.plain for name in ("torch_autograd", "torch_loop") for graph in graphs[name] for node in graph.nodes}
     assert plain - {""} == {"matmul", "relu", "mse_loss", "split", "slice", "add", "cat"}
 
 
 def test_quantity_has_the_same_name_in_all_graphs_of_a_problem(graphs: Any):
     """No variable of these lessons holds h, h_relu, or the gradients between loss and weights."""
     for name in ("torch_autograd", "torch_function", "tensorflow_graph"):
-        forward = [each.name for each in nodes(graphs[name][0], group="forward") if each.name]
+        forward = [node.name for node in nodes(graphs[name][0], group="forward") if node.name]
         assert forward == ["h", "h_relu", "y_pred", "loss"], name
-    backward = {each.name for each in nodes(graphs["tensorflow_graph"][0], group="backward")}
+    backward = {node.name for node in nodes(graphs["tensorflow_graph"][0], group="backward")}
     assert backward == {"", "grad_y_pred", "grad_w2", "grad_h_relu", "grad_h", "grad_w1"}
     for name in ("torch_loop", "tensorflow_scan"):
-        assert {"z", "h", "y_pred", "loss"} <= {each.name for each in graphs[name][-1].nodes}
+        assert {"z", "h", "y_pred", "loss"} <= {node.name for node in graphs[name][-1].nodes}
     (scan,) = graphs["tensorflow_scan"]
-    assert {"grad_y_pred", "grad_h", "grad_z"} <= {each.name for each in scan.nodes}
-    assert [each.name for each in nodes(scan, label="ReluGrad")] == ["grad_z"]
+    assert {"grad_y_pred", "grad_h", "grad_z"} <= {node.name for node in scan.nodes}
+    assert [node.name for node in nodes(scan, label="ReluGrad")] == ["grad_z"]
 
 
 def test_nodes_of_a_python_loop_have_their_time_step(graphs: Any):
     for graph, steps in zip(graphs["torch_loop"], (2, 4), strict=True):
-        assert [each.time for each in nodes(graph, name="h", plain="relu")] == list(range(1, steps + 1))
-        assert {each.time for each in graph.nodes} == {None, *range(1, steps + 1)}
-    assert {each.time for name in ("torch_autograd", "tensorflow_scan") for each in graphs[name][0].nodes} == {None}
+        assert [node.time for node in nodes(graph, name="h", plain="relu")] == list(range(1, steps + 1))
+        assert {node.time for node in graph.nodes} == {None, *range(1, steps + 1)}
+    assert {node.time for name in ("torch_autograd", "tensorflow_scan") for node in graphs[name][0].nodes} == {None}
 
 
 def test_function_of_the_lesson_is_a_node_with_its_name(graphs: Any):
@@ -150,14 +150,14 @@ def test_function_of_the_lesson_is_a_node_with_its_name(graphs: Any):
 
 def test_traced_graph_contains_the_gradient_and_the_update(graphs: Any):
     (graph,) = graphs["tensorflow_graph"]
-    assert [each.name for each in nodes(graph, label="AssignSub")] == ["w1", "w2"]
-    for each in nodes(graph, kind="operation"):
-        assert (each.group == "backward") == each.detail.startswith("gradient_tape/"), each
-    assert {"x", "y", "w1", "w2", "y_pred", "loss", "grad_w1", "grad_w2"} <= {each.name for each in graph.nodes}
-    assert {each.plain for each in nodes(graph, group="update")} == {"multiply(learning_rate, ·)", "subtract in place"}
+    assert [item.name for item in nodes(graph, label="AssignSub")] == ["w1", "w2"]
+    for item in nodes(graph, kind="operation"):
+        assert (item.group == "backward") == item.detail.startswith("gradient_tape/"), item
+    assert {"x", "y", "w1", "w2", "y_pred", "loss", "grad_w1", "grad_w2"} <= {item.name for item in graph.nodes}
+    assert {item.plain for item in nodes(graph, group="update")} == {"multiply(learning_rate, ·)", "subtract in place"}
     assert taken(graph, node(graph, name="grad_w1"))[0] == ("x", "N × inputs")
     # The mask, and both factors of the gradient of mean((y_pred - y)²).
-    labels = {each.label for each in graph.nodes}
+    labels = {item.label for item in graph.nodes}
     assert {"ReluGrad", "Mul(·, 2)", "RealDiv(1, N·outputs)", "Mul(learning_rate, ·)"} <= labels
     assert not labels & {"Const", "Identity", "NoOp", "Shape", "Reshape", "ReadVariableOp", "Tile"}
 
@@ -169,9 +169,9 @@ def test_loop_in_the_graph_is_one_node_with_its_body(graphs: Any):
     assert (forward.group, backward.group) == ("forward", "backward")
     for loop, products in ((forward, 1), (backward, 2)):
         body = nodes(graph, within=loop.id)
-        assert sum(each.label.startswith("MatMul") for each in body) == products
-        assert {each.group for each in body} == {loop.group, "data"}
-        assert len({each.detail for each in body}) == len(body), "an operation stands twice"
+        assert sum(item.label.startswith("MatMul") for item in body) == products
+        assert {item.group for item in body} == {loop.group, "data"}
+        assert len({item.detail for item in body}) == len(body), "an operation stands twice"
     assert taken(graph, node(graph, within=forward.id, label="MatMul")) == [
         ("h", "N × hidden"),
         ("wh", "hidden × hidden"),
@@ -187,8 +187,8 @@ def test_python_loop_records_a_longer_graph_for_a_longer_batch(graphs: Any):
     for graph, steps, total in zip(graphs["torch_loop"], (2, 4), (8, 16), strict=True):
         assert graph.title.endswith(f"on a batch of 7 examples of up to {steps} time steps, {total} in all")
         assert len(nodes(graph, name="h", label="ReluBackward0")) == steps
-        assert [each.label for each in nodes(graph, name="y_pred")] == ["MmBackward0"]
-        assert {each.name for each in nodes(graph, kind="weight")} == {"wx", "wh", "wo"}
+        assert [node.label for node in nodes(graph, name="y_pred")] == ["MmBackward0"]
+        assert {node.name for node in nodes(graph, kind="weight")} == {"wx", "wh", "wo"}
     # All 16 time steps of the batch at once, then 7, 5, 3 and 1 running examples: no size is taken for another one.
     longest = graphs["torch_loop"][-1]
     rows = {edge.shape.removesuffix(" × hidden") for edge in longest.edges if edge.shape.endswith(" × hidden")}
@@ -322,8 +322,8 @@ def edited(name: str, folder: Path, edits: list[tuple[str, str]]) -> Callable[[W
 @pytest.mark.parametrize("name", LAYER)
 def test_one_more_layer_is_recorded_and_drawn(graphs: Any, name: str, tmp_path: Path):
     (graph,) = record_graphs(name, LESSONS[name], edited(name, tmp_path, MORE[name]), "float32")
-    assert {(each.name, each.label) for each in graph.nodes} >= LAYER[name]
-    assert not LAYER[name] & {(each.name, each.label) for each in graphs[name][0].nodes}
+    assert {(item.name, item.label) for item in graph.nodes} >= LAYER[name]
+    assert not LAYER[name] & {(item.name, item.label) for item in graphs[name][0].nodes}
     picture, _ = drawing.svg(graph)
     for called, label in LAYER[name]:
         assert f">{called or node(graph, name=called, label=label).plain}</text>" in picture
@@ -410,8 +410,8 @@ def test_xla_fuses_operations_into_fewer_instructions(structures: dict[str, Stru
     assert structure.operations_before == 18
     assert structure.operations_after is not None
     assert 5 <= structure.operations_after < 18
-    others = [each for name, each in structures.items() if name != "tensorflow_graph"]
-    assert {(each.operations_before, each.operations_after) for each in others} == {(None, None)}
+    others = [other for name, other in structures.items() if name != "tensorflow_graph"]
+    assert {(other.operations_before, other.operations_after) for other in others} == {(None, None)}
 
 
 def test_one_more_layer_adds_its_operations(structures: dict[str, Structure], tmp_path: Path):
@@ -455,7 +455,7 @@ ENTRY %step.2 (arg0.1: f32[7,23], arg1.1: f32[23,19]) -> (f32[7,19]) {
 
 
 def pictures(picture: layout.Picture) -> list[layout.Picture]:
-    return [picture, *(each for inside in picture.inside.values() for each in pictures(inside))]
+    return [picture, *(inner for inside in picture.inside.values() for inner in pictures(inside))]
 
 
 def overlap(one: layout.Box, other: layout.Box) -> bool:
@@ -464,18 +464,18 @@ def overlap(one: layout.Box, other: layout.Box) -> bool:
 
 def curve(points: list[layout.Point]) -> list[tuple[float, float]]:
     """Points on the Bézier curves of a line."""
-    found = []
+    curve_points = []
     for index in range(0, len(points) - 1, 3):
         start, one, two, end = np.array(points[index : index + 4])
         for t in np.linspace(0, 1, 25):
             x, y = (1 - t) ** 3 * start + 3 * (1 - t) ** 2 * t * one + 3 * (1 - t) * t**2 * two + t**3 * end
-            found.append((float(x), float(y)))
-    return found
+            curve_points.append((float(x), float(y)))
+    return curve_points
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_boxes_do_not_overlap_and_lines_cross_no_node(graphs: Any, name: str):
-    for picture in (each for graph in graphs[name] for each in pictures(layout.arrange(graph))):
+    for picture in (picture for graph in graphs[name] for picture in pictures(layout.arrange(graph))):
         boxes = [*(box for _, box in picture.nodes), *(box for _, box in picture.shapes)]
         for one, other in combinations(boxes, 2):
             assert not overlap(one, other), (one, other)
@@ -493,10 +493,10 @@ def test_bands_are_in_order_and_contain_their_nodes(graphs: Any, name: str):
         assert list(picture.bands) == [group for group in layout.GROUPS if group in picture.bands]
         for above, below in pairwise(picture.bands.values()):
             assert above.low <= below.y
-        for each, box in picture.nodes:
+        for node, box in picture.nodes:
             bands = [group for group, band in picture.bands.items() if overlap(box, band)]
             assert len(bands) == 1
-            assert each.group in (*bands, "data")
+            assert node.group in (*bands, "data")
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -508,13 +508,13 @@ def test_every_node_and_edge_is_drawn(graphs: Any, name: str):
         assert not re.search(r"\d\.\d\d", text), "coordinates are rounded"
         root = ElementTree.fromstring(text)  # noqa: S314 (our own)
         assert (root.get("role"), root.get("width"), next(iter(root)).text) == ("img", str(width), graph.title)
-        assert not [each for each in root.iter() if each.get("id")]
-        drawn = [(each.get("data-name"), (each.get("class") or "").split()) for each in root.iter()]
+        assert not [element for element in root.iter() if element.get("id")]
+        drawn = [(element.get("data-name"), (element.get("class") or "").split()) for element in root.iter()]
         for group in layout.GROUPS:
             names = [str(called) for called, classes in drawn if {"node", group} <= set(classes)]
-            assert sorted(names) == sorted(each.name for each in nodes(graph, group=group))
+            assert sorted(names) == sorted(node.name for node in nodes(graph, group=group))
         assert sum(classes == ["head"] for _, classes in drawn) == len(graph.edges)
-        shapes = {each.text for each in root.iter() if each.get("class") == "shape"} - {layout.LEGEND}
+        shapes = {element.text for element in root.iter() if element.get("class") == "shape"} - {layout.LEGEND}
         assert shapes == {edge.shape for edge in graph.edges if edge.shape and not edge.again}
 
 

@@ -25,8 +25,8 @@ def simulated(
     A slow tenth of a second of the machine, up to three times as slow, is slow for both.
     """
     drift = np.exp(generator.uniform(0, np.log(3), (processes, rounds)))
-    own = np.exp(between * generator.standard_normal((processes, 1)))
-    above = true * own * drift * np.exp(within * generator.standard_normal((processes, rounds)))
+    process_means = np.exp(between * generator.standard_normal((processes, 1)))
+    above = true * process_means * drift * np.exp(within * generator.standard_normal((processes, rounds)))
     below = drift * np.exp(within * generator.standard_normal((processes, rounds)))
     return list(above), list(below)
 
@@ -46,8 +46,8 @@ def test_interval_covers_the_true_ratio_with_the_stopping_rule(rounds: str, betw
     generator, trials, covered = np.random.default_rng(0), 600, 0
     for _ in range(trials):
         times = simulated(generator, MOST_PROCESSES, ROUNDS[rounds], between=between, within=within, true=1.5)
-        found = stopped(*times, within=0.05)
-        covered += found.low <= 1.5 <= found.high
+        estimate = stopped(*times, within=0.05)
+        covered += estimate.low <= 1.5 <= estimate.high
     assert covered / trials >= 0.935  # at least 95 %, less what 600 trials may be off
 
 
@@ -59,8 +59,8 @@ def test_stopping_rule_would_make_a_95_percent_interval_cover_too_little():
         logs = 0.06 * generator.standard_normal(MOST_PROCESSES)
         for level in covered:
             looks = [mean(list(logs[:count]), level) for count in range(LEAST_PROCESSES, MOST_PROCESSES + 1)]
-            found = next((look for look in looks if look.high - look.value <= 0.05), looks[-1])
-            covered[level] += found.low <= 0 <= found.high
+            estimate = next((look for look in looks if look.high - look.value <= 0.05), looks[-1])
+            covered[level] += estimate.low <= 0 <= estimate.high
     assert covered[0.95] / trials < 0.94
     assert 0.945 <= covered[LEVEL] / trials <= 0.97
 
@@ -74,14 +74,14 @@ def test_ratio_of_the_fastest_rounds_varies_more_where_the_machine_drifts():
         "fastest": lambda above, below: np.log(above.min() / below.min()),
         "lower quartile": lambda above, below: np.log(np.quantile(above, 0.25) / np.quantile(below, 0.25)),
     }
-    found = {name: [] for name in statistics}
+    ratios = {name: [] for name in statistics}
     for above, below in zip(
         *simulated(generator, 500, ROUNDS["dvc repro"], between=0, within=0.05, true=1), strict=True
     ):
         independent = np.exp(generator.uniform(0, np.log(1.3), len(above)))  # what a turn of its own has of the drift
         for name, statistic in statistics.items():
-            found[name].append(statistic(above * independent, below))
-    deviations = {name: np.std(values) for name, values in found.items()}
+            ratios[name].append(statistic(above * independent, below))
+    deviations = {name: np.std(values) for name, values in ratios.items()}
     assert deviations["paired median"] < 0.7 * deviations["fastest"]
     assert deviations["paired median"] < 0.7 * deviations["lower quartile"]
 

@@ -89,9 +89,9 @@ def opened(address: str) -> Iterator[Any]:
 
 
 def section(page: str, name: str) -> str:
-    found = re.search(rf'<section id="{name}".*?</section>', page, re.DOTALL)
-    assert found, f"the page has no section {name}"
-    return found[0]
+    match = re.search(rf'<section id="{name}".*?</section>', page, re.DOTALL)
+    assert match, f"the page has no section {name}"
+    return match[0]
 
 
 def text(markup: str) -> str:
@@ -220,7 +220,7 @@ def test_difference_marks_words_and_folds_unchanged_lines():
 
 def test_lesson_is_compared_with_the_most_similar_earlier_lesson(page: str):
     before = {name: re.search(r'What changes from <a href="#(.*?)"', section(page, name)) for name in ORDER}
-    assert {name: found and found[1] for name, found in before.items()} == {
+    assert {name: match and match[1] for name, match in before.items()} == {
         "numpy_arrays": None,
         "torch_tensors": "numpy_arrays",
         "torch_autograd": "torch_tensors",
@@ -236,23 +236,23 @@ def test_lesson_is_compared_with_the_most_similar_earlier_lesson(page: str):
 
 @pytest.mark.parametrize("name", ORDER)
 def test_lesson_has_idea_equations_code_graph_and_cost(results: dict[str, Any], page: str, name: str):
-    found = section(page, name)
-    words, row = text(found), results["parity"].implementations[name]
+    part = section(page, name)
+    words, row = text(part), results["parity"].implementations[name]
     for paragraph in source_of(name).split('"""')[1].split("\n\n"):
         if not paragraph.startswith("    "):
             assert " ".join(paragraph.replace("`", "").split()) in words
     for equation in equations(load_problem(LESSONS[name]).__doc__ or ""):
-        assert mathml(equation) in found
+        assert mathml(equation) in part
     for line in source_of(name).splitlines():
         assert " ".join(line.split()) in words
-    assert f"{row.test_loss:.4f}" in found
+    assert f"{row.test_loss:.4f}" in part
     assert f"gradient off by {row.parity.gradient:.1e}, at most 1e-03" in words
-    drawn = re.findall(r'<g class="node [^>]*data-name="(.*?)"', found)
+    drawn = re.findall(r'<g class="node [^>]*data-name="(.*?)"', part)
     for graph in results["graphs"][name]:
         operations = sum(node.kind in ("operation", "loop") for node in graph.nodes)
         assert f"{graph.title}. It has {operations} operations" in words
         assert {html.escape(node.name) for node in graph.nodes} <= set(drawn)
-    assert ("On paper: nothing is recorded" in found) == (name in ("numpy_arrays", "torch_tensors"))
+    assert ("On paper: nothing is recorded" in part) == (name in ("numpy_arrays", "torch_tensors"))
 
 
 def test_lessons_are_listed_in_the_order_of_params(page: str):
@@ -350,9 +350,9 @@ def test_page_without_ratios_gives_the_reason(results: dict[str, Any], page: str
     case = samples.Case("two_layer", results["params"].problems["two_layer"].sizes, seconds, {0: reason}, on_gpu=False)
     disturbed = write(**results | {"benchmark": results["benchmark"]._replace(cases=[case])})
     sentences = ("This run had no benchmark", f"its times are not used: {reason}.")
-    for markup, (said, unsaid) in ((page, sentences), (disturbed, sentences[::-1])):
-        assert all(said in text(section(markup, name)) for name in ("tensorflow_graph", "step-times"))
-        assert unsaid not in text(markup)
+    for markup, (expected, absent) in ((page, sentences), (disturbed, sentences[::-1])):
+        assert all(expected in text(section(markup, name)) for name in ("tensorflow_graph", "step-times"))
+        assert absent not in text(markup)
         assert "The benchmark gave no" not in text(markup)
 
 
@@ -448,9 +448,9 @@ def test_every_exercise_is_shown_with_its_lesson(page: str):
         assert source_of(name).count(exercise.old) == 1
         for part in (*exercise.old.splitlines(), *exercise.new.splitlines(), exercise.command, exercise.promised):
             assert " ".join(part.split()) in shown
-        asked, answered = shown.split("What it prints, and why")
-        assert "What do you expect?" in asked
-        assert exercise.why[:20] in answered
+        question, answer = shown.split("What it prints, and why")
+        assert "What do you expect?" in question
+        assert exercise.why[:20] in answer
     assert len({exercise.promised + exercise.new.strip() for exercise in EXERCISES.values()}) == len(EXERCISES)
 
 
@@ -515,8 +515,10 @@ def press(opened: Any, key: str) -> str:
 @in_a_browser
 def test_page_fetches_nothing_and_reports_no_error(opened: Any, address: str):
     messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    asked = {each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"}
-    assert {url for url in asked if not url.startswith(("chrome:", "data:"))} == {address}
+    requested = {
+        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
+    }
+    assert {url for url in requested if not url.startswith(("chrome:", "data:"))} == {address}
     assert opened.get_log("browser") == []
 
 

@@ -134,9 +134,9 @@ def test_missing_key_is_named_in_the_error(tmp_path: Path):
     ],
 )
 def test_scalar_is_read_as_dvc_reads_it_or_as_text(scalar: str):
-    ours = yaml.load(f"key: {scalar}\n", _StrictLoader)["key"]  # noqa: S506 (a safe one)
+    value = yaml.load(f"key: {scalar}\n", _StrictLoader)["key"]  # noqa: S506 (a safe one)
     dvc = parse_yaml(f"key: {scalar}\n", "params.yaml")["key"]
-    assert repr(ours) == repr(dvc) or ours == scalar
+    assert repr(value) == repr(dvc) or value == scalar
 
 
 @pytest.mark.parametrize("scalar", ["010", "0o10", "1_000", "1:30", "yes", "2026-01-01"])

@@ -310,7 +310,7 @@ class TestInABrowser:
         try:
             assert panel.opened.execute_script(values, panel.element, *cells) == 1
             assert panel.opened.execute_script(values, panel.element, *frames) == 1
-            assert not any(each.is_displayed() for each in panel.all(".controls, .status, .now, .how"))
+            assert not any(element.is_displayed() for element in panel.all(".controls, .status, .now, .how"))
         finally:
             panel.opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 

@@ -29,8 +29,8 @@ def section(page: str, heading: str = "") -> str:
     text = (REFERENCE / f"{page}.md").read_text(encoding="utf-8")
     if not heading:
         return text
-    _, found, below = text.partition(f"\n{heading}\n")
-    assert found, f"{page}.md has no {heading}"
+    _, separator, below = text.partition(f"\n{heading}\n")
+    assert separator, f"{page}.md has no {heading}"
     return re.split(r"^#+ ", below, maxsplit=1, flags=re.MULTILINE)[0]
 
 

@@ -330,9 +330,11 @@ def test_report_states_that_a_sweep_left_the_benchmark_out(finished: Clone):
 @needs_browser
 def test_report_fetches_nothing_and_logs_no_error(opened: Any, page: str):
     messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    asked = {each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"}
-    theirs = ("chrome:", "data:")  # the browser's own first page
-    assert {url for url in asked if not url.startswith(theirs)} == {opened.current_url}
+    requested = {
+        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
+    }
+    own_schemes = ("chrome:", "data:")  # the browser's own first page
+    assert {url for url in requested if not url.startswith(own_schemes)} == {opened.current_url}
     assert opened.get_log("browser") == []
     assert not re.search(r"""(src|href)=["']https?:""", page)
 

@@ -123,8 +123,8 @@ def test_missing_commit_run_server_or_patch_is_reported(clone: Clone, server: st
 
 
 def another_run(client: mlflow.MlflowClient, experiment: str = "seven-ways", **tags: str) -> str:
-    found = client.get_experiment_by_name(experiment)
-    identifier = found.experiment_id if found else client.create_experiment(experiment)
+    logged = client.get_experiment_by_name(experiment)
+    identifier = logged.experiment_id if logged else client.create_experiment(experiment)
     return client.create_run(identifier, tags=tags).info.run_id
 
 

@@ -143,9 +143,9 @@ def test_password_in_the_address_logs_in_and_is_not_written(
         for wrong in ("//me:no@", "//me:not/th%40at@"):
             assert_one_warning(send(double.uri.replace("//", wrong)), double.uri)
         assert send(uri, **SLOW) == ""
-        asked = len(double.requests)
+        requests = len(double.requests)
         assert send(uri) == ""  # the receipt decides
-        assert len(double.requests) == asked
+        assert len(double.requests) == requests
     assert children(server).keys() == TWO.keys()
     assert list(json.loads((project.path / "mlruns/receipts.json").read_text())) == [double.uri]
     for path in (path for path in (project.path / "mlruns").rglob("*") if path.is_file()):
@@ -349,29 +349,29 @@ def locations(path: Path) -> list[str]:
 @pytest.mark.environments
 def test_store_works_in_a_moved_or_copied_checkout(project: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     log_results(load_params())
-    name, there = store.checkout(), tmp_path / "there"
-    moved = Clone(project.path.rename(there))
-    monkeypatch.chdir(there)
+    name, other_folder = store.checkout(), tmp_path / "there"
+    moved = Clone(project.path.rename(other_folder))
+    monkeypatch.chdir(other_folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database(moved))
     moved.set("seed", 7)
     log_results(load_params())
     assert not project.path.exists()  # nothing was written there
-    assert len(locations(there)) > 10
-    assert all(text.startswith(f"{there.as_uri()}/mlruns") for text in locations(there))
+    assert len(locations(other_folder)) > 10
+    assert all(text.startswith(f"{other_folder.as_uri()}/mlruns") for text in locations(other_folder))
     assert store.checkout() == name
     old = runs(database(moved), "tags.role = 'pipeline'")[-1]
     assert mlflow.MlflowClient().list_artifacts(old.info.run_id)
     copy = tmp_path / "copy"
-    shutil.copytree(there, copy, symlinks=True)
+    shutil.copytree(other_folder, copy, symlinks=True)
     monkeypatch.chdir(copy)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}/mlflow.db")
-    artifacts = sorted((there / "mlruns").iterdir())
+    artifacts = sorted((other_folder / "mlruns").iterdir())
     Clone(copy).set("seed", 8)
     log_results(load_params())
-    assert sorted((there / "mlruns").iterdir()) == artifacts
+    assert sorted((other_folder / "mlruns").iterdir()) == artifacts
     assert store.checkout() != name
     assert all(text.startswith(f"{copy.as_uri()}/mlruns") for text in locations(copy))
-    assert all(text.startswith(f"{there.as_uri()}/mlruns") for text in locations(there))
+    assert all(text.startswith(f"{other_folder.as_uri()}/mlruns") for text in locations(other_folder))
 
 
 # Ports.

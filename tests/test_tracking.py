@@ -257,8 +257,8 @@ def test_damaged_receipt_sends_nothing_twice(project: Clone, capsys: pytest.Capt
         receipts.write_text(content)
         log_results(load_params())
         log_results(load_params())
-        (asked, trusted), errors = (text.splitlines() for text in capsys.readouterr())
-        assert asked.startswith("MLflow shows 2 results: ")
+        (again, trusted), errors = (text.splitlines() for text in capsys.readouterr())
+        assert again.startswith("MLflow shows 2 results: ")
         assert trusted.startswith("MLflow shows the current results: ")
         assert errors == []
     assert len(runs(uri)) == 3
@@ -370,7 +370,7 @@ def test_training_does_not_wait_for_a_hanging_server(project: Clone, monkeypatch
         assert log
         for step in range(100_000):
             log(step, 1.0)
-        assert double.asked.wait(60)
+        assert double.requested.wait(60)
         assert not double.released.is_set()  # all calls returned before the server had answered anything
 
 
@@ -427,9 +427,9 @@ def test_password_is_sent_and_a_wrong_password_gives_a_warning(send: Send, serve
         account |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # nothing hangs here, and other tests may run
         assert send(double.uri, **account) == ""
         assert children(server).keys() == TWO.keys()
-        asked = len(double.requests)
+        requests = len(double.requests)
         assert send(double.uri, **account) == ""  # the receipt decides
-        assert len(double.requests) == asked
+        assert len(double.requests) == requests
 
 
 def test_proxy_is_used_unless_no_proxy_names_the_server(send: Send, server: str):
@@ -437,9 +437,9 @@ def test_proxy_is_used_unless_no_proxy_names_the_server(send: Send, server: str)
         variables = {"HTTP_PROXY": proxy.uri, "http_proxy": proxy.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
         assert send("http://mlflow.invalid", **variables, NO_PROXY="", no_proxy="") == ""
         assert proxy.requests[0].startswith("GET http://mlflow.invalid/api/")
-        asked = len(proxy.requests)
+        requests = len(proxy.requests)
         assert send(server, **variables, NO_PROXY="127.0.0.1", no_proxy="127.0.0.1") == ""
-        assert len(proxy.requests) == asked
+        assert len(proxy.requests) == requests
     assert children(server).keys() == TWO.keys()
 
 

@@ -206,12 +206,12 @@ def test_progress_in_a_log_has_fewer_lines_as_time_passes(
 
 def test_changed_weights_are_refused_by_the_evaluation(drawn: data.DataSet):
     done = train(drawn)
-    found = outputs(create, done.loop, drawn, 16) | {"train_loss": done.losses}
+    trained = outputs(create, done.loop, drawn, 16) | {"train_loss": done.losses}
     reference = reference_run("two_layer", drawn, steps=30, batch_size=16, learning_rate=0.05)
     weights = {key: array.copy() for key, array in done.weights.items()}
     weights["w2"][0, 0] += 1
     with pytest.raises(UserError, match="do not give the predictions of the training"):
-        evaluate("two_layer", drawn, weights=weights, outputs=found, reference=reference)
+        evaluate("two_layer", drawn, weights=weights, outputs=trained, reference=reference)
 
 
 def test_non_finite_loss_is_refused_with_name_step_and_rate(drawn: data.DataSet):

@@ -34,7 +34,7 @@ class TF32(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.mm.default:
-            args = tuple(self._rounded(each) for each in args)
+            args = tuple(self._rounded(value) for value in args)
         return func(*args, **(kwargs or {}))
 
     def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -63,10 +63,10 @@ def main() -> None:
                     stopwatch=Stopwatch(lambda: None),
                     on_progress=lambda *_: None,
                 )
-                found = outputs(opened.create, training.loop, data, schedule.batch_size) | {
+                trained = outputs(opened.create, training.loop, data, schedule.batch_size) | {
                     "train_loss": training.losses
                 }
-            evaluation = evaluate(problem, data, weights=training.weights, outputs=found, reference=reference)
+            evaluation = evaluate(problem, data, weights=training.weights, outputs=trained, reference=reference)
             print(json.dumps({"seed": params.seed, "name": name, "rounding": rounding, **dict(evaluation.parity)}))
 
 

@@ -54,14 +54,14 @@ class Runner:
         learning_rate: float = LEARNING_RATE,
     ) -> None:
         self.candidate, self.problem, self.weights, self.learning_rate = candidate, problem, weights, learning_rate
-        own = environment
+        adapted = environment
         if candidate.kind == "cpu":
-            own = replace(environment, device="cpu", device_name=environment.cpu_name)
+            adapted = replace(environment, device="cpu", device_name=environment.cpu_name)
         elif candidate.option in VARIANTS:
-            own = replace(environment, **VARIANTS[candidate.option])
+            adapted = replace(environment, **VARIANTS[candidate.option])
         runtime = load_runtime(candidate.name)
-        self.others = None if own == environment else runtime(environment)  # the settings of all other candidates
-        self.runtime = runtime(own)
+        self.others = None if adapted == environment else runtime(environment)  # the settings of all other candidates
+        self.runtime = runtime(adapted)
         self.steps_taken, self.steps_in_call = 0, sys.maxsize
         with self.settings():
             self.loop: Any = None if candidate.kind in (MATMUL, LAUNCH_FLOOR) else self._loop()

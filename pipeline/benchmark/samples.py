@@ -109,8 +109,8 @@ class Case(NamedTuple):
         shared = [other for other in self.seconds if other.kind == MATMUL and self._shared(other, candidate)]
         if not self.on_gpu:
             return min(shared, key=self.median, default=None)
-        own = Candidate(candidate.framework, MATMUL, "tf32" * (candidate.option == "tf32"))
-        return own if own in shared and candidate.kind != "cpu" else None
+        framework_products = Candidate(candidate.framework, MATMUL, "tf32" * (candidate.option == "tf32"))
+        return framework_products if framework_products in shared and candidate.kind != "cpu" else None
 
     def launch_floor(self, name: str) -> Candidate | None:
         """For an implementation that replays CUDA graphs, the candidate of as many empty kernels as its step has

@@ -179,7 +179,7 @@ class Quantities:
         """The name of the quantity that has this value, to the precision of float32; "" for no quantity, and for 0."""
         rows = _rows(value.astype(np.float64)) if value.ndim > 1 else np.zeros(0)
         for name, known in self.rows.items():
-            if rows.size and any(rows.shape == each.shape and np.allclose(rows, each, 1e-3, 1e-5) for each in known):
+            if rows.size and any(rows.shape == other.shape and np.allclose(rows, other, 1e-3, 1e-5) for other in known):
                 return name
         return ""
 

@@ -113,8 +113,8 @@ def record(implementation: Implementation, placed: tuple[Any, ...], names: Names
                     for before, output in node.next_functions
                     if before is not None
                 ]
-                own = getattr(node, "_forward_cls", None)  # an autograd.Function written in Python
-                label, plain = (own.__name__, own.__name__) if own else (label, _plain(label))
+                function = getattr(node, "_forward_cls", None)  # an autograd.Function written in Python
+                label, plain = (function.__name__, function.__name__) if function else (label, _plain(label))
                 keys[node] = builder.add(label, plain=plain, name=name_of(node), detail=full, time=watch.time(node))
                 for source, shape in sources:
                     builder.connect(source, keys[node], shape)

@@ -66,8 +66,8 @@ def arrange(graph: Graph, loop: str | None = None) -> Picture:
     """
     import pygraphviz
 
-    own = {node.id: node for node in graph.nodes if node.within == loop}
-    inside = {key: arrange(graph, key) for key, node in own.items() if node.kind == "loop"}
+    members = {node.id: node for node in graph.nodes if node.within == loop}
+    inside = {key: arrange(graph, key) for key, node in members.items() if node.kind == "loop"}
     plan: Any = pygraphviz.AGraph(directed=True, strict=False, nodesep=BESIDE / INCH, ranksep=BELOW / INCH)
     plan.node_attr.update(shape="box", fixedsize=True, label="")
     plan.edge_attr.update(arrowhead="none")
@@ -88,13 +88,13 @@ def arrange(graph: Graph, loop: str | None = None) -> Picture:
         joined.append((start, end))
         plan.add_edge(start, end, **attributes)
 
-    for node in own.values():
+    for node in members.values():
         if node.group != "data" or loop:
             place(node, node.group)
     for edge in graph.edges:
-        if edge.source not in own or edge.target not in own:
+        if edge.source not in members or edge.target not in members:
             continue
-        source, target = own[edge.source], own[edge.target]
+        source, target = members[edge.source], members[edge.target]
         end = place(target, target.group)
         start = place(source, target.group if source.group == "data" and not loop else source.group)
         if edge.again:  # drawn backwards, so that dot puts the start of an iteration above its end

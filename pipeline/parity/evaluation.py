@@ -109,9 +109,9 @@ def evaluate(
     )
 
 
-def relative_difference(found: Array, expected: Array) -> float:
+def relative_difference(values: Array, expected: Array) -> float:
     """The largest difference, over the root mean square of the expected values."""
-    return _over(float(np.max(np.abs(found - expected))), float(np.sqrt(np.mean(expected**2))))
+    return _over(float(np.max(np.abs(values - expected))), float(np.sqrt(np.mean(expected**2))))
 
 
 def _agree(predictions: Array, others: Array) -> bool:

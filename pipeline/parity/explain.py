@@ -101,7 +101,7 @@ def main(name: str, problem: str, device: str, form: str = "") -> None:
     enter_interpreter(framework_of(name))
     params = load_params().model_copy(update={"implementations": {name: problem}, "device": device})
     file = implementation_file(problem, name)
-    runtime = load_runtime(name)(resolve(params, asked="DEVICE"))
+    runtime = load_runtime(name)(resolve(params, setting="DEVICE"))
     try:
         source = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -42,14 +42,16 @@ def find_or_write(name: str, problem: str | None) -> str:
         raise UserError(f"NAME is {name}, but there is no {runtime}. A name begins with {', '.join(frameworks)}.")
     if problem is not None and problem not in PROBLEMS:
         raise UserError(f"PROBLEM is {problem}. The problems are {', '.join(PROBLEMS)}.")
-    found = sorted(path.parent.name for path in Path("pipeline/lessons").glob(f"*/{name}.py"))
-    if problem is None and len(found) == 1:
-        return found[0]
+    problems = sorted(path.parent.name for path in Path("pipeline/lessons").glob(f"*/{name}.py"))
+    if problem is None and len(problems) == 1:
+        return problems[0]
     if problem is None:
-        more = f"in {' and '.join(found)}: add PROBLEM=" if found else "missing. To write a new one, add PROBLEM="
+        more = f"in {' and '.join(problems)}: add PROBLEM=" if problems else "missing. To write a new one, add PROBLEM="
         raise UserError(f"The lesson {name} is {more} (one of {', '.join(PROBLEMS)}).")
-    if found and problem not in found:
-        raise UserError(f"The lesson {name} is one of {' and '.join(found)}. Leave PROBLEM out, or take another name.")
+    if problems and problem not in problems:
+        raise UserError(
+            f"The lesson {name} is one of {' and '.join(problems)}. Leave PROBLEM out, or take another name."
+        )
     file = implementation_file(problem, name)
     if not file.exists():
         files.write_bytes(file, _skeleton(problem).encode())

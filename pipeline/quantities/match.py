@@ -153,9 +153,9 @@ class Matcher:
         """The value by name or as a gradient that is right, or else the last one that is not."""
         nothing = Match(equation, key, time, expected)
         gradients, detached = self._gradients_of(key)
-        found = [*self._by_name(key), *gradients]
+        possible = [*self._by_name(key), *gradients]
         matches = []
-        for event, value in found:
+        for event, value in possible:
             recorded = event.of.line if event.of else 0
             matches.append(Match(equation, key, time, expected, value, self.line_of(event), recorded))
         if not matches and detached:

@@ -25,6 +25,6 @@ class Loop(CudaGraphs):
             self._capture(0)
 
     def take_step(self, index: int) -> torch.Tensor:
-        for own, new in zip(self.slots[0], self.placed[index], strict=True):
-            own.copy_(new)
+        for slot, new in zip(self.slots[0], self.placed[index], strict=True):
+            slot.copy_(new)
         return super().take_step(0).clone()  # the next replay overwrites it
