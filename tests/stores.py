@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -226,3 +227,35 @@ def answering(content: bytes) -> Iterator[str]:
 def http(body: str, kind: str = "application/json") -> bytes:
     """A complete answer."""
     return f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@contextmanager
+def started_ui(clone: Clone) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The address that `make ui` prints, when the server answers, and its process, the first of a group."""
+    from conftest import outside_variables
+
+    command = ["make", "--no-print-directory", "-o", "setup", "ui", "PORT=0"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        command,
+        cwd=clone.path,
+        env=outside_variables() | {"PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout
+        address, _, hint = process.stdout.readline().partition(" ")
+        assert hint == "(Ctrl-C stops it)\n", process.communicate()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"{address.partition('#')[0]}health", timeout=5):
+                break
+            time.sleep(0.2)
+        yield address, process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

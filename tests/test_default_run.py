@@ -1,24 +1,58 @@
 """`dvc repro` as a new user runs it: all implementations, in a fresh clone, with the params as they are committed."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import browser
 import pytest
 import yaml
 from conftest import LESSONS, REPOSITORY, Clone
+from stores import started_ui
 
+from pipeline import files, results
+from pipeline.parity import report
 from pipeline.report.findings import CLAIMS
 
 pytestmark = pytest.mark.pipeline
 
 
 @pytest.fixture(scope="module")
-def whole(make_clone: Callable[..., Clone]) -> Clone:
-    """The default params, run once."""
+def first_run(make_clone: Callable[..., Clone]) -> tuple[Clone, str]:
+    """The default params, run once, and what `dvc repro` printed."""
     clone = make_clone()
-    clone.run("dvc", "repro")
-    return clone
+    return clone, clone.run("dvc", "repro").stdout
+
+
+@pytest.fixture
+def whole(first_run: tuple[Clone, str]) -> Clone:
+    return first_run[0]
+
+
+def test_first_run_ends_with_the_parity_table_the_pages_and_the_next_command(first_run: tuple[Clone, str]):
+    clone, output = first_run
+    last = output.partition("Running stage 'gate':")[2].splitlines()
+    assert len(last) <= 24, "more than a screen"
+    table = report.table(results.ParityReport.read(clone.path / files.PARITY_REPORT)).splitlines()
+    pages = "Open lessons.html and report.html in a browser. `make ui` shows the runs in MLflow."
+    following = "Try next: dvc exp run -n half -S train.learning_rate=0.1"
+    assert last[2 : 2 + len(table) + 2] == [*table, pages, following]
+    timing = output.partition("Running stage 'benchmark':")[2].partition("Updating lock file")[0].splitlines()
+    assert len(timing) <= 14, timing
+
+
+@pytest.mark.browser
+def test_runs_page_of_a_first_run_shows_its_numbers(whole: Clone):
+    """With PICTURES=docs the picture of README is taken: PICTURES=docs pytest tests/test_default_run.py -k runs_page"""
+    columns = ("parity", "held_out_loss", "step_microseconds", "worst_parity", "device")
+    with started_ui(whole) as (address, _):
+        text, picture = browser.runs_page(address.partition("/#")[0], *LESSONS, *columns, "passed")
+    parity = json.loads((whole.path / "results/parity.json").read_text())["implementations"]
+    assert all(f"{row['test_loss']:.3f}"[:5] in text for row in parity.values())
+    if folder := os.environ.get("PICTURES"):
+        Path(folder, "mlflow.png").write_bytes(picture)
 
 
 def test_default_params_pass_the_parity_check_for_all_implementations(whole: Clone):

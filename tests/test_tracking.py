@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,18 @@ import numpy as np
 import pytest
 from conftest import LESSONS, TINY, Clone, mounted, outside_variables
 from mlflow.entities import Run
-from stores import FILTERS, TWO, Send, assert_one_warning, children, database, running_server, runs, server_double
+from stores import (
+    FILTERS,
+    TWO,
+    Send,
+    assert_one_warning,
+    children,
+    database,
+    running_server,
+    runs,
+    server_double,
+    started_ui,
+)
 
 from pipeline.array_files import read_arrays
 from pipeline.benchmark import samples
@@ -47,36 +58,6 @@ def clone(finished_pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) ->
     clone = Clone(path)
     assert clone.stages_run("dvc", "repro") == []
     return clone
-
-
-@contextmanager
-def started_ui(clone: Clone) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The address that `make ui` prints, when the server answers, and its process, the first of a group."""
-    command = ["make", "--no-print-directory", "-o", "setup", "ui", "PORT=0"]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    process = subprocess.Popen(
-        command,
-        cwd=clone.path,
-        env=outside_variables() | {"PATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout
-        address, _, hint = process.stdout.readline().partition(" ")
-        assert hint == "(Ctrl-C stops it)\n", process.communicate()
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with suppress(OSError), urllib.request.urlopen(f"{address.partition('#')[0]}health", timeout=5):
-                break
-            time.sleep(0.2)
-        yield address, process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def milliseconds(run: Run) -> int:

@@ -31,9 +31,9 @@ FEWEST = 2  # processes for a network without a headline, whatever time they nee
 LEAST_PROCESSES = 4  # for a headline: with fewer processes, the interval at which the benchmark stops covers too rarely
 FEWER_ROUNDS = 0.25  # the share of the rounds for a network without a headline, where other networks have one
 ENOUGH = 1e6  # the priority of a network that lacks processes, over headlines that are too wide
-NARROW = "every headline is as precise as asked"
-TIME_UP = "the time limit was reached before every headline was as precise as asked"
-NO_HEADLINES = "every size was measured in as many processes as asked"
+NARROW = "each ratio at the top of the report is precise enough"
+TIME_UP = "the time limit was reached before each ratio at the top of the report was precise enough"
+NO_HEADLINES = "each size was measured in the number of processes that params.yaml asks for"
 
 
 class Group(NamedTuple):
