@@ -1,4 +1,4 @@
-"""A real browser: on MLflow's runs page, and on the report.
+"""A real browser, for MLflow's runs page and for the project's pages.
 
 python tests/browser.py URL FILE.png takes a picture for docs/: of a server's runs page, or of a page by its
 file URL, as lessons.html#torch_autograd-L29, with a width and a scheme after it.
@@ -69,10 +69,10 @@ def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, 
 
 
 def violations(browser: webdriver.Chrome) -> list[str]:
-    """What axe-core has against the page that is open, of what it calls serious or critical."""
+    """The violations that axe-core finds on the open page and calls serious or critical."""
     (folder,) = find_spec("axe_playwright_python").submodule_search_locations  # pyright: ignore[reportOptionalMemberAccess, reportGeneralTypeIssues, reportOptionalIterable]
     browser.execute_script(Path(folder, "axe.min.js").read_text())
-    browser.set_script_timeout(120)  # it looks at every pair of colours, and the tests share the machine
+    browser.set_script_timeout(120)  # it checks every pair of colours, and tests run in parallel
     violations = browser.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[0])")["violations"]
     return [
         f"{violation['id']}: {node['html'][:200]} {node['failureSummary']}"
@@ -83,14 +83,14 @@ def violations(browser: webdriver.Chrome) -> list[str]:
 
 
 def prefer(browser: webdriver.Chrome, scheme: str, motion: str = "reduce") -> None:
-    """A light or a dark page, whose scrolling takes no time unless `motion` is "no-preference"."""
+    """A light or a dark page. Scrolling takes no time unless `motion` is "no-preference"."""
     features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
     wanted = [{"name": name, "value": value} for name, value in features.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
 
 
 def whole_page(url: str, width: int, scheme: str) -> bytes:
-    """A picture of all of a page, light or dark; of a URL with a fragment what a window shows there."""
+    """A picture of a whole page, light or dark. For a URL with a fragment it is the part that a window shows."""
     with chromium() as browser:
         prefer(browser, scheme)
         browser.set_window_size(width, 1100)

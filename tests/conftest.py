@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from pipeline.results import BenchmarkProvenance
     from pipeline.training.data import DataSet
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as background jobs ignore it, so would all that tests start
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # background jobs ignore SIGINT, and processes that tests start would inherit that
 REPOSITORY = Path(__file__).parent.parent
-DVC = Path(sys.executable).parent / "dvc"  # as the project's environments have it: one run at a time
+DVC = Path(sys.executable).parent / "dvc"  # the same as in the project's environments: one run at a time
 SIZES = SimpleNamespace(inputs=7, hidden=5, outputs=3, min_length=1, max_length=6)
 LESSONS = {
     path.stem: problem
-    for problem in reversed(PROBLEMS)  # as in params.yaml: the simpler one first
+    for problem in reversed(PROBLEMS)  # in the order of params.yaml
     for path in sorted((REPOSITORY / "pipeline/lessons" / problem).glob("[!_]*.py"))
 }
 HOST = Environment(
@@ -90,7 +92,7 @@ class Lesson:
         return loop
 
     def run(self, loop: Loop, *calls: int) -> Array:
-        """The losses of so many calls of `run`, each of so many steps."""
+        """The losses of `calls` calls of `run`, each with `steps` steps."""
         return np.concatenate([loop.to_host(loop.run(steps)) for steps in calls])
 
     def inputs(self, batch: int = 0) -> list[Array]:
@@ -145,7 +147,7 @@ TINY = {
 
 
 def quiet(device: str = "cpu", **changes: Any) -> "BenchmarkProvenance":
-    """The provenance of a benchmark on a machine that did nothing else."""
+    """The provenance of a benchmark on a quiet machine."""
     from pipeline.results import BenchmarkProvenance
 
     at = "2026-01-02T03:04:05.678+00:00"
@@ -169,14 +171,15 @@ def dataset(
 
 
 def outside_variables() -> dict[str, str]:
-    """This process's environment without what a stage, PyTorch's runtime, a tracking server or Make has put there."""
+    """This process's environment without the variables that a stage, PyTorch's runtime, a tracking server or Make
+    sets."""
     foreign = ("MAKE", "MFLAGS", "ARGS", "PYTHON", "CUBLAS_WORKSPACE_CONFIG")
     return {key: value for key, value in environment_for_another_run().items() if not key.startswith(foreign)}
 
 
 @dataclass
 class Clone:
-    """A clone of this checkout as it stands, committed or not, and commands run in it as a user's do."""
+    """A clone of this checkout with its uncommitted changes. Commands run in it with a user's environment."""
 
     path: Path
 
@@ -199,7 +202,7 @@ class Clone:
         return done
 
     def stages_run(self, *command: str) -> list[str]:
-        """The stages that a command really ran, those that always run left out."""
+        """The stages that a command ran, without those that always run."""
         output = self.run(*command).stdout
         ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
         return [stage for stage in ran if stage not in ("environment", "track", "gate")]
@@ -209,7 +212,7 @@ class Clone:
         self.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "as it is now")
 
     def params(self) -> dict[str, Any]:
-        import yaml  # where it is used: the tests for a GPU run where there is torch, NumPy and pytest alone
+        import yaml  # imported here, because the tests for a GPU also run with only torch, NumPy and pytest
 
         return yaml.safe_load((self.path / "params.yaml").read_text())
 
@@ -243,9 +246,8 @@ class Clone:
 
 @pytest.fixture(scope="session")
 def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
-    """make_clone(*names): a fresh clone, with small params that list these names; as it is when none is given.
-
-    With small params there is no benchmark, which imports every framework twice, unless `benchmark` asks for it.
+    """make_clone(*names): a fresh clone whose small params list these names; without names its params are unchanged.
+    Small params leave the benchmark out, which imports every framework twice, unless `benchmark` asks for it.
     """
 
     def make(*names: str, benchmark: bool = False) -> Clone:
@@ -273,10 +275,10 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]
 
 @pytest.fixture(scope="session")
 def finished_pipeline(make_clone: Callable[..., Clone], tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """All lessons at tiny sizes after one `dvc repro`, made once for a test session, whatever its processes. Read it,
-    and change nothing there."""
+    """All lessons at tiny sizes after one `dvc repro`, made once for all processes of a test session. Tests must not
+    change it."""
     shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in the session's
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has its own folder in the folder of the session
         shared = shared.parent
     clone = Clone(shared / "finished")
     with (shared / "finished.lock").open("w") as lock:
@@ -298,7 +300,7 @@ def finished(finished_pipeline: Clone, tmp_path: Path) -> Clone:
 
 @contextmanager
 def mounted(*command: str | Path) -> Iterator[None]:
-    """A file system at the last of `command`, for as long; the test is skipped where nothing can be mounted."""
+    """Mounts a file system at the last argument of `command`. The test is skipped where nothing can be mounted."""
     done = subprocess.run(["mount", *command], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")

@@ -1,7 +1,6 @@
-"""CUDA graphs without CUDA: what captures, replays and destroys them is replaced, and all else of the runtime runs.
-
-A replay computes what the captured call would. So it shows in which order steps are taken, which losses they leave, and
-what is kept alive; whether a real graph computes the same is for tests/test_gpu.py.
+"""CUDA graphs without CUDA: only capture, replay and destruction are replaced; the rest of the runtime is real. A
+replay makes the captured call. So tests see the order of the steps, their losses, and which objects stay alive.
+tests/test_gpu.py tests whether a real graph computes the same.
 """
 
 import gc
@@ -32,7 +31,7 @@ GPU = Environment(
 
 
 class Stream:
-    """PyTorch hands out 32 streams of a device in turn."""
+    """PyTorch assigns 32 streams of a device in turn."""
 
     made = 0
 
@@ -42,7 +41,8 @@ class Stream:
 
 
 class Recorded:
-    """A capture without CUDA: replaying makes the call. Destroying it frees its stream's workspace, as in PyTorch."""
+    """A capture without CUDA: a replay makes the call. As in PyTorch, destroying it frees the workspace of its
+    stream."""
 
     freed: ClassVar[set[tuple[int, int]]] = set()
     alive: ClassVar[WeakSet["Recorded"]] = WeakSet()

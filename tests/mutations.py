@@ -36,7 +36,7 @@ OPERATORS: dict[type[ast.AST], tuple[type[Any], ...]] = {
     ast.Div: (ast.Mult,),
     ast.Gt: (ast.Lt, ast.GtE),
 }
-CALLS = {  # the name of a function or method, and what is called instead
+CALLS = {  # the name of a function or method, and its replacement
     "mean": ("sum",),
     "reduce_mean": ("reduce_sum",),
     "maximum": ("minimum",),
@@ -97,7 +97,7 @@ def mutants(name: str) -> list[Mutant]:
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
-    """The statements of all functions that assign, return or call something; of a loop its head."""
+    """The statements of all functions that assign, return or call something, and the heads of loops."""
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             yield from _statements_in(function.body)

@@ -23,7 +23,7 @@ from proselint.tools import LintFile
 MAX_WORDS = 40
 WORDS = Path(__file__).with_name("words.yaml")
 HASH = re.compile(r"(?:^|(?<=\s))#(?!!)(?P<text>[^\n]*)|\b(?:echo|say|printf) (?P<message>[^\n]*)", re.M)
-PROSE = {  # what is prose in a file, by its suffix; other files have comments with a #
+PROSE = {  # the prose of a file, by its suffix; other files have comments with a #
     ".md": re.compile(r"(?P<text>(?:(?!^```|`|\]\()[\s\S])+)|^```[\s\S]*?^```|`[^`]*`|\]\([^)]*\)", re.M),
     ".html": re.compile(
         r"<(?:script|style)[\s\S]*?</(?:script|style)>|<[^>]*>|\{\{.*?\}\}|\{%.*?%\}|(?P<text>[^<{]+)|\{"
@@ -35,12 +35,13 @@ QUOTED = re.compile(r"`[^`\n]*`|\{[^{}\n]*\}")  # code in a comment, and what an
 
 
 def mask(text: str) -> str:
-    """Each character but white space becomes a dot, so that lines and columns stay, and no phrase reaches across."""
+    """Replace each character except white space by a dot. Lines and columns stay, and no phrase reaches across the
+    dots."""
     return re.sub(r"\S", "·", text)
 
 
 def prose(path: str, text: str) -> str:
-    """The text of a file with all that is no prose masked."""
+    """The text of a file with everything masked that is not prose."""
     if path.endswith(".py"):
         spans = list(python_spans(text, messages=not path.startswith("tests/")))
     else:
@@ -55,7 +56,8 @@ def prose(path: str, text: str) -> str:
 
 
 def python_spans(text: str, *, messages: bool) -> Iterator[tuple[int, int]]:
-    """Where comments and strings of several words are; without `messages`, of the strings only docstrings."""
+    """The positions of comments and of strings with several words; without `messages` only docstrings among the
+    strings."""
     lines = [0]
     for line in text.splitlines(keepends=True):
         lines.append(lines[-1] + len(line))
@@ -94,7 +96,7 @@ def register() -> dict[str, bool]:
 
 
 def mistakes(path: str, text: str, enabled: dict[str, bool]) -> Iterator[str]:
-    """What is wrong in a file, as lines "FILE:LINE: word → suggestion"."""
+    """The findings in a file, as lines "FILE:LINE: word → suggestion"."""
     content = prose(path, text)
     for result in LintFile(path, content).lint({"max_errors": 1000, "checks": enabled}):
         check = result.check_result
@@ -107,7 +109,7 @@ def mistakes(path: str, text: str, enabled: dict[str, bool]) -> Iterator[str]:
 
 
 def tracked() -> list[str]:
-    """The files with prose of our own: all that Git tracks or would, but data, locks and the licence."""
+    """The files with the project's prose: all tracked and new files except data, locks and the licence."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "--deduplicate"], capture_output=True, text=True, check=True
     ).stdout.splitlines()

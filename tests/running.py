@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import DVC, Clone, outside_variables
 
-# Results that two runs leave alike. Timings are not alike, nor what depends on them.
+# Results that are equal after two runs. Timings and the files that depend on them differ.
 ALIKE = (
     "data/**/*.*",
     "reference/*",
@@ -30,7 +30,7 @@ _started: list[subprocess.Popen[str]] = []
 
 @pytest.fixture(autouse=True)
 def end_started() -> Iterator[None]:
-    """Kill what a test leaves running."""
+    """Kill the processes that a test leaves running."""
     yield
     while _started:
         kill_group(_started.pop())
@@ -57,7 +57,7 @@ def start_command(clone: Clone, *arguments: str, env: dict[str, str] | None = No
 
 
 def output_until(process: subprocess.Popen, pattern: str) -> str:
-    """What it prints up to a line that matches."""
+    """The output up to a line that matches."""
     output = ""
     for line in process.stdout or ():
         output += line
@@ -70,7 +70,7 @@ def kill_group(process: subprocess.Popen) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    if process.stdout:  # not read to its end: a child may still hold it
+    if process.stdout:  # not read to the end, because a child may still hold it open
         process.stdout.close()
 
 

@@ -39,7 +39,7 @@ def project(finished: "Clone", monkeypatch: pytest.MonkeyPatch) -> "Clone":
     import mlflow  # noqa: F401 (it sets its log level when it is imported)
     from conftest import outside_variables
 
-    logging.getLogger("mlflow").setLevel("CRITICAL")  # which store.py asks for before it imports mlflow
+    logging.getLogger("mlflow").setLevel("CRITICAL")  # store.py reads it before it imports mlflow
     monkeypatch.chdir(finished.path)
     for variable in os.environ.keys() - outside_variables().keys():
         monkeypatch.delenv(variable)
@@ -103,7 +103,7 @@ class Double(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815 (as http.server has them)
 
     def pass_on(self) -> None:
-        url = urlsplit(self.path)  # a proxy is requested for a whole address
+        url = urlsplit(self.path)  # a proxy gets a whole address
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "authorization")}
         with closing(HTTPConnection(urlsplit(self.behind).netloc, timeout=60)) as connection:
@@ -123,7 +123,7 @@ class Double(BaseHTTPRequestHandler):
 
 class QuietServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has given up is what some tests want."""
+        """Some tests need a client that gives up."""
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def server_double(
     seconds: dict[int, float] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[Any]:
-    """A server that breaks; `seconds` says how long it takes for the answer to its n-th request."""
+    """A server that breaks. `seconds` has the time until the answer to its n-th request."""
     facts = {"requests": [], "requested": Event(), "released": Event(), "behind": behind, "broken": broken}
     double: Any = type("Handler", (Double,), facts | {"passed": passed, "account": account, "seconds": seconds or {}})
     with QuietServer(("127.0.0.1", 0), double) as server:
@@ -151,7 +151,7 @@ def server_double(
 
 
 def running_server(tmp_path: Path) -> Iterator[str]:
-    """A tracking server with a store of its own."""
+    """A tracking server with its own store."""
     from conftest import outside_variables
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -178,7 +178,7 @@ Send = Callable[..., str]
 
 @pytest.fixture
 def send(project: "Clone", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Send:
-    """send(uri, VARIABLE=value …): what `track` prints to stderr."""
+    """send(uri, VARIABLE=value …): run `track`, and return its stderr."""
 
     from pipeline.params import load_params
     from pipeline.tracking.runs import log_results
@@ -203,7 +203,7 @@ def assert_one_warning(errors: str, uri: str, cause: str = "") -> None:
 
 @contextmanager
 def answering(content: bytes) -> Iterator[str]:
-    """The address of a port at which every connection gets these bytes, whatever it asks for, and is closed."""
+    """The address of a port that sends these bytes to every connection, for any request, and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:

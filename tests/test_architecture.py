@@ -15,7 +15,8 @@ FILES = sorted(
     for path in (REPOSITORY / folder).rglob("*.py")
 )
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-# Who may import whom: a folder those before it, and its own. What stands in pipeline/ itself is what all stand on.
+# The order of imports: a folder may import itself and the folders before it. All may import the modules directly in
+# pipeline/.
 LAYERS = (
     "contract",
     "problems",
@@ -35,7 +36,7 @@ LAYERS = (
     "stages",
     "commands",
 )
-# A lesson is found by its name, and so is a problem: by these functions, whose users depend on what they find.
+# These functions find a lesson or a problem by its name, so their callers depend on those files.
 FOUND_BY = {
     "load_problem": "pipeline/problems",
     "load_implementation": "the lessons",
@@ -43,7 +44,7 @@ FOUND_BY = {
     "load_runtime": "pipeline/runtimes",
     "open_implementation": "the lessons",
 }
-# What a stage imports and need not depend on, and why an edit of it makes no result stale.
+# Imports of a stage that are not dependencies, and why a change of them makes no result stale.
 NO_RESULT = {
     "pipeline/__init__.py": "settings of a process, which environment.json's stage would have to see",
     "pipeline/contract.py": "protocols, and what is found by its name, which FOUND_BY has",
@@ -127,7 +128,7 @@ def test_service_is_imported_only_by_its_modules(module: str, users: set[str]):
 
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 def test_framework_is_imported_only_by_its_lessons_runtime_and_graphs(framework: str):
-    compared = ("tuned", "peers")  # what the benchmark sets beside the lessons
+    compared = ("tuned", "peers")  # programs that the benchmark compares with the lessons
     users = {file for file in FILES if framework in {name.split(".")[0] for name in imports(file)}}
     users = {file for file in users if file.parts[2] not in compared}
     lessons = {
@@ -174,7 +175,8 @@ def test_stage_file_is_a_stage_of_dvc_yaml_and_is_short(file: Path):
 
 
 def test_problem_is_named_only_in_its_own_files():
-    """A third one is a file in pipeline/problems, its section in params.yaml and its lessons: .ci/third tries it."""
+    """A third problem is a file in pipeline/problems, its section in params.yaml and its lessons: .ci/third tests
+    it."""
     special_folders = (
         "pipeline/problems/",
         "pipeline/lessons/",
@@ -189,14 +191,14 @@ def test_problem_is_named_only_in_its_own_files():
             assert not re.search(r"two_layer|\brecurrent\b", file.read_text()), name
 
 
-# What a stage depends on.
+# The dependencies of a stage.
 
 
 def needs(stage: str) -> set[str]:
-    """The project's files that a stage imports, directly or not, in the words of dvc.yaml."""
+    """The project's files that a stage imports, directly or indirectly, as paths of dvc.yaml."""
     seen: set[Path] = set()
     ahead = [Path("stages", f"{stage}.py")]
-    if stage == "benchmark":  # its worker, which also imports what it measures beside the lessons
+    if stage == "benchmark":  # its worker, which also imports the programs beside the lessons
         ahead.append(Path("pipeline/benchmark/benchmark.py"))
     while ahead:
         file = ahead.pop()
@@ -210,7 +212,7 @@ def needs(stage: str) -> set[str]:
 
 
 def missing(stage: str, deps: list[str]) -> set[str]:
-    """What a stage imports without depending on it."""
+    """Imports of a stage without a dependency."""
 
     def is_there(file: str) -> bool:
         if file == "the lessons":

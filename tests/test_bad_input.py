@@ -1,6 +1,5 @@
-"""Wrong params and damaged files, made at random from a seed: each is refused with a sentence, or is harmless.
-
-FUZZ is how many params files are tried, a fifth of that how many damaged files; SEED is where they come from.
+"""Random wrong params and damaged files: each is refused with a sentence, or is harmless. FUZZ is the number of params
+files; a fifth as many damaged files are tried. SEED seeds the random choices.
 """
 
 import json
@@ -47,7 +46,7 @@ TEXTS = [
 
 
 def paths(tree: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The keys to every value of a tree."""
+    """The keys of every value in a tree."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         yield (*path, key)
         if isinstance(value, (dict, list)):
@@ -55,7 +54,7 @@ def paths(tree: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def mutated(draw: random.Random) -> bytes:
-    """The default params.yaml with something wrong in it."""
+    """The default params.yaml with a mistake."""
     kind = draw.randrange(6)
     if kind == 0:
         return draw.choice(TEXTS).encode()
@@ -137,7 +136,7 @@ def test_wrong_params_file_is_refused_with_the_reason(
     assert sentence in str(error.value)
 
 
-# Sizes, judged before work starts.
+# Sizes that are checked before work starts.
 
 
 @pytest.mark.parametrize(
@@ -162,12 +161,12 @@ def test_size_that_does_not_fit_is_refused_and_the_proposed_one_fits(
         resource_check.check_memory(load_params(path))
     assert sentence in str(error.value)
     at_most = str(error.value).rpartition("about ")[2].rstrip(".").replace(",", "")
-    path.write_text(DEFAULT.replace(old, old.replace(number, at_most), 1))  # what it says would fit, fits
+    path.write_text(DEFAULT.replace(old, old.replace(number, at_most), 1))  # the size that it proposes fits
     resource_check.check_memory(load_params(path))
 
 
 def test_few_examples_of_a_huge_size_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """`generate` draws 1,024 examples also where fewer are asked for."""
+    """`generate` draws 1,024 examples even if fewer are asked for."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(resource_check, "available_memory", lambda: 2**30)
     path, sizes = tmp_path / "params.yaml", "inputs: 64, hidden: 128, outputs: 10, min_length: 1, max_length: 32"
@@ -206,7 +205,7 @@ def damaged(content: bytes, draw: random.Random, others: list[bytes]) -> bytes:
             bytes(changed),
             draw.choice(others),
             draw.randbytes(draw.randrange(1, 2000)),
-            (2 ** draw.choice([20, 40, 62])).to_bytes(8, "little") + content[8:],  # a header that promises much
+            (2 ** draw.choice([20, 40, 62])).to_bytes(8, "little") + content[8:],  # a header with a huge size
             content[:start] + draw.randbytes(4) + content[start + 4 :],
         ]
     )
@@ -236,7 +235,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_damaged_files_are_refused_or_read_unchanged(finished: Clone, monkeypatch: pytest.MonkeyPatch):
-    """A file with a checksum is never read wrongly. One without is text, and DVC has its checksum."""
+    """A damaged file with a checksum is never read. Files without a checksum are text, and DVC has their checksums."""
     monkeypatch.chdir(finished.path)
     draw, refused, longest = random.Random(SEED), 0, 0
     contents = {name: Path(name).read_bytes() for name in READERS}
@@ -248,7 +247,7 @@ def test_damaged_files_are_refused_or_read_unchanged(finished: Clone, monkeypatc
         Path(name).write_bytes(damaged(contents[name], draw, others))
         try:
             content = READERS[name](Path(name))
-            if READERS[name] is read_arrays:  # as a stage reads it, which knows what should be there
+            if READERS[name] is read_arrays:  # in the same way as a stage, which knows the expected content
                 content = read_arrays(Path(name), {key: array.shape for key, array in right[name].items()})
             text = name.endswith((".csv", "timing.json", "environment.json"))
             assert text or same(content, right[name]), f"seed {SEED}, file {number}: {name}"
@@ -275,7 +274,7 @@ def test_damaged_results_are_restored_by_dvc_repro(finished: Clone):
 
 @pytest.mark.faults
 def test_stage_with_a_damaged_input_changes_nothing(finished: Clone):
-    """Each stage by itself, without DVC's checksums: a sentence, exit status 1, nothing of it changed."""
+    """Each stage alone, without DVC's checksums: a sentence, exit status 1, and no change of its outputs."""
     draw = random.Random(SEED)
     data = [f"data/two_layer/{name}" for name in ("train_y.npy", "initial.safetensors", "manifest.json")]
     models = [f"models/{NUMPY}/{name}.safetensors" for name in ("weights", "outputs")]
@@ -293,7 +292,7 @@ def test_stage_with_a_damaged_input_changes_nothing(finished: Clone):
 
 
 def test_evaluating_one_implementation_needs_only_the_data_of_its_problem(finished: Clone):
-    """As `make reproduce` calls it, in a clone where nothing else was run."""
+    """`make reproduce` calls it in the same way, in a clone where nothing else ran."""
     for folder in ("data", "reference", "models"):
         finished.run("bash", "-c", f"rm -r {folder}/*recurrent* {folder}/torch_loop || true")
     assert not (finished.path / "data/recurrent").exists()
@@ -334,7 +333,7 @@ def test_pickle_in_the_data_is_not_loaded(finished: Clone, monkeypatch: pytest.M
 
     path.unlink()
     np.save(path, np.array([Evil()], dtype=object), allow_pickle=True)
-    # With its checksum, so that nothing but the loader refuses it.
+    # With a correct checksum, so that only the loader refuses it.
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {path.name: files.sha256(path)}))
     with pytest.raises(UserError, match="holds an array that cannot be read"):
         DataSet("two_layer")

@@ -1,5 +1,5 @@
-"""The one harness: what is interleaved, in which order, what is counted. Real times are judged by `make test-benchmark`
-(test_calibration.py)."""
+"""The benchmark: which candidates are interleaved, in which order, and what is counted. `make test-benchmark`
+(test_calibration.py) tests real times."""
 
 import importlib.util
 import json
@@ -113,14 +113,14 @@ def test_order_differs_in_every_round_and_is_recorded(measured: list[Sample]):
     for sample in turns(measured):
         if sample.problem == "two_layer":
             orders[sample.size, sample.process, sample.round].append((sample.position, sample.candidate))
-    orders = {key: list(dict.fromkeys(order)) for key, order in orders.items()}  # a turn may be taken again
+    orders = {key: list(dict.fromkeys(order)) for key, order in orders.items()}  # a turn may be repeated
     for order in orders.values():
         assert [position for position, _ in order] == list(range(len(order)))
     assert len({tuple(order) for order in orders.values()}) == len(orders)
 
 
 def test_sizes_of_one_network_are_interleaved_with_each_other(measured: list[Sample]):
-    """Those that differ in their lengths alone."""
+    """The sizes that differ only in their lengths."""
     recurrent = [sample for sample in turns(measured) if sample.problem == "recurrent"]
     first = min(sample.process for sample in recurrent)
     in_a_round = [sample for sample in recurrent if (sample.process, sample.round) == (first, 0)]
@@ -155,19 +155,19 @@ def test_written_samples_are_read_unchanged(measured: list[Sample], tmp_path: Pa
     assert ratio
     assert ratio.low <= ratio.value <= ratio.high
     paces = defaultdict(list)
-    for sample in {(*sample[:5],): sample for sample in measured}.values():  # of a round the last turn
+    for sample in {(*sample[:5],): sample for sample in measured}.values():  # the last turn of a round
         if sample.size == format_size(case.sizes):
             paces[sample.candidate, sample.process].append(sample.seconds / sample.steps)
     processes = sorted({process for _, process in paces})
     assert len(processes) == CONFIG.processes
     logs = [np.log(np.divide(paces[above, process], paces[below, process])) for process in processes]
     assert ratio.value == pytest.approx(np.exp(np.mean(np.median(logs, axis=1))))
-    table.write_text("problem,batch_size\ntwo_layer,64\n")  # as an earlier version wrote it
+    table.write_text("problem,batch_size\ntwo_layer,64\n")  # in the form of an earlier version
     with pytest.raises(UserError, match=r"samples.csv is damaged \(KeyError: 'process'\)"):
         samples.read(table, facts)
 
 
-# How many steps fill a turn.
+# The number of steps in a turn.
 
 
 class Paced:
@@ -221,7 +221,7 @@ def test_steal_time_is_not_counted_as_other_processes(monkeypatch: pytest.Monkey
 
 
 def test_load_of_cpus_outside_the_affinity_is_not_counted(monkeypatch: pytest.MonkeyPatch):
-    """Of four CPUs the last two are another job's, and busy all the time."""
+    """The last two of four CPUs belong to another job and are always busy."""
     fields = dict.fromkeys(("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"), 0.0)
     cpus = [SimpleNamespace(**fields) for _ in range(4)]
     times = iter((0.0, 10.0))
@@ -235,7 +235,7 @@ def test_load_of_cpus_outside_the_affinity_is_not_counted(monkeypatch: pytest.Mo
 
 
 class Disturbed:
-    """A runner in whose turns so many involuntary context switches happen, and so much time is stolen."""
+    """A runner whose turns have these involuntary context switches and this steal time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, turns: list[tuple[int, float]]) -> None:
         self.turns, self.replays, self.settings = iter(turns), 0, nullcontext
@@ -252,7 +252,7 @@ class Disturbed:
     ("turns", "expected"),
     [
         ([(0, 0.0)], 1),
-        ([(8, 0.0)], 1),  # as many as in calm calls, and a little more
+        ([(8, 0.0)], 1),  # slightly more than in undisturbed calls
         ([(9, 0.0), (0, 0.0)], 2),
         ([(0, 0.01), (0, 0.0)], 2),
         ([(50, 0.0)] * (1 + RETAKES), 1 + RETAKES),
@@ -271,7 +271,7 @@ def test_disturbed_turn_is_repeated(monkeypatch: pytest.MonkeyPatch, turns: list
 
 
 def answered(session: Session, at: int, ratio: float, *, others: float = 0.0) -> None:
-    """A process of a group whose first two candidates differ by `ratio`, taken without measuring."""
+    """A process of a group whose first two candidates differ by `ratio`, without a measurement."""
     size, number = session.groups[at].sizes[0], len(session.processes)
     taken = [
         Sample(size.problem, format_size(size.sizes), candidate, number, 0, place, 1, seconds, 0, 0, 0.0)
@@ -284,7 +284,8 @@ def answered(session: Session, at: int, ratio: float, *, others: float = 0.0) ->
 
 
 def session_of(*within: float) -> Session:
-    """A network for each number: a pair of candidates to be known to ± that, or without a pair where it is 0."""
+    """A network for each number: a pair of candidates whose ratio should be known to ± this number, or no pair for
+    0."""
     above, below = parsed("numpy_arrays", "self/numpy_arrays")
     plan = [
         Size(
@@ -349,7 +350,7 @@ def test_calibrated_number_of_steps_is_reused_in_the_next_process():
 
 
 def test_variant_takes_as_many_steps_as_its_lesson():
-    """A call of TensorFlow's has a cost of its own, which is spread over the steps."""
+    """A call of TensorFlow has a fixed cost, which is spread over the steps."""
     assert Pace(4, 10, 0.014, 5).of(Pace(10, 20, 0.01, 0)) == Pace(10, 20, 0.03, 10)
     plan = [Size("two_layer", SIZES["two_layer"][0], parsed("slowed/numpy_arrays+50", "numpy_arrays"))]
     taken = measure(Session(plan, CONFIG, "float32", HOST, seed=0).task(0, further=False), Monitor("cpu"))
@@ -378,7 +379,7 @@ def test_further_process_measures_only_sizes_with_headlines():
     assert [size.sizes for size in session.task(0, further=True).sizes] == [short]
 
 
-# What goes wrong.
+# Failures.
 
 
 def test_benchmark_of_0_processes_has_no_samples():
@@ -427,7 +428,7 @@ def test_only_out_of_memory_errors_get_the_memory_message():
     assert out_of_memory(UserError("no")) == ""
 
 
-# What the candidates are.
+# The candidates.
 
 
 def test_chunk_has_the_sizes_of_its_case():
@@ -440,13 +441,13 @@ def test_chunk_has_the_sizes_of_its_case():
 
 @pytest.mark.parametrize("problem", SIZES)
 def test_matrix_products_of_a_step_have_the_operations_of_the_problem(problem: str):
-    """No more and no fewer: nothing is multiplied in padding."""
+    """Exactly these products: padding is not multiplied."""
     sizes = dict(SIZES[problem][0])
     weights, chunk = draw(problem, SimpleNamespace(**sizes), "float32")
     pairs = load_problem(problem).products(weights, *(array[0] for array in chunk.values()))
     operations = sum(2 * left.shape[0] * left.shape[1] * right.shape[1] for left, right in pairs)
     case = Case(problem, sizes, {}, {}, False)
-    if "lengths" in chunk:  # those of this batch, where the case has what is expected
+    if "lengths" in chunk:  # those of this batch; the case has the expected number
         assert case.sequence_total == 8 * 3.5
         total = int(chunk["lengths"][0].sum())
         assert operations == 2 * (2 * total * 4 * 6 + 3 * (total - 8) * 6 * 6 + 3 * 8 * 6 * 3)
@@ -458,7 +459,7 @@ def test_matrix_products_of_a_step_have_the_operations_of_the_problem(problem: s
 
 @pytest.mark.parametrize("kind", ["tuned", "peers"])
 def test_tuned_variants_and_peers_take_the_steps_of_the_reference(kind: str):
-    """Parity of every tuned variant, and of everything that a user might write instead, with the float64 reference."""
+    """Parity of every tuned variant and of every peer with the float64 reference."""
     plan = bench.plan(["small", "lengths"], HOST)
     beside = [(size.problem, candidate) for size in plan for candidate in size.candidates if candidate.kind == kind]
     assert len(beside) == {"tuned": 7, "peers": 7}[kind]
@@ -537,7 +538,7 @@ def test_each_interpreter_measures_matrix_products_for_its_candidates(
 
 
 def test_provenance_names_machine_versions_and_commit(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PIPELINE_COMMIT", "abc1234")  # where no repository travels
+    monkeypatch.setenv("PIPELINE_COMMIT", "abc1234")  # without a repository
     fields = json.loads(json.dumps(provenance.provenance(HOST, "cpu", "the CPU")))
     assert fields["commit"] == "abc1234"
     assert fields.keys() >= {
@@ -600,7 +601,7 @@ def test_each_variant_is_checked_for_parity_under_its_own_settings(monkeypatch: 
     assert seen == {names[0]: ("highest", 2), names[1]: ("high", 2), names[2]: ("highest", 0)}
     assert torch.get_deterministic_debug_mode() == 2
     for row in rows[3:]:
-        assert 1e-8 < float(row.split()[-1]) < 1e-4  # what float32 rounds, and nothing of the weights' own rounding
+        assert 1e-8 < float(row.split()[-1]) < 1e-4  # the rounding of float32, without that of the weights themselves
 
 
 def test_busy_machine_gives_no_gpu_crossover():
@@ -652,7 +653,7 @@ def test_gpu_benchmark_without_a_gpu_gives_an_error(tmp_path: Path):
 
 @pytest.mark.faults  # for its minutes
 def test_gpu_benchmark_runs_without_optional_packages(tmp_path: Path):
-    """What may be missing is hidden from it and from the processes that it starts."""
+    """Packages that may be missing are hidden from it and from the processes that it starts."""
     absent = ["dvc", "mlflow", "pandas", "ray", "rich", "safetensors", "tensorflow", "yaml"]
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util, sys\n"
@@ -667,7 +668,7 @@ def test_gpu_benchmark_runs_without_optional_packages(tmp_path: Path):
     for name in gpu.NAMES:
         assert f"{name}: 0% of the timed steps were replays" in done.stdout
         assert re.search(rf"{name}: \d+\.\d µs a step at the tutorial's size", done.stdout)
-        if "cannot tell" not in done.stdout:  # other tests run beside this one
+        if "cannot tell" not in done.stdout:  # other tests run at the same time
             share = rf"{name}: \d+% \(\d+% … \d+%\) of the matrix products' speed at 64 × 1000 × 100 × 10"
             assert re.search(share, done.stdout)
     assert "“GPUs often provide speedups of 50x or greater.” not answered here" in done.stdout

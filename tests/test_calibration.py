@@ -1,7 +1,6 @@
-"""`make test-benchmark`: is what the benchmark says true? Real times on this machine, so not part of `make test`.
-
-CALIBRATION is how many comparisons there are; CI makes SHORT. Each is a benchmark as `make bench` makes it, with the
-same rounds, turns and rule for stopping. OUTPUT names a file for the power curve: docs/results/calibration.csv.
+"""`make test-benchmark`: does the benchmark find known slowdowns? It takes real times, so it is not part of `make
+test`. CALIBRATION is the number of comparisons; CI makes SHORT. Each is a benchmark with the rounds, turns and stopping
+rule of `make bench`. OUTPUT names a file for the power curve: docs/results/calibration.csv.
 """
 
 import csv
@@ -37,7 +36,7 @@ UNKNOWN = "cannot tell"
 
 
 def curve(count: int, *, on_line: Path | None = None) -> dict[int, Counter[str]]:
-    """What the comparisons say of the same program twice, and of one that is slowed down by so many per cent."""
+    """The verdicts on a program and its copy, and on a program that is slowed down by a number of per cent."""
     verdicts = {percent: Counter[str]() for percent in PLANTED}
     rows = []
     for seed in range(count):
@@ -62,8 +61,8 @@ def curve(count: int, *, on_line: Path | None = None) -> dict[int, Counter[str]]
 
 
 def faults(verdicts: Mapping[int, Mapping[str, int]]) -> list[str]:
-    """What is wrong with a power curve. Of 40 comparisons at most 2 may call the same program different, and at least
-    36 must find 5 %; a slowdown of 10 % is always found, and nothing that is slowed down is ever called faster."""
+    """The faults of a power curve. Of 40 comparisons, at most 2 may call the same program different, and at least 36
+    must find 5 %. A slowdown of 10 % must always be found, and no slowed program may be called faster."""
     same, five, ten = (Counter(verdicts[percent]) for percent in (0, 5, 10))
     answered = same.total() - same["disturbed"]
     results = []
@@ -81,7 +80,7 @@ def faults(verdicts: Mapping[int, Mapping[str, int]]) -> list[str]:
 
 
 def simulated(generator: np.random.Generator, number: int, *, wrong: float, power: float, power_10: float) -> bool:
-    """Whether a power curve with these true rates has a fault."""
+    """Whether a simulated power curve with these true rates has a fault."""
     different, five, ten = (int(generator.binomial(number, rate)) for rate in (wrong, power, power_10))
     return bool(
         faults(
@@ -105,7 +104,7 @@ def simulated(generator: np.random.Generator, number: int, *, wrong: float, powe
     ],
 )
 def test_short_form_catches_wrong_verdicts_and_missed_slowdowns(number: int, rates: dict[str, float], caught: bool):
-    """By simulation: whether the rule of CI can fail, and whether it fails without a reason."""
+    """A simulation: CI's rule fails for a bad benchmark, and rarely for a good one."""
     generator, trials = np.random.default_rng(0), 2000
     rate = sum(simulated(generator, number, **rates) for _ in range(trials)) / trials
     assert rate > 0.95 if caught else rate < 0.03
@@ -133,11 +132,12 @@ def test_benchmark_beside_a_busy_process_gives_no_verdict():
 
 @pytest.mark.calibration
 def test_interleaved_candidates_are_as_fast_as_alone():
-    """Idle threads of a neighbour may take a CPU: OpenBLAS's, as they come, slowed torch down by half."""
+    """Idle threads of another candidate may take a CPU: OpenBLAS's default settings made torch take half as long
+    again."""
     lessons = [Candidate(name) for name in ARRAYS]
     number = max(4, COMPARISONS // 8)
     alone, among = [], []
-    for _ in range(number):  # by turns, since the machine may be slower in one minute than in the next
+    for _ in range(number):  # in turns, because the speed of the machine changes from minute to minute
         alone.append({lesson: paces(lesson)[lesson] for lesson in lessons})
         among.append(paces(*lessons, Candidate("numpy", "matmul"), Candidate("torch", "matmul")))
     for lesson in lessons:
@@ -147,7 +147,7 @@ def test_interleaved_candidates_are_as_fast_as_alone():
 
 
 def paces(*candidates: Candidate) -> dict[Candidate, Array]:
-    """In one process, the seconds a step in its median round."""
+    """The seconds a step in the median round of one process."""
     plan = [Size(PROBLEM, SMALL, list(candidates))]
     config = BenchmarkConfig(1, 40, 0.02, seconds=0)
     taken, meanwhile = benchmark(plan, config=config, dtype="float32", environment=HOST)

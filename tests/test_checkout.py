@@ -1,4 +1,4 @@
-"""One run of a checkout at a time, however it is started; and the next run repairs what a killed one left."""
+"""A checkout has one run at a time, and a run repairs what a killed run left."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ from pipeline.running import checkout, locks
 
 pytestmark = pytest.mark.faults
 
-LONG = 100_000_000  # steps that nobody waits for
+LONG = 100_000_000  # too many steps to wait for
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,9 @@ def test_stage_started_by_hand_is_refused_during_a_run(clone: Clone):
         done = clone.run(sys.executable, "-m", "stages.train", NUMPY, succeeds=False)
         assert done.stderr.startswith("ERROR: `dvc repro` ")
         assert "is using this checkout. Wait until it has ended, then run again." in done.stderr
-        done = clone.run(sys.executable, "-P", "-m", "dvc", "repro", succeeds=False)  # DVC without this project's start
+        done = clone.run(
+            sys.executable, "-P", "-m", "dvc", "repro", succeeds=False
+        )  # DVC without this project's wrapper
         assert "is using this checkout" in done.stderr or "is busy, it is being blocked by" in done.stderr
         assert stage_of(clone), "the running stage was broken"
     finally:
@@ -142,7 +144,7 @@ def test_killed_training_continues_and_gives_the_same_bits(clone: Clone):
 
 def test_rwlock_is_removed_unless_its_dvc_is_running(clone: Clone):
     rwlock, path = clone.path / checkout.RWLOCK, str(clone.path / "environment.json")
-    other = {"pid": 1, "cmd": "dvc repro"}  # as after a container, whose process ids are those of other processes here
+    other = {"pid": 1, "cmd": "dvc repro"}  # after a container, whose process ids may be those of other processes here
     dead = {"pid": 4194303, "cmd": "dvc repro"}
     for content in (json.dumps({"write": {path: other}, "read": {path: [dead]}}), '{"write": {"', ""):
         rwlock.write_text(content)
@@ -181,7 +183,7 @@ def test_damaged_dvc_lock_of_a_fresh_clone_is_restored_from_the_commit(clone: Cl
 
 
 def test_changed_dvc_lock_is_not_taken_for_damaged(clone: Clone):
-    """As after `git checkout` of another commit's, or with a stage whose output is no file."""
+    """For example after `git checkout` of another commit, or with a stage without an output file."""
     clone.run("dvc", "repro")
     path = clone.path / "dvc.lock"
     path.write_text(path.read_text().replace("seed: 0", "seed: 7"))

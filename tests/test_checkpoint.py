@@ -19,7 +19,7 @@ DIGEST = bytes(range(32))
 
 
 class KilledError(Exception):
-    """What ends a training as a signal would."""
+    """An exception that ends a training like a signal."""
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_checkpoint_of_other_code_data_or_params_is_not_used(capsys: pytest.Capt
     other = Checkpoint("torch_tensors", DIGEST, 0)
     assert train("torch_tensors", opened, other).continued_at == ()
     assert not capsys.readouterr().err
-    Checkpoint("numpy_arrays", bytes(32), 0).path.write_bytes(path.read_bytes())  # in another's place
+    Checkpoint("numpy_arrays", bytes(32), 0).path.write_bytes(path.read_bytes())  # in the place of another checkpoint
     assert train("numpy_arrays", opened, Checkpoint("numpy_arrays", bytes(32), 0)).continued_at == ()
     assert "starts from step 0" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The random data: what it depends on, how it is read, and that a file which is not what was generated is refused."""
+"""The random data: what they depend on, how they are read, and that changed files are refused."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`dvc repro` as a new user runs it: all implementations, in a fresh clone, with the params as they are committed."""
+"""A new user's first `dvc repro`: all implementations, in a fresh clone, with the committed params."""
 
 import json
 import os
@@ -62,7 +62,9 @@ def test_default_params_pass_the_parity_check_for_all_implementations(whole: Clo
     params = whole.params()
     paths = [f"results/{name}/{file}.json" for name in LESSONS for file in ("metrics", "timing")]
     paths += [f"parity/{name}.json" for name in LESSONS]
-    metrics = json.loads(whole.run("dvc", "metrics", "show", "--json", *paths).stdout)[""]["data"]  # as README shows
+    metrics = json.loads(whole.run("dvc", "metrics", "show", "--json", *paths).stdout)[""][
+        "data"
+    ]  # a command of the docs
     for name, problem in LESSONS.items():
         evaluation = metrics[f"parity/{name}.json"]["data"]
         assert {"test_loss", "test_r2", "parity"} <= evaluation.keys()
@@ -125,11 +127,11 @@ def test_second_repro_runs_only_environment_and_track(whole: Clone):
 
 
 def test_forced_runs_are_byte_identical(whole: Clone):
-    """Once more from the beginning: models and everything else that is not measured are bitwise reproducible."""
+    """A second run from the beginning: models and all other files without timings are bitwise equal."""
     patterns = ("models/**/*", "data/**/*", "reference/*", "results/*/[hm]*", "results/parity.json", "parity/*")
     before = whole.digests(*patterns)
     assert sum(name.startswith("models") for name in before) == 2 * len(LESSONS)
-    whole.run("dvc", "repro", "-f", "compare")  # and all that it depends on
+    whole.run("dvc", "repro", "-f", "compare")  # and its dependencies
     assert whole.digests(*patterns) == before
 
 

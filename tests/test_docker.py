@@ -1,4 +1,4 @@
-"""What an image and compose.yaml can change: jobs in containers on small clones, and their runs read over http."""
+"""Images and compose.yaml: jobs in containers on small clones, and their runs read over HTTP."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload``", "ignore:.*Any type hint is inferred"),
 ]
 
-UID = 1234 if os.getuid() == 0 else os.getuid()  # as root the clone is given away, to a uid that no passwd file knows
+UID = 1234 if os.getuid() == 0 else os.getuid()  # as root, the test gives the clone to a uid that is in no passwd file
 PROJECT = "seven-ways-test"
 DEAD_PROXY = {
     "default": {"httpProxy": "http://192.0.2.1:9", "httpsProxy": "http://192.0.2.1:9", "noProxy": "a.example"}
@@ -45,14 +45,14 @@ class Containers:
             self.port = probe.getsockname()[1]
         self.env = {"COMPOSE_PROJECT_NAME": project, "MLFLOW_PORT": str(self.port)}
         self.proxied = {"DOCKER_CONFIG": str(docker_configuration(clone.path.parent, proxies=DEAD_PROXY))}
-        # As on most users' machines: the host's environment is there too, and its Python does not run in an image.
+        # Like most users' machines, the clone also has the host's environment, whose Python does not run in an image.
         host = clone.path / ".venv/bin/python"
         host.parent.mkdir(parents=True)
         host.write_text("#!/bin/false\n")
         host.chmod(0o755)
         subprocess.run(["chown", "-R", f"{UID}:{UID}", clone.path], check=True)
         subprocess.run(["chmod", "-R", "go-rwx", clone.path], check=True)
-        # What is copied into images keeps its mode, or they would be built anew.
+        # Files that are copied into images keep their modes; otherwise the images would be built again.
         subprocess.run(["chmod", "-R", "go+rX", clone.path / "requirements", clone.path / "docker"], check=True)
 
     def run(
@@ -66,7 +66,7 @@ class Containers:
 
     @contextmanager
     def training(self, steps: int, *options: str, terminal: int | None = None) -> Iterator[subprocess.Popen[str]]:
-        """numpy_arrays in the middle of its training in a container, for so many steps; `terminal` is its terminal."""
+        """numpy_arrays during a training of `steps` steps in a container; `terminal` is its terminal."""
         self.set_steps(steps)
         process = self.start(*options, terminal=terminal)
         deadline = time.monotonic() + 60
@@ -113,7 +113,7 @@ class Containers:
 
 
 def docker_configuration(folder: Path, **settings: object) -> Path:
-    """The user's configuration of Docker's client, with these settings more."""
+    """The user's configuration of Docker's client with these settings added."""
     user, changed = Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker")), folder / "docker"
     changed.mkdir()
     for path in user.glob("*"):
@@ -130,7 +130,7 @@ def containers(make_clone: Callable[..., Clone]) -> Iterator[Containers]:
     """All seven on small params, run once by `docker compose run --rm cpu` with nothing built or started before."""
     containers = Containers(make_clone(*LESSONS, benchmark=True))
     containers.compose("down", "--volumes", "--timeout", "5")
-    containers.compose("build", "cpu", "mlflow")  # `run` takes an image that is there, even an old one
+    containers.compose("build", "cpu", "mlflow")  # `run` uses an existing image, even an old one
     containers.run()
     yield containers
     containers.compose("down", "--volumes", "--timeout", "5")
@@ -272,7 +272,7 @@ def test_runs_page_shows_all_seven_runs_in_a_browser(containers: Containers):
 
 @pytest.fixture
 def restored(containers: Containers) -> Iterator[Containers]:
-    """To be changed: afterwards params and results are as they were."""
+    """A test may change it: afterwards params and results are restored."""
     params = containers.clone.params()
     yield containers
     containers.set_params(**params)
@@ -366,7 +366,7 @@ def test_sweep_on_two_workers_finishes_after_one_is_killed(cluster: Containers, 
     for role, number in (("pipeline", 6), ("implementation", 12)):
         assert len(mlflow.search_runs(experiment_names=["seven-ways"], filter_string=f"tags.role = '{role}'")) == number
     assert "another.db" in cluster.compose("exec", "-T", "mlflow", "ls", "/mlflow").stdout
-    # As a serial run leaves them: the first of the six, here.
+    # The weights of a serial run, here of the first of the six.
     applied = re.search(r"(\S+): done on ", log)
     assert applied
     cluster.run("dvc", "exp", "apply", applied[1])
@@ -377,14 +377,14 @@ def test_sweep_on_two_workers_finishes_after_one_is_killed(cluster: Containers, 
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The one ERROR of a job that was refused."""
+    """The only ERROR of a refused job."""
     (line,) = [line for line in done.stderr.splitlines() if "ERROR" in line]
     assert line.startswith("ERROR: ")
     return line
 
 
 def remedy(containers: Containers, message: str, command: str) -> subprocess.CompletedProcess[str]:
-    """The shell commands that a message names, with `command` as the job's."""
+    """The shell commands in a message, with `command` as the command of the job."""
     remedy = re.search(r"(\w+=\$\(git [^;]*; )?docker compose run [^;]* cpu", message)
     assert remedy, message
     script = remedy[0].replace("--rm", "--rm -T") + f" {command}"
@@ -465,7 +465,10 @@ def test_checkout_with_its_repository_elsewhere_runs_with_the_printed_command(
     if kind != "no repository":
         done = remedy(jobs, message, "bash -c 'git status --short; dvc stage list --name-only; id -u'")
         lines = done.stdout.splitlines()
-        assert (lines[0], lines[-1]) == ("environment", str(UID))  # nothing is changed for git, and DVC is at home
+        assert (lines[0], lines[-1]) == (
+            "environment",
+            str(UID),
+        )  # git sees no change, and DVC's results are up to date
 
 
 def test_checkout_of_another_owner_gets_the_error_of_git_before_a_container_starts(containers: Containers):
@@ -537,7 +540,7 @@ def test_make_in_a_container_installs_nothing_into_the_checkout(containers: Cont
 
 
 def test_gpu_service_without_a_gpu_names_nvidia_in_the_error(containers: Containers):
-    subprocess.run(["docker", "tag", f"{PROJECT}-cpu", f"{PROJECT}-gpu"], check=True)  # it never gets to start
+    subprocess.run(["docker", "tag", f"{PROJECT}-cpu", f"{PROJECT}-gpu"], check=True)  # it never starts
     done = containers.compose("run", "--rm", "-T", "gpu", "true", succeeds=False)
     subprocess.run(["docker", "rmi", f"{PROJECT}-gpu"], check=True, capture_output=True)
     assert "nvidia" in done.stderr.lower()

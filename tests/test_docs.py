@@ -1,4 +1,4 @@
-"""The figures of README and docs come from committed samples: each is computed again, and compared digit by digit."""
+"""The figures of README and docs come from committed samples. Each is computed again and compared digit by digit."""
 
 import csv
 import re
@@ -84,7 +84,7 @@ def test_findings_of_readme_are_the_medians_of_ten_first_runs():
 
 
 def process_rows() -> Iterator[str]:
-    """What docs/results/processes.csv says of processes that were started and forked, and of the statistic."""
+    """The results of docs/results/processes.csv on started and forked processes, and on the statistic."""
     paces = defaultdict(lambda: defaultdict(list))
     for row in rows_of("processes.csv"):
         paces[row["process_was"], row["process"]][row["candidate"]].append(float(row["microseconds_a_step"]))
@@ -108,7 +108,7 @@ def test_documented_process_statistics_equal_the_measured_ones():
 
 
 def turn_row() -> str:
-    """What docs/results/turns.csv says of the length of a turn."""
+    """The results of docs/results/turns.csv on the length of a turn."""
     paces = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in rows_of("turns.csv"):
         paces[row["turn_milliseconds"]][row["process"]][row["candidate"]].append(float(row["microseconds_a_step"]))
@@ -163,7 +163,7 @@ def test_time_limit_of_the_benchmark_in_the_documents_equals_params():
 
 
 def test_every_committed_result_is_used_by_a_document_or_a_test():
-    """By a document, or by a test that compares a run with it."""
+    """Used by a document, or by a test that compares a run with it."""
     users = [*(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "tests").glob("*.py")]
     named = "".join(path.read_text() for path in users)
     for path in RESULTS.iterdir():

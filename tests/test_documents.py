@@ -28,7 +28,8 @@ TUTORIAL = REPOSITORY / "docs/tutorial.md"
 HOW_TO = [REPOSITORY / "docs/how-to" / f"{name}.md" for name in ("experiments", "sweeps", "seeds")]
 HOW_TO += sorted(set((REPOSITORY / "docs/how-to").glob("*.md")) - set(HOW_TO))
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
-# What takes many minutes, a GPU or an advisory service, and is run elsewhere: only whether there is such a command.
+# Commands that need many minutes, a GPU or an advisory service, and run elsewhere. Here only their existence is
+# checked.
 LONG = {
     "make bench",
     "make bench-gpu",
@@ -114,7 +115,7 @@ def test_rendered_documents_request_nothing_from_a_network(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def clone(make_clone: Callable[..., Clone]) -> Clone:
-    """A fresh clone with small params, whose .venv and .venv-export are those that are here already."""
+    """A fresh clone with small params, and with the existing .venv and .venv-export."""
     clone = make_clone("numpy_arrays", "torch_loop", benchmark=True)
     subprocess.run([REPOSITORY / "requirements/setup.sh", "export"], check=True)
     for name, target in {".venv": ENVIRONMENT, ".venv-export": REPOSITORY / ".venv-export"}.items():
@@ -128,7 +129,7 @@ def clone(make_clone: Callable[..., Clone]) -> Clone:
 
 @pytest.fixture(scope="module")
 def shell(clone: Clone) -> Callable[[str], str]:
-    """Runs a line as it stands, and returns what it prints."""
+    """Runs a line unchanged, and returns its output."""
     outside = outside_variables() | {
         "EDITOR": "true",
         "PORT": "5077",
@@ -153,7 +154,7 @@ def newest(clone: Clone) -> str:
 
 
 def start(clone: Clone, line: str) -> None:
-    """A server, until it answers: the address that it prints is where it is."""
+    """Starts a server and waits until it answers at the address that it prints."""
     environment = outside_variables() | {"PORT": "5077"}
     with subprocess.Popen(
         ["bash", "-c", line], cwd=clone.path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -180,7 +181,7 @@ def is_a_target(line: str) -> bool:
 
 
 def check_container(line: str) -> None:
-    """Containers are run by test_docker.py: whether the service and what it is to run are there."""
+    """test_docker.py runs containers. Here only the service and its command are checked."""
     services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
     form = r"docker compose (?:--profile \S+ )?(?:run --rm|up -d(?: --scale)?) ([a-z]+)(?:=\d+)?(?: (.*))?"
     match = re.fullmatch(form, line)

@@ -1,4 +1,4 @@
-"""Device resolution. The GPUs are made up: there may be none here, and every answer must be tested all the same."""
+"""Device resolution, with simulated GPUs, so that every case is tested without a GPU."""
 
 import os
 import subprocess

@@ -20,7 +20,7 @@ from pipeline.parity.explain import Explanation, explain, table
 from pipeline.results import FirstWrong
 
 WRONG_LINE = (REPOSITORY / "docs/explanation/wrong-line.md").read_text(encoding="utf-8")
-# Right lessons, each with other means of Python or of a framework than ours.
+# Correct lessons that use other features of Python or of a framework than ours.
 STYLES = {file.stem: file.relative_to(REPOSITORY) for file in sorted(REPOSITORY.glob("tests/styles/*/*.py"))}
 SAMPLE = 10  # mutants of each lesson; tests/mutations.py tries all
 pytestmark = pytest.mark.filterwarnings("ignore")  # a mutant may divide by 0, or broadcast
@@ -65,7 +65,7 @@ def test_mistake_is_explained_with_its_line_and_cause(mistake: dict[str, Any]):
 
 @pytest.mark.parametrize("name", LESSONS)
 def test_sampled_mutants_are_noticed_and_named_as_recorded(name: str):
-    """All that are noticed in docs/results/mutations.csv must be, and a named one must be named."""
+    """Mutants that docs/results/mutations.csv lists as noticed must be noticed, and named ones must be named."""
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     recorded = {(row["lesson"], row["line"], row["after"]): row for row in recorded_mutants()}
@@ -93,7 +93,7 @@ def test_recorded_mutants_match_the_lessons_and_95_percent_are_named():
 
 
 def test_explain_names_the_next_equation_of_an_unfinished_lesson(make_clone: Callable[..., Clone]):
-    """As README says: each run names the next quantity, until the lesson is right."""
+    """Each run names the next quantity until the lesson is correct."""
     clone = make_clone("numpy_arrays")
     explain_mine = [sys.executable, "-m", "commands", "explain", "numpy_mine"]
     printed = clone.run(*explain_mine, "--problem", "two_layer", succeeds=False).stdout
@@ -186,7 +186,7 @@ def test_documented_explanation_equals_the_printed_one():
     explanation = explanation_of("numpy_arrays", "grad_h = grad_h_relu * (h > 0)", "grad_h = grad_h_relu")
 
     def comparable(text: str) -> list[str]:
-        """Without the errors of what is right, which are rounding."""
+        """Without the errors of correct quantities, which come from rounding."""
         return [re.sub(r"\S+ +✓$", "✓", line) for line in text.splitlines()]
 
     documented = re.findall(r"```text\n(equation.*?)```", WRONG_LINE, re.DOTALL)[0]

@@ -23,7 +23,7 @@ NUMPY = "numpy_arrays"
 
 @pytest.fixture(scope="module")
 def clone(make_clone: Callable[..., Clone]) -> Clone:
-    """Its params.yaml is edited and not committed, and it has what writes RO-Crates."""
+    """Its params.yaml has an uncommitted change, and it has the packages that write RO-Crates."""
     if not (REPOSITORY / ".venv-export").exists():
         subprocess.run([REPOSITORY / "requirements/setup.sh", "export"], check=True)
     clone = make_clone(NUMPY)

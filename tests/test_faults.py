@@ -43,7 +43,7 @@ def names(clone: Clone) -> set[str]:
 
 
 def locked(clone: Clone) -> dict[str, dict[str, str]]:
-    """By stage and output, the md5 of dvc.lock; of what is alike from run to run."""
+    """The md5 in dvc.lock of each stage and output that is equal from run to run."""
     stages = yaml.safe_load((clone.path / "dvc.lock").read_text())["stages"]
     md5s = {stage: {out["path"]: out["md5"] for out in entry.get("outs", [])} for stage, entry in stages.items()}
     return {
@@ -108,7 +108,7 @@ def test_one_repro_restores_the_state_after_a_kill_on_the_host(clone: Clone, dra
         victim, tracking = draw.choice(["group", "dvc", "stage"]), draw.random() < 0.2
         delay = draw.uniform(0, 3) if tracking else draw.uniform(0, 1.1 * whole)
         process = start(clone, "dvc", "repro", "-f", output=subprocess.DEVNULL)
-        if tracking:  # while MLflow is written to
+        if tracking:  # during the logging in MLflow
             wait_until(lambda: "stages.track" in str(processes_in(clone)), 600)
         with suppress(subprocess.TimeoutExpired):
             process.wait(delay)
@@ -134,7 +134,7 @@ def container(clone: Clone, name: str) -> Iterator[subprocess.Popen]:
 
 
 def image() -> str:
-    """The name of this checkout's cpu image, or nothing where it was not built."""
+    """The name of this checkout's cpu image; empty if it was not built."""
     if not shutil.which("docker"):
         return ""
     script = "docker image ls --format '{{.Repository}}' $(docker compose config --images cpu | grep -- '-cpu$')"
@@ -157,11 +157,11 @@ def test_one_repro_restores_the_state_after_killed_containers(clone: Clone, draw
     print(f"seed {SEED}: {kills} containers killed, {in_time} of them in time")
 
 
-# The same faults, planted where they were found.
+# The same faults, planted at the places where they were found.
 
 
 def test_truncated_dvc_lock_is_complete_after_one_repro(clone: Clone, draw: random.Random):
-    """At random places, and after a line of each kind: such a file is valid YAML."""
+    """Truncated at random places, and after a line of each kind, which leaves valid YAML."""
     clone.run("dvc", "repro")
     path = clone.path / "dvc.lock"
     whole, lock = path.read_text(), locked(clone)
@@ -191,7 +191,7 @@ def test_flipped_bit_in_the_cache_is_reported_or_repaired(clone: Clone):
     cached.write_bytes(content)
     (clone.path / "reference/two_layer.safetensors").unlink()
     done = clone.run("dvc", "repro", succeeds=None)
-    if done.returncode:  # named by the stage that reads it, with what helps
+    if done.returncode:  # the stage that reads it names it, with the remedy
         assert "two_layer.safetensors" in done.stderr
         assert "dvc repro" in done.stderr
         clone.run("rm", "-f", str(cached), "reference/two_layer.safetensors")
@@ -208,7 +208,7 @@ def test_deleted_results_are_restored_without_running_a_stage(clone: Clone):
 
 
 def test_clock_that_jumps_back_leaves_results_unchanged(clone: Clone):
-    """Every file is from tomorrow, as after a clock that was wrong."""
+    """Every file is dated tomorrow, as after a wrong clock."""
     clone.run("dvc", "repro")
     before, tomorrow = clone.digests(*ALIKE), time.time() + 86400
     for name in names(clone) | {"dvc.lock", ".dvc/tmp/dvc.lock", "mlruns/receipts.json"}:

@@ -1,4 +1,4 @@
-"""Files that stages leave: whole or as before, and checked for all that can be wrong when they are read."""
+"""Result files are written completely or not at all, and checked when they are read."""
 
 from pathlib import Path
 

@@ -30,7 +30,7 @@ ROW = Judged(
 )
 ARRAYS, TENSORS = Candidate("numpy_arrays"), Candidate("torch_tensors")
 TOLERANCES = Tolerances(gradient=1e-3, loss_curve=1e-2, predictions=5e-2)
-STRUCTURES = {  # as they are counted today (test_graphs.py)
+STRUCTURES = {  # the current counts (test_graphs.py)
     "tensorflow_graph": Structure(5, 0, 1, operations_before=40, operations_after=20),
     "torch_autograd": Structure(5, 0, 5),
     "tensorflow_scan": Structure(5, 5, 1),
@@ -52,7 +52,7 @@ def noisy(median: float, seed: int, processes: int = 4, rounds: int = 8) -> dict
 
 
 def case(medians: dict[str, float], *, disturbed: str = "", **sizes: int) -> Case:
-    """Of the candidates that `medians` names; of the recurrent network where `sizes` has lengths."""
+    """A case with the candidates that `medians` names; of the recurrent network if `sizes` has lengths."""
     seconds = {Candidate.parse(name): noisy(median, seed) for seed, (name, median) in enumerate(medians.items())}
     problem, defaults = ("recurrent", LENGTHS) if "max_length" in sizes else ("two_layer", SIZES)
     reasons = dict.fromkeys(range(4), disturbed) if disturbed else {}
@@ -126,7 +126,7 @@ def test_ablation_of_autograd_on_a_gpu_uses_eager_steps():
     assert "torch_autograd and torch_tensors ran eagerly: replaying a CUDA graph runs no Python" in autograd.text
     gpu = headlines["The GPU, over NumPy"]
     assert gpu.ratio
-    assert gpu.ratio.value == pytest.approx(0.01, rel=0.05)  # what a training on the GPU does: it replays
+    assert gpu.ratio.value == pytest.approx(0.01, rel=0.05)  # a training on the GPU replays
     assert "eagerly" not in gpu.text
 
 
@@ -331,7 +331,7 @@ def test_claim_of_the_loop_in_the_graph_follows_from_counts_and_parity(
     ("operations", "without", "expected"),
     [
         ((40, 20), 2e-3, "holds"),
-        ((40, 20), 1e-3, ("partly", "cannot tell")),  # the same, or the intervals do not tell
+        ((40, 20), 1e-3, ("partly", "cannot tell")),  # the same, or the intervals do not decide
         ((40, 20), 5e-4, "does not hold"),  # slower with XLA
         ((40, 40), 2e-3, "does not hold"),  # nothing fused
         ((40, None), 2e-3, "not answered here"),
@@ -419,7 +419,7 @@ def test_ablation_has_a_ratio_an_interval_and_a_verdict():
 def test_headline_compares_one_difference_or_states_several():
     for headline in HEADLINES:
         assert headline.idea in BELOW
-        same_lines = headline.above.name == headline.below.name  # one idea is left out of the very same lesson
+        same_lines = headline.above.name == headline.below.name  # the same lesson with one idea left out
         next_lesson = headline.idea in (
             "Autograd",
             "An operator of our own",

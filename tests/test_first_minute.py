@@ -1,5 +1,5 @@
-"""A fresh clone has a dvc.lock of another machine and an empty cache. A first run there that is interrupted, killed or
-fails ends with one sentence: there is nothing to restore."""
+"""A fresh clone has the dvc.lock of another machine and an empty cache. If its first run is interrupted, killed or
+fails, it ends with one sentence, because there is nothing to restore."""
 
 import os
 import shutil
@@ -111,7 +111,7 @@ def test_run_after_a_killed_first_run_succeeds(make_clone: Callable[..., Clone])
     output, _ = process.communicate(timeout=60)
     assert "Traceback" not in output
     assert "exited with 130" in output
-    assert process.returncode == -signal.SIGINT  # for which a shell has 130
+    assert process.returncode == -signal.SIGINT  # a shell reports it as 130
     process = start(clone, "dvc", "repro")
     wait_until(lambda: "stages.reference" in str(processes_in(clone)))
     kill_group(process)

@@ -22,7 +22,7 @@ STORE = ("mlflow.db*", "mlruns")
 
 @pytest.fixture(scope="module")
 def finished(make_clone: Callable[..., Clone]) -> Clone:
-    """Its params.yaml is edited and not committed. Read it, and change nothing there."""
+    """Its params.yaml has an uncommitted change. Tests must not change it."""
     subprocess.run([REPOSITORY / "requirements/setup.sh", "export"], check=True)
     clone = make_clone(NUMPY)
     clone.run("dvc", "repro")
@@ -31,12 +31,12 @@ def finished(make_clone: Callable[..., Clone]) -> Clone:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with a name that people have."""
+    """A folder with a typical name."""
     return tmp_path / "it's ä #1, 100%41?"
 
 
 def with_results(finished: Clone, folder: Path) -> Clone:
-    """A checkout with the finished one's results and cache, and with what writes RO-Crates."""
+    """A checkout with the results and the cache of the finished one, and the packages that write RO-Crates."""
     shutil.copytree(finished.path, folder, ignore=shutil.ignore_patterns(".git", "tmp", *STORE), dirs_exist_ok=True)
     (folder / ".venv-export").symlink_to(REPOSITORY / ".venv-export")
     clone = Clone(folder)
@@ -49,7 +49,7 @@ def with_results(finished: Clone, folder: Path) -> Clone:
 
 
 def run_of(clone: Clone) -> str:
-    """The id of its run, as its own code finds it."""
+    """The id of its run, found by its own code."""
     find = """
 from pipeline.tracking import store
 client, experiment = store.connect()

@@ -1,4 +1,4 @@
-"""git, whatever the user's settings and variables are: a state comes back from its commit and its patch."""
+"""git under any settings and variables of a user: commit and patch restore a state."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.git import check_repository, clone_at, git
 from pipeline.tracking.changes import LARGEST_CHANGES, LARGEST_PATCH, changes
 
-# Settings that people have, and some that nobody should: none may change what the pipeline does.
+# Common and unusual settings: none may change what the pipeline does.
 HOSTILE = """
 [user]
 useConfigOnly = true
@@ -83,7 +83,7 @@ fsckObjects = true
 [url "ssh://nowhere/"]
 insteadOf = /
 """
-# Of a hook, of `git rebase --exec`, of a shell's start files.
+# Variables of a hook, of `git rebase --exec`, of a shell's start files.
 VARIABLES = {
     "GIT_ALLOW_PROTOCOL": "ssh",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES": "/nowhere",
@@ -123,7 +123,7 @@ def write(path: str, content: str | bytes = "content\n") -> Path:
 
 
 def user(*arguments: str, folder: Path | str = ".") -> str:
-    """What a git command of the user prints, without the settings and variables of a test."""
+    """The output of a user's git command, without the settings and variables of a test."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     name = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "protocol.file.allow=always")
     environment = plain | {"GIT_CONFIG_GLOBAL": os.devnull}

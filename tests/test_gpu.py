@@ -53,7 +53,7 @@ GPU = replace(HOST, device="cuda:0", device_name="the GPU", threads=available_cp
 
 @pytest.fixture(autouse=True)
 def the_cpu_afterwards() -> Iterator[None]:
-    """What a runtime sets holds for the process, and other tests in it want the CPU."""
+    """The settings of a runtime apply to the process, in which other tests need the CPU."""
     yield
     if TORCH:
         load_runtime("torch")(HOST)
@@ -152,7 +152,7 @@ def test_training_continued_from_its_weights_ends_with_the_same_bits(name: str):
 
 @pytest.mark.parametrize("name", TORCH)
 def test_streamed_chunks_of_different_sizes_equal_eager_steps(name: str):
-    """As data larger than memory are streamed: the last chunk is shorter, and keeps no graph from the next epoch."""
+    """Data larger than memory are streamed. The last chunk is shorter, and keeps no graph for the next epoch."""
     lesson = on_gpu(name, "float64")
     more = np.random.default_rng(7)
     chunks = []
@@ -200,7 +200,7 @@ def test_graphs_with_cublas_workspace_stay_valid_after_another_loop_is_dropped(n
     del loop, dropped
     gc.collect()
     torch.cuda.empty_cache()
-    foreign = torch.full((2**26,), 7.0, device="cuda")  # takes what was freed
+    foreign = torch.full((2**26,), 7.0, device="cuda")  # takes the freed memory
     np.testing.assert_array_equal(lesson.run(kept, batches), lesson.run(eager, batches))
     same_bits(eager, kept)
     assert bool((foreign == 7).all())
@@ -279,7 +279,7 @@ def test_benchmark_measures_replays_and_their_baselines():
 
 @pytest.mark.parametrize("name", ON_GPU)
 def test_every_quantity_agrees_with_the_equations_in_float64(name: str):
-    """As `make explain NAME=… DEVICE=cuda` compares them."""
+    """The comparison of `make explain NAME=… DEVICE=cuda`."""
     problem = LESSONS[name]
     file = implementation_file(problem, name)
     explanation = explain(problem, file.read_text(encoding="utf-8"), file, load_runtime(name)(GPU))
@@ -289,7 +289,7 @@ def test_every_quantity_agrees_with_the_equations_in_float64(name: str):
 
 @pytest.mark.parametrize("name", ON_GPU)
 def test_training_lowers_the_loss_and_its_gradient_equals_the_reference(name: str):
-    """`train` and `outputs`, as the stage `train` calls them."""
+    """`train` and `outputs`, called as in the stage `train`."""
     pytest.importorskip("pydantic")
     from pipeline.clock import Stopwatch
     from pipeline.training.outputs import outputs

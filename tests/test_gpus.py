@@ -1,4 +1,4 @@
-"""What NVML says of GPUs, and what is made of it. The driver is made up: there may be none here."""
+"""The answers of NVML on GPUs, and their use. The driver is simulated, because the machine may have none."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,7 +100,7 @@ def test_driver_mismatch_is_doubtful_and_quotes_nvml(driver: Any, where: str):
     assert monitor.Monitor("cuda:0").summary() is None
 
 
-# While something is measured.
+# During a measurement.
 
 
 def test_summary_has_the_range_of_each_reading(driver: Any):

@@ -74,7 +74,7 @@ def again(graph: Graph) -> list[tuple[str, str]]:
     return [(names[edge.source], names[edge.target]) for edge in graph.edges if edge.again]
 
 
-# What they contain.
+# Contents of the graphs.
 
 
 @pytest.mark.parametrize("name", ["numpy_arrays", "torch_tensors"])
@@ -195,7 +195,7 @@ def test_python_loop_records_a_longer_graph_for_a_longer_batch(graphs: Any):
     assert rows == {"16", "N", "5", "3", "2", "1", "inputs", "hidden"}
 
 
-# What they depend on.
+# Dependencies of the graphs.
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -298,7 +298,7 @@ LAYER = {
 
 
 def edited(name: str, folder: Path, edits: list[tuple[str, str]]) -> Callable[[Weights, float], Loop]:
-    """What makes a loop on the lesson, once its text is edited."""
+    """A function that makes a loop on the edited lesson."""
     text = (REPOSITORY / "pipeline/lessons" / LESSONS[name] / f"{name}.py").read_text()
     for old, new in edits:
         assert text.count(old) == 1, old
@@ -451,7 +451,7 @@ ENTRY %step.2 (arg0.1: f32[7,23], arg1.1: f32[23,19]) -> (f32[7,19]) {
     assert instructions(program) == ["parameter", "dot", "while", "get-tuple-element", "fusion"]
 
 
-# How they look.
+# The pictures.
 
 
 def pictures(picture: layout.Picture) -> list[layout.Picture]:

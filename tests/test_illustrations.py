@@ -1,4 +1,4 @@
-"""What is counted in the text of the lessons' files."""
+"""Counts in the text of the lessons' files."""
 
 from collections.abc import Callable
 from pathlib import Path

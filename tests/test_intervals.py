@@ -1,5 +1,5 @@
-"""What may be said of a ratio: intervals that cover what they claim, by simulation, with the rule by which a benchmark
-stops."""
+"""The intervals of a ratio cover the true ratio as often as they should: a simulation with the stopping rule of the
+benchmark."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def simulated(
 ) -> tuple[list[Array], list[Array]]:
     """Two candidates' times: `true` is their ratio, which differs between processes, and each round adds its noise.
 
-    A slow tenth of a second of the machine, up to three times as slow, is slow for both.
+    A slow tenth of a second of the machine, up to three times as slow, affects both.
     """
     drift = np.exp(generator.uniform(0, np.log(3), (processes, rounds)))
     process_means = np.exp(between * generator.standard_normal((processes, 1)))
@@ -52,7 +52,8 @@ def test_interval_covers_the_true_ratio_with_the_stopping_rule(rounds: str, betw
 
 
 def test_stopping_rule_would_make_a_95_percent_interval_cover_too_little():
-    """Why it is computed at LEVEL: processes that differ by 6 % stop it at any time between the fourth and the last."""
+    """The reason for LEVEL: with processes that differ by 6 %, a benchmark stops anywhere from the fourth process to
+    the last."""
     generator, trials = np.random.default_rng(0), 4000
     covered = dict.fromkeys((0.95, LEVEL), 0)
     for _ in range(trials):
@@ -66,8 +67,8 @@ def test_stopping_rule_would_make_a_95_percent_interval_cover_too_little():
 
 
 def test_ratio_of_the_fastest_rounds_varies_more_where_the_machine_drifts():
-    """Why the statistic of a process is the median over rounds of paired ratios: the fastest round of one candidate may
-    be in a fast tenth of a second, that of the other one not."""
+    """The reason for the median over rounds of paired ratios: the fastest round of one candidate may be in a fast tenth
+    of a second, and that of the other may not."""
     generator = np.random.default_rng(0)
     statistics = {
         "paired median": lambda above, below: np.median(np.log(above / below)),
@@ -87,7 +88,8 @@ def test_ratio_of_the_fastest_rounds_varies_more_where_the_machine_drifts():
 
 
 def test_bootstrap_over_processes_and_rounds_would_not_cover():
-    """Why the interval is Student's: the bootstrap covers too little or too much, as processes differ or do not."""
+    """The reason for Student's interval: a bootstrap covers too rarely or too often, depending on how much processes
+    differ."""
     generator, trials, resamples = np.random.default_rng(0), 400, 400
     processes, rounds = DEFAULT["processes"], ROUNDS["dvc repro"]
     coverage = dict.fromkeys((0.0, 0.05), 0.0)

@@ -140,7 +140,7 @@ def test_gradient_equals_the_reference_at_every_length(recurrent: Lesson, length
         np.testing.assert_allclose(gradients[key], gradient, rtol=1e-9, atol=1e-12)
 
 
-# How they read.
+# The text of the lessons.
 
 
 def without_docstring(text: str) -> list[str]:
@@ -172,7 +172,7 @@ def test_lesson_is_short_and_has_no_loop_over_steps(name: str):
     assert not [node for node in ast.walk(step) if isinstance(node, ast.For | ast.While)], "a loop over steps"
     keywords = {keyword.arg for node in ast.walk(step) if isinstance(node, ast.Call) for keyword in node.keywords}
     assert "out" not in keywords
-    # One name for one quantity: nothing is assigned twice, but for the weights' own update.
+    # One name for one quantity: only weights are assigned twice, in their update.
     names = [
         target.id
         for node in ast.walk(step)
@@ -183,7 +183,7 @@ def test_lesson_is_short_and_has_no_loop_over_steps(name: str):
     assert len(names) == len(set(names))
 
 
-# What is defined once, and what follows the lengths.
+# Graphs that are defined once, and graphs that depend on the lengths.
 
 
 @pytest.mark.parametrize("name", [name for name in LESSONS if name.startswith("tensorflow")])

@@ -48,7 +48,8 @@ def in_a_browser(test: Callable[..., None]) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def results(finished_pipeline: Clone) -> Iterator[dict[str, Any]]:
-    """What `write` takes, without a benchmark. The tests of this file run in the finished pipeline's folder."""
+    """The arguments of `write`, without a benchmark. The tests of this file run in the folder of the finished
+    pipeline."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(finished_pipeline.path)
         params = load_params().model_copy(update={"implementations": {name: LESSONS[name] for name in ORDER}})
@@ -111,7 +112,7 @@ def line_of(name: str, start: str) -> int:
 TWO_LAYER = ["grad_y_pred", "grad_w2", "grad_h_relu", "grad_h", "grad_w1"]
 RECURRENT = ["grad_y_pred", "grad_wo", "grad_h[length]", "grad_z[t]", "grad_h[t - 1]", "grad_wx", "grad_wh"]
 BY_HAND = ["h", "h_relu", "y_pred", "loss", *TWO_LAYER, "w1", "w2"]
-IN_LINE = {  # what the lines compute, in the order of the equations; a line is identified by its start
+IN_LINE = {  # the equations that the lines compute, in order; a line is identified by its start
     "numpy_arrays": {f"{'self.' * (left in ('w1', 'w2'))}{left} ": [left] for left in BY_HAND},
     "torch_tensors": {f"{'self.' * (left in ('w1', 'w2'))}{left} ": [left] for left in BY_HAND},
     "torch_autograd": {
@@ -191,7 +192,7 @@ def test_lesson_without_entries_in_the_tables_is_mapped_by_names():
     assert mapped("numpy_filled", filled, "recurrent") == {"h = zeros()": ["h[0]"], "h[t] = z + h": ["z[t]", "h[t]"]}
 
 
-# The code, and what changes.
+# The code, and the differences.
 
 
 def test_all_lines_are_listed_and_step_is_not_folded():
@@ -425,7 +426,7 @@ def test_edited_and_new_lessons_change_only_related_sections(results: dict[str, 
 def test_page_without_graphviz_names_the_packages_to_install(
     results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setitem(sys.modules, "pygraphviz", None)  # as where GLib is missing
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)  # as on a system without GLib
     assert "On Debian and Ubuntu: apt-get install libglib2.0-0 libxext6 libxrender1</p>" in write(**results)
     assert "WARNING: no picture of a graph: Graphviz cannot be loaded" in capsys.readouterr().err
 
@@ -438,7 +439,7 @@ def test_page_of_one_lesson_has_no_comparison(results: dict[str, Any], name: str
     assert "Everything is new" in section(page, name)
 
 
-# What a student can try.
+# The exercises.
 
 
 def test_every_exercise_is_shown_with_its_lesson(page: str):

@@ -1,4 +1,4 @@
-"""What params.yaml may hold, and the sentence for each thing that it may not."""
+"""The valid content of params.yaml, and a sentence for each kind of invalid content."""
 
 from pathlib import Path
 from typing import Any

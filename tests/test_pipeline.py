@@ -1,4 +1,4 @@
-"""`dvc repro` as a user runs it, on small params in a fresh clone: what runs again, and what goes wrong."""
+"""`dvc repro` on small params in a fresh clone: which stages run again, and what happens after failures."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture(scope="module")
 def small(make_clone: Callable[..., Clone]) -> Clone:
-    """Two implementations in NumPy, so that a whole run takes seconds. A test leaves it as `dvc repro` made it."""
+    """Two implementations in NumPy, so that a whole run takes seconds. Tests must leave it unchanged."""
     clone = make_clone(NUMPY)
     (clone.path / "pipeline/lessons/two_layer/numpy_again.py").write_text(
         (clone.path / "pipeline/lessons/two_layer/numpy_arrays.py").read_text()
@@ -39,7 +39,7 @@ def small(make_clone: Callable[..., Clone]) -> Clone:
 
 @pytest.fixture
 def changed(small: Clone):
-    """The small clone, to be changed: afterwards its files are as they were and its results up to date."""
+    """The small clone. A test may change it: afterwards its files are restored and its results are up to date."""
     yield small
     small.run("git", "checkout", "-q", ".")
     small.run("dvc", "repro", "report")
@@ -51,7 +51,8 @@ LESSON = f"lessons/two_layer/{NUMPY}.py"
 @pytest.mark.parametrize(
     ("file", "old", "new", "stages"),
     [
-        # Code that gives the same result is measured again, and is not evaluated anew. The parity report names lines.
+        # Code that gives the same result is measured again but not evaluated again. The parity report runs again,
+        # because it names lines.
         (LESSON, "# Update.", "# The update.", [f"train@{NUMPY}", *COMPARES[1:]]),
         (LESSON, "2 * (y_pred - y) / y.size", "(y_pred - y) * (2 / y.size)", [f"train@{NUMPY}", *COMPARES]),
         ("lessons_page/drawing.py", "\nfrom html ", "\nfrom  html ", ["report"]),
@@ -130,7 +131,7 @@ def test_experiment_with_another_learning_rate_is_listed(changed: Clone):
     assert changed.params()["train"]["learning_rate"] == 0.01
 
 
-# What goes wrong: a sentence, exit status not 0, and the last good results as they were.
+# Failures: a sentence, an exit status that is not 0, and the last good results unchanged.
 
 
 def results(clone: Clone) -> dict[str, bytes]:
@@ -179,7 +180,7 @@ def test_missing_params_file_leaves_the_results_unchanged(changed: Clone):
 
 
 def test_memory_limit_of_the_shell_gives_an_error(changed: Clone):
-    """Where the estimate of beforehand does not see a limit, as one of the shell's."""
+    """With a limit of the shell, which the estimate before the run does not see."""
     before = results(changed)
     changed.edit("params.yaml", "hidden: 8\n", "hidden: 8000000\n")
     done = changed.run("bash", "-c", "ulimit -v 2000000; python -m stages.generate two_layer", succeeds=False)
@@ -236,7 +237,7 @@ def test_pipeline_without_git_runs_with_no_scm(make_clone: Callable[..., Clone])
 def test_dropped_relu_mask_fails_the_pipeline_and_names_line_35(changed: Clone):
     changed.edit(f"pipeline/lessons/two_layer/{NUMPY}.py", "grad_h_relu * (h > 0)", "grad_h_relu")
     line = "grad_h is the first quantity that differs: line 35, `grad_h = grad_h_relu`, should compute"
-    for _ in range(2):  # once more, and it says so again
+    for _ in range(2):  # a second run gives the same message
         done = changed.run("dvc", "repro", succeeds=False)
         assert f"These implementations fail the parity check: {NUMPY} by gradient" in done.stderr
         assert f"{NUMPY}: {line}" in done.stderr
@@ -262,7 +263,7 @@ def test_dropped_relu_mask_fails_the_pipeline_and_names_line_35(changed: Clone):
 def test_interrupted_stage_keeps_the_last_good_results(changed: Clone):
     before = results(changed)
     changed.edit("params.yaml", "steps: 30", "steps: 100000000")
-    # A shell's background job, as CI's may be, hands on that Ctrl-C is to be ignored.
+    # A background job of a shell, such as CI's, makes its children ignore Ctrl-C.
     program = ["env", "--default-signal=INT", sys.executable, "-m", "dvc", "repro", f"train@{NUMPY}"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.Popen(

@@ -88,7 +88,7 @@ def opened(finished_pipeline: Clone) -> Iterator[Any]:
 
 
 class Panel:
-    """The player of a lesson, used by its buttons, fields and keys."""
+    """The player of a lesson, driven by its buttons, fields and keys."""
 
     def __init__(self, opened: Any, name: str) -> None:
         self.opened, self.name = opened, name
@@ -114,7 +114,7 @@ class Panel:
         ]
 
     def texts(self, selector: str) -> dict[str, str]:
-        """The cells of matrices as they are read, by label."""
+        """The cells of matrices in reading order, by label."""
         script = """return [...arguments[0].querySelectorAll(arguments[1])].map(each => [
             each.dataset.key, each.querySelector('table').textContent])"""
         return dict(self.opened.execute_script(script, self.element, selector))

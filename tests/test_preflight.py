@@ -1,4 +1,4 @@
-"""`docker/preflight` checks a machine for Docker. Here `docker` and `nvidia-smi` answer as on a broken one."""
+"""`docker/preflight` checks a machine for Docker. Here `docker` and `nvidia-smi` answer as on a broken machine."""
 
 import os
 import socket

@@ -105,7 +105,7 @@ def test_loss_equals_the_loss_of_the_predictions(problem: str):
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_operations_equal_those_of_the_matrix_products(problem: str):
-    """Of lengths that are all alike: `operations` is of the mean length, and has all products of a step."""
+    """With equal lengths: `operations` uses the mean length, and counts all products of a step."""
     module = load_problem(problem)
     sizes = type(SIZES)(batch_size=6, inputs=7, hidden=5, outputs=3, min_length=4, max_length=4)
     weights = module.draw_weights(sizes, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""`make release`, in a scratch repository: what it refuses, and what it leaves."""
+"""`make release` in a scratch repository: what it refuses, and what it writes."""
 
 import os
 import shutil

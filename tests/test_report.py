@@ -37,7 +37,7 @@ CALM = Conditions(cpus_of_other_processes=0.0, stolen_cpus=0.0, gpu=None)
 
 @pytest.fixture(scope="module")
 def content(finished_pipeline: Clone) -> Iterator[dict[str, Any]]:
-    """What the report is made of: the finished pipeline's results, as if the machine had been quiet. The tests of this
+    """The inputs of the report: the finished pipeline's results, as if the machine had been quiet. The tests of this
     file run in its folder, and write nothing there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(finished_pipeline.path)
@@ -61,7 +61,7 @@ def content(finished_pipeline: Clone) -> Iterator[dict[str, Any]]:
 
 
 def written(content: dict[str, Any], **changes: Any) -> tuple[str, dict[str, str]]:
-    """The page and its figures, of results with these changes."""
+    """The page and its figures for results with these changes."""
     changed = content | changes
     params = changed["params"]
     sizes = {problem: params.problems[problem].sizes for problem in params.used_problems}
@@ -142,7 +142,7 @@ def test_noise_floor_is_the_variance_of_the_noise_in_the_targets(content: dict[s
 
 
 def test_report_shows_the_numbers_of_weights_and_examples(page: str):
-    """Of the sizes in conftest.py: 20 × 8 + 8 × 3 weights, and 4 × 6 + 6 × 6 + 6 × 3."""
+    """For the sizes in conftest.py: 20 × 8 + 8 × 3 weights, and 4 × 6 + 6 × 6 + 6 × 3."""
     assert "Training fits 184 weights to 96 examples (two_layer) and 78 weights to 96 examples (recurrent)." in page
 
 
@@ -163,7 +163,7 @@ def test_problem_with_another_loss_has_no_noise_floor(content: dict[str, Any], m
 
 
 def test_same_results_give_the_same_report(content: dict[str, Any], page: str):
-    """To the byte, whatever the time is."""
+    """Byte by byte, at any time."""
     os.utime(files.ENVIRONMENT)
     assert written(content)[0] == page
 
@@ -218,7 +218,7 @@ def test_benchmark_on_a_busy_machine_gives_no_ratio(content: dict[str, Any], pag
 
 
 def on_a_gpu(taken: Iterable[samples.Sample]) -> Iterator[samples.Sample]:
-    """Samples as a GPU would have given them: torch's steps replayed, beside eager ones and two baselines."""
+    """Samples like those of a GPU: torch's steps replayed, beside eager steps and two baselines."""
     for sample in taken:
         kind, name, seconds = sample.candidate.kind, sample.candidate.name, sample.seconds
         if kind == "build" or (kind, name) in (("matmul", "numpy"), ("matmul", "tensorflow")):
@@ -242,7 +242,7 @@ def on_a_gpu(taken: Iterable[samples.Sample]) -> Iterator[samples.Sample]:
 
 
 def test_gpu_benchmark_names_replays_and_both_baselines(content: dict[str, Any]):
-    """The figures are made up of this machine's; the page is not."""
+    """The figures are scaled from those of this machine; the page is real."""
     gpu = {"other_processes": 0, "busy_before_percent": 0, "throttled_by": [], "power_capped": False}
     device = {"device": "cuda:0", "device_name": "NVIDIA H100"}
     where = content["benchmark"].provenance
@@ -273,7 +273,7 @@ def test_gpu_benchmark_names_replays_and_both_baselines(content: dict[str, Any])
 
 
 def test_results_of_make_bench_are_shown(content: dict[str, Any], page: str):
-    """Its table has the samples of `benchmark`, beside what only `make bench` measures."""
+    """Its table has the samples of `benchmark`, and those that only `make bench` measures."""
     module = Candidate("torch_module", "peers", "fused")
     taken = [samples.Sample.from_row(row) for row in files.read_samples()]
     beside = {"torch_tensors": Candidate("torch_autograd", "tuned"), "torch_function": module}

@@ -1,4 +1,4 @@
-"""A run that is reproduced from its id: the verdict, and that the checkout is not touched."""
+"""A run is reproduced from its id: the verdict, and the unchanged checkout."""
 
 import json
 import os
@@ -34,14 +34,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def clone(make_clone: Callable[..., Clone], server: str) -> Clone:
-    """Its params.yaml is edited and not committed, as nearly always."""
+    """Its params.yaml has an uncommitted change, as is common."""
     clone = make_clone(NUMPY)
     clone.run("dvc", "repro", env={"MLFLOW_TRACKING_URI": server})
     return clone
 
 
 def newest(server: str, role: str) -> str:
-    """The run that was sent last: runs are given the time of their training."""
+    """The run that was sent last. The start of a run is the start of its training."""
     mlflow.set_tracking_uri(server)
     query = f"tags.role = '{role}'"
     runs: Any = mlflow.search_runs(experiment_names=["seven-ways"], filter_string=query, output_format="list")

@@ -1,4 +1,4 @@
-"""What the runtimes do to make a step faster does not change it, and what they set holds."""
+"""The runtimes make steps faster without changing them, and apply their settings."""
 
 import ctypes
 import gc
@@ -38,7 +38,7 @@ def factors(batches: int) -> list[Factors]:
 
 
 def test_new_framework_needs_only_two_members_of_runtime(monkeypatch: pytest.MonkeyPatch):
-    """NumPy in a module of another name, with the two things that a Runtime has to have."""
+    """NumPy in a module of another name, with the two required methods of a Runtime."""
     numpys: Any = sys.modules[load_runtime("numpy").__module__]
 
     class Runtime(runtimes.Runtime):
@@ -88,7 +88,7 @@ def test_xla_compiles_only_small_graphs_without_an_inner_loop(name: str, sizes: 
     weights, chunk = draw(LESSONS[name], SimpleNamespace(batch_size=4, **sizes), "float32")
     loop: Any = open_implementation(name, LESSONS[name], HOST).create(weights, 0.1)
     loop.place(chunk)
-    assert loop.graph is None  # what defining it costs belongs to `compile`
+    assert loop.graph is None  # the cost of defining it belongs to `compile`
     loop.compile()
     graph: Any = loop.graph
     assert graph._jit_compile is (True if compiled else None)
@@ -205,7 +205,7 @@ def test_peak_memory_is_the_largest_simultaneous_use():
     assert 95 < float(run_python(PEAK)) < 115
 
 
-# CUDA graphs, with the capture replaced by what a replay would compute: in which order, which losses, and what is kept.
+# CUDA graphs with a simulated capture: the order of steps, the losses, and the objects that are kept.
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -335,7 +335,7 @@ def test_matrix_products_keep_their_factors_and_results(cuda: Any, monkeypatch: 
 
 
 def test_launch_floor_has_as_many_kernels_as_a_step_has_nodes(cuda: Any, monkeypatch: pytest.MonkeyPatch):
-    """The count is made up here: it takes a CUDA graph."""
+    """The count is simulated here, because it needs a CUDA graph."""
     counted = iter((1, 2, 3))
     count = lambda _, **__: (0, None, next(counted))  # noqa: E731
     monkeypatch.setattr(sys.modules["cuda.bindings"].runtime, "cudaGraphGetNodes", count)
@@ -382,7 +382,7 @@ def gpu_tests(*options: str, **variables: str) -> subprocess.CompletedProcess[st
 
 
 def test_gpu_tests_run_without_optional_packages(tmp_path: Path):
-    """They run to their end where much is absent, even if only to say that there is no GPU."""
+    """They run to their end with few packages, even if they only report that there is no GPU."""
     absent = ["dvc", "mlflow", "ray", "rich", "selenium", "tensorflow", "xdist", "yaml"]
     (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({absent}))\n")
     done = gpu_tests(PYTHONPATH=str(tmp_path), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")

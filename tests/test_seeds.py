@@ -46,7 +46,7 @@ def test_best_value_is_found_by_the_paired_difference():
     assert float(match[1]) == pytest.approx(0.1, abs=0.01), sentence
     assert "paired over 12 seeds" in sentence
     losses = [row.loss for row in table.rows()]
-    assert losses[0].low < losses[1].high  # unpaired, nothing could be said
+    assert losses[0].low < losses[1].high  # unpaired, the data would not decide
 
 
 def test_equal_values_give_no_best_value():

@@ -1,4 +1,4 @@
-"""`make setup`: it repeats nothing, says what a machine lacks, and installs by hash with the user's pip settings."""
+"""`make setup` repeats nothing, names what a machine lacks, and installs by hash with the user's pip settings."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A PATH with what the scripts call and no Python."""
+    """A PATH with the programs that the scripts call, and no Python."""
     (tmp_path / "bin").mkdir()
     for tool in (
         "bash",

@@ -1,4 +1,5 @@
-"""A sweep, with real processes: each queued experiment is done once, whatever is killed, as in a serial run."""
+"""A sweep with real processes: each queued experiment is done once, even after kills, with the results of a serial
+run."""
 
 import os
 import re
@@ -24,7 +25,7 @@ pytestmark = [
 
 WEIGHTS = f"models/{NUMPY}/weights.safetensors"
 WHOLE = ("--num-cpus", "1", "--resources", '{"node": 1}')
-# A training of seconds, by its size: each step of many would be logged in MLflow.
+# A training that takes seconds because of its sizes: many steps would all be logged in MLflow.
 LONG = tuple(
     f"{key}={value}"
     for key, value in {
@@ -39,7 +40,7 @@ UNREACHABLE = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
 
 @pytest.fixture(autouse=True)
 def _fresh_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gives nodes a temporary folder of their own, which caches data between experiments."""
+    """Gives nodes their own temporary folder, which caches data between experiments."""
     with tempfile.TemporaryDirectory(prefix="sw", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("TMPDIR", folder)
         yield
@@ -216,7 +217,7 @@ def test_full_disk_moves_the_experiment_to_another_node(clone: Clone, tmp_path: 
 
 
 def test_gpu_experiment_sees_one_gpu_and_cpu_experiment_sees_none(clone: Clone):
-    """Two GPUs as Ray counts them. Which of them a stage would see is in its environment."""
+    """Two GPUs as Ray counts them. The environment of a stage shows which of them it would see."""
     sees = "import os\nprint('SEES', os.environ['CUDA_VISIBLE_DEVICES'])\n"
     clone.edit("stages/generate.py", "if __name__", f"{sees}if __name__")
     clone.commit()

@@ -1,4 +1,4 @@
-"""Sweeps and seeds where people are: other clusters, folders, caches, settings of git, and quotas."""
+"""Sweeps and seeds in users' environments: other clusters, folders, caches, settings of git, and quotas."""
 
 import os
 import re
@@ -197,7 +197,8 @@ def test_entry_that_cannot_be_logged_is_named_and_the_next_is_logged(clone: Clon
 
 @pytest.mark.environments
 def test_sweep_works_in_a_subfolder_of_a_shallow_clone_with_an_external_cache(clone: Clone, tmp_path: Path):
-    """And behind a dead proxy, with a long TMPDIR; one experiment diverges, and the benchmark is the user's."""
+    """Also behind a dead proxy and with a long TMPDIR; one experiment diverges, and the benchmark has the user's
+    settings."""
     outer = tmp_path / "outer"
     outer.mkdir()
     git(outer, "init", "-q")
@@ -241,7 +242,8 @@ def test_sweep_works_in_a_subfolder_of_a_shallow_clone_with_an_external_cache(cl
 @pytest.mark.environments
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may hide the processes of the cluster")
 def test_sweep_on_a_cluster_of_two_nodes_imports_all_results(clone: Clone):
-    """As from a container: no node of the cluster is seen. What cannot be pushed arrives, and a benchmark is shared."""
+    """As from a container, which sees no node of the cluster. Results that cannot be pushed arrive, and a benchmark is
+    shared."""
     clone.run("dvc", "remote", "add", "-d", "nowhere", "/proc/nowhere")
     clone.set("benchmark.processes", 0)
     clone.commit()
@@ -283,7 +285,7 @@ def test_seed_is_finished_only_with_cached_results_of_the_current_code(clone: Cl
     clone.commit()
 
     def enqueued(succeeds: bool = True) -> str:
-        """What `make seeds N=3` says of its queue, which is empty afterwards."""
+        """The output of `make seeds N=3` on its queue, which is empty afterwards."""
         script = (
             "from pipeline.errors import *\nwith shown_to_the_user():\n from pipeline.sweep.seeds import *; enqueue(3)"
         )

@@ -1,4 +1,4 @@
-"""MLflow: what it is sent, read back through its own client; nothing twice; and a store that cannot be reached."""
+"""MLflow: the logged results, read back through its client; no result twice; and a store that cannot be reached."""
 
 import json
 import os
@@ -52,7 +52,7 @@ TRAIN = (sys.executable, "-m", "stages.train", "numpy_arrays")
 
 @pytest.fixture(scope="module")
 def clone(finished_pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A finished pipeline whose restored results `dvc repro` has sent to a new store. Read it, and change nothing."""
+    """A finished pipeline whose restored results `dvc repro` has sent to a new store. Tests must not change it."""
     path = tmp_path_factory.mktemp("tracking") / "project"
     shutil.copytree(finished_pipeline.path, path, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlruns"))
     clone = Clone(path)
@@ -69,7 +69,7 @@ def md5sum(path: Path) -> str:
     return subprocess.run(["md5sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
 
 
-# What MLflow is sent.
+# Logged results.
 
 
 def test_run_of_each_implementation_has_its_metrics_and_tags(clone: Clone):
@@ -222,7 +222,7 @@ def test_links_into_the_dvc_cache_are_sent_as_files(project: Clone, tmp_path: Pa
     assert not [path for path in (project.path / "mlruns").rglob("*") if path.is_symlink()]
 
 
-# When, and nothing twice.
+# Times of logging, and no result twice.
 
 
 def test_current_results_are_tracked_without_importing_mlflow(clone: Clone):
@@ -287,7 +287,7 @@ def test_failed_training_is_logged_as_a_failed_run(project: Clone):
     (failed,) = runs(database(project), "tags.role = 'failure'")
     assert (failed.info.run_name, failed.info.status) == ("numpy_arrays", "FAILED")
     assert "the loss is" in failed.data.tags["error"]
-    mlflow.MlflowClient().update_run(failed.info.run_id, "RUNNING")  # as if its sender had been killed
+    mlflow.MlflowClient().update_run(failed.info.run_id, "RUNNING")  # as after a kill of its sender
     log_results(load_params())
     assert {run.info.status for run in runs(database(project))} == {"FINISHED", "FAILED"}
     assert len(runs(database(project))) == 4
@@ -317,7 +317,7 @@ def test_temporary_experiment_is_sent_to_the_same_store(project: Clone):
     assert {run.data.params["train.learning_rate"] for run in new} == {"0.02"}
 
 
-# A training under way.
+# A running training.
 
 
 def test_running_training_is_shown_and_terminated_training_is_failed(project: Clone):

@@ -1,4 +1,4 @@
-"""The training loop, the clock and the judgement of parity."""
+"""The training loop, the clock and the parity check."""
 
 import subprocess
 import sys
@@ -82,7 +82,7 @@ def test_training_takes_any_number_of_steps(drawn: data.DataSet, steps: int):
 
 
 class Slow:
-    """A stopwatch to which the first call takes a second and any other a microsecond a step."""
+    """A stopwatch for which the first call takes a second, and every other call a microsecond a step."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -97,7 +97,7 @@ class Slow:
 
 
 def test_slow_first_call_does_not_shorten_later_calls(drawn: data.DataSet):
-    """On a GPU it holds what happens once: the libraries' start, kernels that are loaded, a thread that is made."""
+    """On a GPU it has the one-time costs: starting libraries, loading kernels, creating a thread."""
     stopwatch = Slow()
     train(drawn, steps=1000, stopwatch=stopwatch)
     assert stopwatch.calls[:3] == [1, 5, 50]
@@ -105,7 +105,7 @@ def test_slow_first_call_does_not_shorten_later_calls(drawn: data.DataSet):
 
 
 class Noting(clock.Stopwatch):
-    """A stopwatch that says what is being timed."""
+    """A stopwatch that records what is timed."""
 
     line = ""
 
@@ -120,7 +120,8 @@ class Noting(clock.Stopwatch):
 def test_training_with_cuda_graphs_is_the_same_and_times_captures_as_compile(
     cuda: Any, drawn: data.DataSet, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ):
-    """With the captures of tests/fake_cuda.py: the same training, and captures are booked apart from the steps."""
+    """With the captures of tests/fake_cuda.py: the same training, and the time of captures is separate from that of
+    steps."""
     name = "torch_autograd"
 
     def opened(environment: Environment) -> Callable[[Weights, float], Loop]:
@@ -291,7 +292,7 @@ def test_unchanged_lesson_passes_the_parity_check(params: Params, drawn: data.Da
 
 
 def broken_lesson(name: str, line: str, broken: str) -> Callable[[Weights, float], Any]:
-    """What constructs a lesson in which `line` is `broken`."""
+    """A function that constructs a lesson in which `line` is `broken`."""
     source = Path(str(load_implementation(LESSONS[name], name).__init__.__code__.co_filename)).read_text()
     assert line in source
     namespace: dict = {"__name__": "broken"}
@@ -316,7 +317,8 @@ def broken_lesson(name: str, line: str, broken: str) -> Callable[[Weights, float
 def test_broken_backward_pass_fails_the_parity_check(
     params: Params, drawn: data.DataSet, name: str, line: str, broken: str
 ):
-    """In each lesson with a backward pass written by hand: the gradient is caught, though the loss still goes down."""
+    """In each lesson with a backward pass by hand: the check finds the wrong gradient, although the loss still
+    falls."""
     evaluation = measured(drawn, broken_lesson(name, line, broken), name)
     report = judge(params, {NUMPY: evaluation})
     assert not report.passed

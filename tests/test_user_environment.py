@@ -1,4 +1,4 @@
-"""Other people's shells, terminals and file systems: a run there gives the results of a run here, or says why not."""
+"""Users' shells, terminals and file systems: a run gives the same results, or a sentence with the reason."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def clone(original: Clone, tmp_path: Path) -> Clone:
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """Variables of other people, by kind. Each leads to another NumPy, another PATH or another repository."""
+    """Users' variables, by kind. Each leads to another NumPy, another PATH or another repository."""
     folder = tmp_path_factory.mktemp("foreign")
     (folder / "numpy.py").write_text("raise SystemExit('another NumPy')\n")
     (folder / "profile").write_text("PATH=/nowhere\ncd /\n")
@@ -196,7 +196,7 @@ def test_read_only_checkout_gives_one_error(clone: Clone):
 
 @pytest.fixture
 def of_another_user(original: Clone) -> Iterator[Clone]:
-    """The checkout of user 1234, in which root has run once."""
+    """A checkout of user 1234, in which root has run once."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "project")
         shutil.copytree(original.path, path, symlinks=True)

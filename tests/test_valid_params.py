@@ -1,4 +1,4 @@
-"""Params that are valid and as small, or as large, as can be: the whole pipeline runs with them."""
+"""The whole pipeline runs with the smallest and the largest valid params."""
 
 from collections.abc import Callable
 from typing import Any

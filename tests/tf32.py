@@ -1,4 +1,4 @@
-"""How far TF32 takes a training from the float64 reference: its rounding, emulated on a CPU.
+"""The difference of a TF32 training from the float64 reference, with the rounding of TF32 emulated on a CPU.
 
     PYTHONPATH=. python tests/tf32.py        in a checkout whose data and reference were made
 

@@ -1,4 +1,4 @@
-"""Whether a folder is a valid RO-Crate, without a network: .venv-export/bin/python tests/validate_crate.py FOLDER CACHE
+"""Validate an RO-Crate without a network: .venv-export/bin/python tests/validate_crate.py FOLDER CACHE
 
 The validator reads the vocabulary's definition from w3id.org; ro-crate-py brings the same file, which is put into the
 validator's cache here.

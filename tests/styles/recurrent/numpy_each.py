@@ -1,4 +1,4 @@
-"""Example by example, as the equations are written."""
+"""Example by example, in the form of the equations."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Python that a lesson may use: what inspects its own file, prints, or has other names than the equations."""
+"""Python that a lesson may use: it inspects its own file, prints, and has other names than the equations."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Implementation(Columns):
         targets, *_ = y, None
         relu = lambda a: np.maximum(a, 0)  # noqa: E731
         forward = Forward(before := x @ self.w1, relu(before))
-        h = forward.h_relu  # in the equations h_relu
-        loss = h @ self.w2 - targets  # in the equations no quantity
+        h = forward.h_relu  # h_relu in the equations
+        loss = h @ self.w2 - targets  # not a quantity of the equations
         grad_w2, grad_h = h.T @ (g := 2 * loss / targets.size), np.where(forward.h > 0, g @ self.w2.T, 0)
         for name, gradient in {"w1": x.T @ grad_h, "w2": grad_w2}.items():
             setattr(self, name, getattr(self, name) - self.learning_rate * gradient)
