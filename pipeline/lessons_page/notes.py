@@ -45,8 +45,8 @@ only picks them out.
 It is the loop over time again, from the last time step to the first. In the iteration for time step t, `element` is the
 gradient that comes from `y_pred` directly, which is 0 unless an example ends at t. `state` is the gradient that comes
 from time step t + 1. Their sum is `grad_h[t]`. "gradient of relu" makes it `grad_z[t]`, for which it needs the `h` that
-the forward loop has kept. `matmul(·, ·ᵀ)` makes `grad_h[t - 1]`, which the dashed arrow passes to the next iteration. The
-other product is what this time step adds to `grad_wh`.
+the forward loop has kept. `matmul(·, ·ᵀ)` makes `grad_h[t - 1]`, which the dashed arrow passes to the next iteration.
+The other product is what this time step adds to `grad_wh`.
 """,
     },
 }
