@@ -230,7 +230,7 @@ def http(body: str, kind: str = "application/json") -> bytes:
 
 
 @contextmanager
-def started_ui(clone: Clone) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+def started_ui(clone: "Clone") -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """The address that `make ui` prints, when the server answers, and its process, the first of a group."""
     from conftest import outside_variables
 

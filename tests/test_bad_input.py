@@ -121,7 +121,7 @@ def test_random_params_are_read_or_refused_with_a_sentence(tmp_path: Path, monke
             DEFAULT.replace("hidden: 100,", f"hidden: {2**63},"),
             "hidden is 9223372036854775808; it should be less than",
         ),
-        (DEFAULT + "# " + "x" * 200_000, "bytes long; at most"),
+        (DEFAULT + "# " + "x" * 200_000, "bytes long, and at most"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) and len(value) < 100 else "",
 )

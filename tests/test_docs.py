@@ -135,8 +135,8 @@ def test_documented_power_curve_equals_the_measured_one():
         assert row in PERFORMANCE, row
     same = counts[0]
     sentence = (
-        f"of {same.total()} comparisons of a program with itself, {same['slower'] + same['faster']} called the two "
-        f"different, and {counts[5]['slower']} of {counts[5].total()} found a slowdown of 5 %"
+        f"{same['slower'] + same['faster']} of {same.total()} comparisons of a program with itself found a difference, "
+        f"and {counts[5]['slower']} of {counts[5].total()} found a slowdown of 5 %"
     )
     for text in (PERFORMANCE, (REPOSITORY / "pipeline/report/report.html").read_text()):
         assert sentence in " ".join(text.split()), sentence

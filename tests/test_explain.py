@@ -204,7 +204,10 @@ def test_documented_mutant_counts_equal_the_recorded_ones():
     named = sum(row["named"] == "1" for row in rows)
     assert f"| all | {len(rows)} | {len(rows)} | {named} ({100 * named / len(rows):.1f} %) |" in lines
     readme = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
-    assert f"planted {len(rows)} mistakes in the seven lessons, one at a time: it noticed all of them" in readme
+    assert (
+        f"planted {len(rows)} mistakes in the seven lessons, one at a time. `make explain` noticed all of them"
+        in readme
+    )
     assert f"named the wrong line of {named} (" in readme
     for row in rows:
         if row["named"] == "0":
