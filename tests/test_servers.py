@@ -305,7 +305,7 @@ def test_checkout_with_special_characters_contains_its_store(finished: Clone, na
     done = clone.run(sys.executable, "-m", "stages.track")
     assert (done.stderr, done.stdout) == (
         "",
-        f"MLflow shows 2 results: sqlite:///{clone.path}/mlflow.db, by `make ui`\n",
+        f"MLflow shows 2 results: sqlite:///{clone.path}/mlflow.db (`make ui` opens it)\n",
     )
     assert set(tmp_path.iterdir()) == before
     # A folder elsewhere: MLflow decodes a %41 in the path of a model that it loads from where it is.

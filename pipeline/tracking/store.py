@@ -131,7 +131,7 @@ def address(experiment: str) -> str:
     models."""
     server = os.environ.get("MLFLOW_UI") or (_uri() if _uri().startswith("http") else None)
     view = f"/#/experiments/{experiment}/runs?{TRAINING}"
-    return f"{_redact(server)}{view}" if server else f"{store_name()}, by `make ui`"
+    return f"{_redact(server)}{view}" if server else f"{store_name()} (`make ui` opens it)"
 
 
 @contextmanager
