@@ -364,7 +364,7 @@ def test_report_begins_with_parity_and_ablations(opened: Any):
     parts = [
         "Parity passed",
         "What each idea costs or saves",
-        "What the text claims",
+        "Claims of the text",
         "The implementations",
         "Loss curves",
     ]

@@ -50,7 +50,7 @@ def where_wrong(match: Match) -> str:
         if 0 < count.sum() < len(count) and (other.all(0) == count).all():
             return f"{count.sum()} of {len(count)} {part}s {'is' if count.sum() == 1 else 'are'} wrong"
     return (
-        f"{wrong.sum()} of {running.sum()} numbers are wrong"
+        f"{wrong.sum()} of its {running.sum()} numbers are wrong"
         if wrong.sum() < running.sum()
         else "every number is wrong"
     )
