@@ -1,25 +1,25 @@
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const bar = document.querySelector(".bar");
 
-// A line, an equation or a node of a graph marks what has an equation in common with it.
+// A line, an equation or a node of a graph marks all elements that share an equation with it.
 function mark(target) {
-  all(".marked").forEach((each) => each.classList.remove("marked"));
+  all(".marked").forEach((node) => node.classList.remove("marked"));
   bar.replaceChildren();
   const lesson = target?.closest("main > section");
   if (!lesson) return;
   const equations = all(".equations li", lesson);
-  const of = (each) => each.dataset.eq?.split(" ") ?? equations.filter((li) => li.dataset.name === each.dataset.name).map((li) => li.dataset.eq);
+  const of = (node) => node.dataset.eq?.split(" ") ?? equations.filter((li) => li.dataset.name === node.dataset.name).map((li) => li.dataset.eq);
   const wanted = of(target);
-  const inCommon = (each) => of(each).some((number) => wanted.includes(number));
+  const inCommon = (node) => of(node).some((number) => wanted.includes(number));
   const isLine = target.matches(".line");
   all("[data-eq], [data-name]", lesson)
-    .filter((each) => each === target || (inCommon(each) && !(isLine && each.matches(".line"))))
-    .forEach((each) => each.classList.add("marked"));
+    .filter((node) => node === target || (inCommon(node) && !(isLine && node.matches(".line"))))
+    .forEach((node) => node.classList.add("marked"));
   if (isLine) {
     const list = document.createElement("ol");
     Object.assign(list, { className: "equations", inert: true });
-    list.append(...equations.filter(inCommon).map((each) => each.cloneNode(true)));
-    all("[id]", list).forEach((each) => each.removeAttribute("id"));
+    list.append(...equations.filter(inCommon).map((item) => item.cloneNode(true)));
+    all("[id]", list).forEach((item) => item.removeAttribute("id"));
     bar.append(list);
   }
   document.dispatchEvent(new CustomEvent("marked", { detail: { target, lesson, wanted } }));
@@ -28,12 +28,12 @@ for (const event of ["pointerover", "focusin", "click"]) {
   document.addEventListener(event, ({ target }) => {
     if (bar.contains(target)) return;
     mark(target.closest("[data-eq], [data-name]:not([data-name=''])"));
-    const [own, over] = [target, bar].map((each) => each.getBoundingClientRect());
-    const covered = over.height && over.right > own.left && own.bottom > over.top;
-    if (event !== "pointerover" && covered && own.height < over.top) scrollBy(0, own.bottom - over.top);
+    const [place, over] = [target, bar].map((item) => item.getBoundingClientRect());
+    const covered = over.height && over.right > place.left && place.bottom > over.top;
+    if (event !== "pointerover" && covered && place.height < over.top) scrollBy(0, place.bottom - over.top);
   });
 }
-// MLflow shows the page in a frame in which a link to a part of it leads nowhere.
+// MLflow shows the page in a frame, in which links to a part of the page do not work.
 document.addEventListener("click", (event) => {
   const link = location.protocol === "blob:" && event.target.closest("a[href^='#']");
   if (!link) return;
@@ -41,13 +41,13 @@ document.addEventListener("click", (event) => {
   document.querySelector(link.hash).scrollIntoView();
 });
 
-// A link to a line marks its equations too.
+// A link to a line also marks its equations.
 const linked = () => mark(document.getElementById(location.hash.slice(1))?.closest("[data-eq]"));
 addEventListener("hashchange", linked);
 linked();
 
-// The section that is being read. While the page scrolls to a section by itself, that one counts, so that a key which is
-// pressed meanwhile goes on from there.
+// The current section. While the page scrolls to a section by itself, that section is the current one, so that a key
+// pressed meanwhile continues from there.
 const links = all("nav a[href^='#']");
 const stops = links.map((link) => document.querySelector(link.hash));
 let current = 0;
@@ -77,6 +77,6 @@ document.addEventListener("keydown", (event) => {
   if (!way || event.defaultPrevented || typing || sideways || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
   event.preventDefault();
   show(Math.min(links.length - 1, Math.max(0, current + way)));
-  scrollsFor(1000); // or less, once scroll events say how it goes
+  scrollsFor(1000); // or less, after the first scroll event
   links[current].click();
 });

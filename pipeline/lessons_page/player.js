@@ -1,9 +1,9 @@
-// The step player of a lesson: its quantities one at a time, each with what it is computed from, and all of them again
-// from the equations when a reader changes a number. An array is a list of rows; a single number stands for itself.
+// The step player of a lesson. It shows the quantities one at a time, each with its operands, and computes all of them
+// again from the equations when a reader changes a number. An array is a list of rows; a scalar is a number.
 
 const rowsOf = (array) => (typeof array === "number" ? [[array]] : array);
 const filled = (rows, columns, number) => Array.from({ length: rows }, () => Array(columns).fill(number));
-// `f` of the numbers of one or two arrays, element by element. As in NumPy, what has size 1 is repeated.
+// `f` of the numbers of one or two arrays, element by element. As in NumPy, dimensions of size 1 are repeated.
 function elementwise(f, one, other = 0) {
   if (typeof one === "number" && typeof other === "number") return f(one, other);
   const [a, b] = [rowsOf(one), rowsOf(other)];
@@ -30,7 +30,7 @@ const WHOLE = {
 };
 const PRECEDENCE = { ">": 0, "+": 1, "-": 1, "*": 2, "/": 2, "@": 2, "**": 3 };
 
-// The value of a tree, as player.py makes them. `look(name, index)` has the values of names.
+// The value of a tree that player.py made. `look(name, index)` returns the value of a name.
 function evaluate([operator, ...operands], look) {
   if (operator === "number") return operands[0];
   if (operator === "name") return look(operands[0], indexIn(operands, look));
@@ -38,7 +38,7 @@ function evaluate([operator, ...operands], look) {
   const values = operands.map((operand) => evaluate(operand, look));
   return operator in WHOLE ? WHOLE[operator](...values) : elementwise(ELEMENTWISE[operator], ...values);
 }
-// Of h[length] the word: each example has its own.
+// The index of h[length] stays a word, because each example has its own length.
 const indexIn = ([, index], look) => (index?.[1] === "length" ? "length" : index && evaluate(index, look));
 // The terms of a sum, each with a look for its time step.
 function termsOf([term, [, variable], first, beyond], look) {
@@ -60,10 +60,10 @@ class Step {
     this.weights = weights;
     this.states = states;
     this.quantities = values.map((value) => ({ ...equations[value.equation - 1], ...value }));
-    this.quantities.forEach((each) => (each.key = keyOf(each.name, each.index)));
+    this.quantities.forEach((quantity) => (quantity.key = keyOf(quantity.name, quantity.index)));
     this.recorded = Object.fromEntries(this.quantities.map(({ key, value }) => [key, withNaN(value)]));
     this.numbers = { learning_rate, N: others.y.length };
-    for (const { name, part, shape } of this.quantities.filter((each) => each.part === "update")) {
+    for (const { name, part, shape } of this.quantities.filter((quantity) => quantity.part === "update")) {
       const [rows, columns] = shape.split(", ");
       Object.assign(this.numbers, { [rows]: weights[name].length, [columns]: weights[name][0].length });
     }
@@ -87,9 +87,9 @@ class Step {
         continue;
       }
       const results = examples.map((example, i) => {
-        const own = (operand, at) => keyOf(operand, at === "length" ? lengths[i] : at);
-        if (time > lengths[i]) return example[own(name, index)]; // it has ended, and may have its last value there
-        return (example[own(name, index)] = evaluate(right, (operand, at) => (operand === "t" ? time : example[own(operand, at)])));
+        const ownKey = (operand, at) => keyOf(operand, at === "length" ? lengths[i] : at);
+        if (time > lengths[i]) return example[ownKey(name, index)]; // the example has ended, and may have its last value there
+        return (example[ownKey(name, index)] = evaluate(right, (operand, at) => (operand === "t" ? time : example[ownKey(operand, at)])));
       });
       const computed = results.filter((result) => result !== undefined);
       if (!this.lengths) [this.values[key]] = results;
@@ -116,7 +116,7 @@ class Step {
     this.reset();
     return changes.find((change) => change.zeros);
   }
-  // What names mean for the batch. With an index it is a row for each example, NaN where the example is not that long.
+  // The values of names for the batch. With an index there is a row for each example, NaN where the example is not that long.
   look(time, given = this.given, values = this.values) {
     return (name, index) => {
       if (name === "t" || name === "length") return name === "t" ? time : this.longest;
@@ -131,8 +131,8 @@ class Step {
       return rows.map((row) => row ?? Array(rows.find(Boolean).length).fill(NaN));
     };
   }
-  // The quantities that rows of h[length] or of grad_h[3] are taken from: those of the time step at which an example
-  // ends have two names, and one equation.
+  // The quantities from which rows of h[length] or of grad_h[3] come. At the last time step of an example a quantity has
+  // two names and one equation.
   sources(key) {
     const [name, index] = key.split(/[[\]]/);
     return (this.lengths ?? []).flatMap((length, i) => {
@@ -153,8 +153,8 @@ const sizeOf = (array) => (typeof array === "number" ? "a number" : `${array.len
 const differ = (a, b) => Math.abs(a - b) > 1e-12 * Math.max(1, Math.abs(b));
 const sign = (text) => element("span", { class: "sign" }, text);
 
-// A small matrix with its name and shape, shaded by sign and size. Numbers that are no longer those of `recorded` are
-// marked. With `edit(row, column, number)` they can be changed.
+// A small matrix with its name and shape, shaded by sign and size. Numbers that differ from `recorded` are marked. With
+// `edit(row, column, number)` a reader can change them.
 function matrix(label, array, recorded = array, edit = null) {
   const cell = (number, row, column) => {
     if (!edit || Number.isNaN(number)) return element("td", {}, inWords(number) + (differ(number, rowsOf(recorded)[row][column]) ? "*" : ""));
@@ -193,7 +193,7 @@ function named(figure, names) {
   return figure;
 }
 
-// The right side of an equation: pairs of a text and, where it is not a sign between matrices, its value.
+// The right side of an equation: pairs of a text and its value. Signs between matrices have no value.
 function written(tree, look) {
   const [operator, ...operands] = tree;
   const bracketed = (operand) => [["("], ...written(operand, look), [")"]];
@@ -207,7 +207,7 @@ function written(tree, look) {
   });
   return [...left, [operator], ...right];
 }
-// Matrices, each in one piece with the signs before it, so that no line ends with a sign.
+// Matrices, each in one element with the signs before it, so that no line ends with a sign.
 function pieces(parts, recorded) {
   const made = [element("span", { class: "piece" })];
   parts.forEach(([text, value], index) => {
@@ -316,21 +316,21 @@ class Player {
     this.show();
     mark(this.panel);
   }
-  // The nodes of the graph that stand for the quantity.
+  // The nodes of the graph for the quantity.
   nodes() {
     const { name, part, time } = this.step.quantities[this.current];
     const named = (of) => all(`.picture .node[data-name="${of}"]`, this.panel);
-    if (part === "update") return named(name).filter((node) => node.matches(".update")); // not the weight that is given
+    if (part === "update") return named(name).filter((node) => node.matches(".update")); // not the weight before the step
     // Autograd's graph has no nodes for gradients. `backward` computes that of h where it passes the node h.
     const nodes = named(named(name).length ? name : name.replace("grad_", ""));
-    // Where a graph has a node for each time step, that of this time step alone is meant.
+    // If a graph has a node for each time step, only the node of this time step counts.
     return time && nodes.length >= this.step.longest ? [nodes[time - 1]] : nodes;
   }
   markNodes() {
     all(".picture .marked", this.panel).forEach((node) => node.classList.remove("marked"));
     this.nodes().forEach((node) => node.classList.add("marked"));
   }
-  // Of a graph that would be too small to read, show the part around a node.
+  // If the whole graph would be too small to read, show the part around a node.
   center(node) {
     const { width, height } = this.whole ?? {};
     if (!(height > 2 * PART.height)) return;
@@ -355,10 +355,10 @@ class Player {
     this.find(".status").textContent = `${this.current + 1} of ${this.last + 1}, ${part}${time ? `, t = ${time}` : ""}: ${key}, ${sizeOf(values[key])}`;
     const recordedLine = document.getElementById(`${this.lesson.id}-L${line}`);
     const lines = recordedLine ? [recordedLine] : all(`.step .line[data-eq~="${number}"]`, this.lesson);
-    this.find(".lines").replaceChildren(...lines.map((each) => {
-      const code = each.querySelector("code").cloneNode(true);
+    this.find(".lines").replaceChildren(...lines.map((line) => {
+      const code = line.querySelector("code").cloneNode(true);
       code.firstChild.textContent = code.firstChild.textContent.trimStart();
-      return element("div", {}, element("small", {}, `line ${each.querySelector(".no").textContent} `), code);
+      return element("div", {}, element("small", {}, `line ${line.querySelector(".no").textContent} `), code);
     }));
     this.find(".equation").replaceChildren(this.lesson.querySelector(`.equations [data-eq="${number}"] math`).cloneNode(true));
     this.find(".computation").replaceChildren(
@@ -366,14 +366,14 @@ class Player {
     this.find(".remark").replaceChildren(...this.remark(quantities[this.current]));
     this.center(this.nodes()[0]);
     const used = keysIn(right, look);
-    used.push(...[key, ...used].flatMap((each) => this.step.sources(each).map(({ source }) => source)));
-    for (const each of ["forward", "backward", "update"]) this.find(`.tiles.${each}`).replaceChildren();
-    quantities.forEach((each, place) => {
-      const tile = matrix(each.key, values[each.key], recorded[each.key]);
-      Object.assign(tile.dataset, { step: place, eq: each.equation });
+    used.push(...[key, ...used].flatMap((key) => this.step.sources(key).map(({ source }) => source)));
+    for (const part of ["forward", "backward", "update"]) this.find(`.tiles.${part}`).replaceChildren();
+    quantities.forEach((quantity, place) => {
+      const tile = matrix(quantity.key, values[quantity.key], recorded[quantity.key]);
+      Object.assign(tile.dataset, { step: place, eq: quantity.equation });
       if (place >= this.current) tile.classList.add(place > this.current ? "later" : "current");
-      else tile.classList.toggle("used", used.includes(each.key));
-      this.find(`.tiles.${each.part}`).append(tile);
+      else tile.classList.toggle("used", used.includes(quantity.key));
+      this.find(`.tiles.${quantity.part}`).append(tile);
     });
     for (const tile of this.find(".given").children) {
       const of = tile.dataset.key;
@@ -382,23 +382,23 @@ class Player {
     }
     this.find(".edited").hidden = !this.changed;
   }
-  // What the computation does not show: where rows of its matrices come from, and what the lesson does with the result.
+  // Remarks on the computation: where rows of its matrices come from, and what the lesson does with the result.
   remark({ key, name, index, part, right, recorded, time }) {
     const shown = new Set([key, ...keysIn(right, this.step.look(time))]);
-    const lines = [...shown].flatMap((each) => this.step.sources(each).map(({ example, length, source }) =>
-      `Row ${example} of ${each} is that of ${source}, because example ${example} ends at t = ${length}.`));
+    const lines = [...shown].flatMap((shownKey) => this.step.sources(shownKey).map(({ example, length, source }) =>
+      `Row ${example} of ${shownKey} is that of ${source}, because example ${example} ends at t = ${length}.`));
     if (!recorded) lines.push("No line of this lesson shows this value. The numbers are those of the equation.");
     const handed = part === "forward" && !this.changed && this.step.states[name]?.[index];
-    if (handed) lines.push(`Handed to the time step t = ${index + 1}, as this lesson holds it:`);
+    if (handed) lines.push(`Passed to the time step t = ${index + 1}, in this lesson's arrangement:`);
     const state = handed ? [named(matrix(name, handed), this.order.map((example) => `example ${example}`))] : [];
     return [...lines.map((line) => element("p", {}, line)), ...state];
   }
 }
 all(".player").forEach((panel) => new Player(panel));
 
-// `mark` of lessons.js sends this event. The values of a marked line, equation or node of a graph stand in the bar.
+// `mark` of lessons.js sends this event. The bar shows the values of a marked line, equation or node of a graph.
 document.addEventListener("marked", ({ detail: { target, lesson, wanted } }) => {
-  // In a narrow window the bar is at the edge that is farther from what is marked, so that it does not cover it.
+  // In a narrow window the bar is at the edge that is farther from the marked element, so that it does not cover it.
   bar.classList.toggle("above", target.getBoundingClientRect().top > innerHeight / 2);
   const panel = lesson?.querySelector(".player");
   if (panel === target) panel.player.markNodes();
