@@ -412,7 +412,7 @@ def test_ablation_has_a_ratio_an_interval_and_a_verdict():
     graph = headlines["The static graph"]
     assert graph.ratio
     assert graph.ratio.value == pytest.approx(0.2, rel=0.05)
-    assert re.search(r"\. What the graph costs to build is paid back after (9\d|10\d) steps \(", graph.text)
+    assert re.search(r"\. The cost of building the graph is paid back after (9\d|10\d) steps \(", graph.text)
     assert headlines["Fusing operations up front"].text == "Cannot tell: the graph is too large for XLA to be used."
 
 

@@ -170,7 +170,7 @@ def _ablation(headline: Headline, benchmark: Benchmark, at: Case | None, *, on_g
     more = _eager_note([at], above.name, below.name) if in_python else ""
     if below.kind == "eager":
         count = break_even(at, above.name)
-        more += f" What the graph costs to build is paid back {count}." if count else ""
+        more += f" The cost of building the graph is paid back {count}." if count else ""
         more += capture_cost(at, above.name)
     return Ablation(idea, f"A step takes {ratio} as long as {BELOW.get(idea, EAGERLY)}.{more}", ratio)
 
@@ -346,7 +346,7 @@ def pays_for_itself(claim: Claim, run: Run) -> Finding:
         f"at {case.label} {count}" if count and word == FASTER else f"at {case.label} a step is {_told(word)}"
         for case, word, count in counts
     )
-    text = f"Defining, tracing and compiling it is paid back, against the same lines run eagerly: {at_sizes}."
+    text = f"The cost of building the graph, compared with the same lines run eagerly, is paid back: {at_sizes}."
     if all(word == FASTER for word in words):
         answer = HOLDS
     elif FASTER in words:
