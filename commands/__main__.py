@@ -69,7 +69,7 @@ def seeds(n: int, share: int) -> None:
     seeds.enqueue(n)
     succeeded = sweep(share, seeds.stages())
     if not seeds.collect(n):
-        raise UserError("No seed has finished. Read why in .dvc/tmp/sweep/*.log.")
+        raise UserError("No seed has finished. Correct the errors in .dvc/tmp/sweep/*.log, then run make seeds again.")
     print(statistics.table(statistics.read(loaded)))
     print(f"{files.SEEDS} holds them; `dvc repro` puts them on the report's page")
     sys.exit(not succeeded)

@@ -56,7 +56,7 @@ def _with_version(path: Path, version: str) -> str:
     text = path.read_text(encoding="utf-8")
     changed, count = re.subn(VERSIONS[path], rf"\g<1>{version}\g<3>", text, flags=re.MULTILINE)
     if not count:
-        raise UserError(f"{path} names no version. `git log {path}` shows when it last did.")
+        raise UserError(f"{path} names no version. Restore the line: `git log -p {path}` shows it.")
     return changed
 
 

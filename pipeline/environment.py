@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import gpus
 from pipeline.errors import UserError
@@ -29,6 +29,7 @@ CHANGE_BITS = (
     r"TF_(CUDNN|DETERMINISTIC|DISABLE|ENABLE|GPU|USE|XLA)_|TORCH_|XLA_"
 )
 CHANGE_NONE = r"OPENBLAS_THREAD_TIMEOUT|OPENBLAS_VERBOSE|TORCH_(PYTHON|LOGS|HOME)|.*_NUM_THREADS$"
+FACTS = ("cpu_name", "device_name", "driver", "threads", "precision", "deterministic", "python")
 OURS = ("numpy", "torch", "tensorflow")  # frameworks of `make setup`; NumPy also draws data
 
 
@@ -47,6 +48,16 @@ class Environment:
     versions: dict[str, str]  # by framework
     # Environment variables that may change the last bits of a result. Runs in a store from before have none.
     variables: dict[str, str] = field(default_factory=dict)
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The hardware, versions and variables that differ between two contents of environment.json, in words."""
+    before, after = (
+        {name: content.get(name) for name in FACTS} | content.get("versions", {}) | content.get("variables", {})
+        for content in (was, now)
+    )
+    names = [name for name in before | after if before.get(name) != after.get(name)]
+    return [f"{name} was {before.get(name, 'not set')}, is {after.get(name, 'not set')}" for name in names]
 
 
 def framework_of(name: str) -> str:

@@ -87,7 +87,7 @@ def check_out_results(clone: Path) -> None:
     done = run_dvc(clone, "checkout", "--force", "--quiet", capture_output=True)
     if done.returncode:
         raise UserError(
-            f"DVC's cache of this checkout lacks some of its results: {' '.join(done.stderr.split())[:500]}"
+            f"DVC's cache of this checkout lacks some of its results. Run `dvc pull` if a DVC remote has them. {' '.join(done.stderr.split())[:500]}"
         )
 
 

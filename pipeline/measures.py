@@ -1,4 +1,4 @@
-"""The measures of the parity check. Only this module names them; params.yaml has a tolerance for each."""
+"""The measures of the parity check. Only this module defines them; params.yaml has a tolerance for each."""
 
 import math
 from typing import Annotated, Any

@@ -46,7 +46,7 @@ fi
 if [[ -z ${PYTHON:-} ]] && ! PYTHON=$("$uv" python find -q --no-project --system cpython@3.11); then
   say "No Python 3.11 found: uv downloads one into .venv-uv"
   if ! "$uv" python install -q --no-bin cpython@3.11 || ! PYTHON=$("$uv" python find -q --no-project --managed-python cpython@3.11); then
-    say "That failed. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11. $instead"
+    say "uv could not install Python 3.11. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11. $instead"
     exit 1
   fi
 fi
@@ -77,7 +77,7 @@ if [[ -z ${1:-} ]]; then
 fi
 for at in "${!imports[@]}"; do
   if ! wait "${imports[$at]}"; then
-    say "$venv is not complete: import ${modules[$at]}: $(tail -n 1 "$venv/import-$at.log")"
+    say "$venv is not complete, run make setup again: import ${modules[$at]}: $(tail -n 1 "$venv/import-$at.log")"
     exit 1
   fi
 done

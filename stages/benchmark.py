@@ -16,7 +16,7 @@ def main() -> None:
     check_memory(params)
     config = BenchmarkConfig(**params.benchmark.model_dump())
     plan = default_plan(params, environment)
-    print(f"Timing a step of each implementation, for up to {config.seconds:.0f} s", flush=True)
+    print(f"Timing the implementations in turns, for up to {config.seconds:.0f} s", flush=True)
     taken, meanwhile = benchmark(plan, config=config, dtype=params.dtype, environment=environment)
     where = BenchmarkProvenance(**provenance(environment, environment.device, environment.device_name), **meanwhile)
     files.write_rows(files.BENCHMARK, samples.HEADER, taken)
@@ -27,7 +27,7 @@ def main() -> None:
             print(*case.lines(params.names_of(problem)), sep="\n")
     if measured.doubt:
         print(f"WARNING: some ratios are not given: {measured.doubt}.")
-    print(f"The benchmark stopped after {len(where.processes)} processes: {where.stopped}.")
+    print(f"The benchmark ended after {len(where.processes)} processes: {where.stopped}.")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ keys of every problem.
 """
 
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 
 from pipeline import files
-from pipeline.environment import resolve
+from pipeline.environment import differences, resolve
+from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.provenance import begin_run
 from stages import run
@@ -17,6 +19,9 @@ def main() -> None:
     begin_run()
     params = load_params()
     environment = resolve(params, on_fallback=say_why)
+    with suppress(UserError):  # there is no earlier environment.json, or it is damaged
+        if changes := differences(files.read_json(files.ENVIRONMENT), asdict(environment)):
+            print(f"The environment has changed, so trainings run again: {'; '.join(changes)}")
     files.write_json(files.ENVIRONMENT, asdict(environment))
     sections = {problem: params.problems[problem] for problem in params.used_problems}
     plan = params.model_dump(include={"implementations", "dtype", "benchmark"}) | {

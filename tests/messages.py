@@ -1,7 +1,7 @@
 """Writes docs/reference/messages.md, the list of all errors that a user can fix: `python -m tests.messages`.
 
 It reads every `raise UserError(…)` of the code, the remedies for MLflow's errors, and the errors of the shell scripts.
-Parts that a message fills in are shown as the variable in CAPITALS, or as …
+Parts that a message fills in are shown as ‹variable›, or as …
 """
 
 import ast
@@ -15,7 +15,7 @@ PAGE = Path("docs/reference/messages.md")
 HEAD = """# Messages
 
 On an error that you can fix, a command prints `ERROR:` with one or two sentences and ends with status 1.
-This page lists the messages by file. A word in CAPITALS or `…` stands for a name, a number or a reason.
+This page lists the messages by file. ‹A name› in such brackets, or `…`, stands for a name, a number or a reason.
 A message that begins in lower case is a reason: it follows a colon in another message.
 `python -m tests.messages` writes this page from the code.
 """
@@ -30,10 +30,17 @@ def template(node: ast.expr, names: dict[str, str]) -> str:
         return "".join(template(value, names) for value in node.values)
     if isinstance(node, ast.FormattedValue):
         node = node.value
+    if isinstance(node, ast.IfExp):
+        choices = [template(choice, names) for choice in (node.body, node.orelse)]
+        return " or ".join(choice for choice in choices if " " in choice) or "…"
     if isinstance(node, ast.Name):
         text = names.get(node.id, "…")
-        return text if text.strip("… ") else node.id.strip("_").upper()
-    return node.attr.strip("_").upper() if isinstance(node, ast.Attribute) else "…"
+        return text if text.strip("… ") else _variable(node.id)
+    return _variable(node.attr) if isinstance(node, ast.Attribute) else "…"
+
+
+def _variable(name: str) -> str:
+    return f"‹{name.strip('_').lower()}›"
 
 
 def messages() -> dict[str, list[str]]:
@@ -48,8 +55,10 @@ def messages() -> dict[str, list[str]]:
                 values = [
                     (target.id, a.value) for a in assigned for target in a.targets if isinstance(target, ast.Name)
                 ]
-                single = {name for name, _ in values if sum(name == other for other, _ in values) == 1}
-                names = {name: template(value, {}) for name, value in values if name in single}
+                names: dict[str, str] = {}
+                for name, value in values:
+                    text = template(value, names)
+                    names[name] = f"{names[name]} or {text}" if " " in names.get(name, "") and " " in text else text
                 for node in ast.walk(function):
                     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
                         message = " ".join(template(node.args[0], names).split())
@@ -63,13 +72,14 @@ def of_scripts() -> dict[str, list[str]]:
     listed = {}
     for path in SCRIPTS:
         script = Path(path).read_text(encoding="utf-8").replace("\\\n", " ")
+        values = dict(re.findall(r"^(\w+)='(.*)'$", script, re.MULTILINE))
         starts = re.finditer(r"(?:fail|say(?=[^\n]*\n *exit 1)) +(?=\")", script)
-        listed[path] = [" ".join(_words(script[start.end() :]).split()) for start in starts]
+        listed[path] = [" ".join(_words(script[start.end() :], values).split()) for start in starts]
     return listed
 
 
-def _words(code: str) -> str:
-    """The quoted words at the beginning of shell code, with … for each $(command) and ${…}, and NAME for $name."""
+def _words(code: str, values: dict[str, str]) -> str:
+    """The quoted words at the beginning of shell code, with … for each $(command) and ${…}, and ‹name› for $name."""
     text, quoted = "", False
     while code and (quoted or code[0] in '" '):
         if code[0] == '"':
@@ -85,7 +95,7 @@ def _words(code: str) -> str:
         elif code[0] == "$":
             name = re.match(r"\$(\w+)", code)
             assert name, code
-            text, code = text + name[1].upper(), code[name.end() :]
+            text, code = text + values.get(name[1], f"‹{name[1]}›"), code[name.end() :]
         else:
             text, code = text + code[0], code[1:]
     return text
@@ -93,8 +103,8 @@ def _words(code: str) -> str:
 
 def page() -> str:
     parts = [HEAD]
-    remedies = [remedy.format("PACKAGE", uri="ADDRESS") for remedy in REMEDIES.values()]
-    mlflow = {"Errors of MLflow": [f"MLflow at ADDRESS cannot be read: …. {remedy}." for remedy in remedies]}
+    remedies = [remedy.format("‹package›", uri="‹address›") for remedy in REMEDIES.values()]
+    mlflow = {"Errors of MLflow": [f"MLflow at ‹address› cannot be read: …. {remedy}." for remedy in remedies]}
     for path, texts in (messages() | mlflow | of_scripts()).items():
         lines = (text.replace("<", "&lt;").replace("*", r"\*") for text in texts)
         parts.append(f"## {path}\n\n" + "".join(f"- {line}\n" for line in lines))

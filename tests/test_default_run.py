@@ -37,7 +37,7 @@ def test_first_run_ends_with_the_parity_table_the_pages_and_the_next_command(fir
     assert len(last) <= 24, "more than a screen"
     table = report.table(results.ParityReport.read(clone.path / files.PARITY_REPORT)).splitlines()
     pages = "Open lessons.html and report.html in a browser. `make ui` shows the runs in MLflow."
-    following = "Try next: dvc exp run -n half -S train.learning_rate=0.1"
+    following = "Try next: dvc exp run -S train.learning_rate=0.1"
     assert last[2 : 2 + len(table) + 2] == [*table, pages, following]
     timing = output.partition("Running stage 'benchmark':")[2].partition("Updating lock file")[0].splitlines()
     assert len(timing) <= 14, timing

@@ -121,7 +121,7 @@ def test_private_certificate_is_trusted_when_named(send: Send, server: str, cert
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate, f"{certificate}.key")
     with server_double(behind=server, passed=10_000, tls=tls) as double:
-        assert_one_warning(send(double.uri), double.uri, "MLFLOW_TRACKING_SERVER_CERT_PATH names a file")
+        assert_one_warning(send(double.uri), double.uri, "Set MLFLOW_TRACKING_SERVER_CERT_PATH to a file")
         plain = double.uri.replace("https", "http")
         assert_one_warning(send(plain), plain)
         assert send(double.uri, MLFLOW_TRACKING_SERVER_CERT_PATH=str(certificate), **SLOW) == ""

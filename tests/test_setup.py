@@ -198,7 +198,10 @@ def test_environment_with_a_failing_import_is_incomplete(tiny_checkout: Path):
     for _ in range(2):  # the second time, too: there is no stamp
         done = set_up(tiny_checkout, "audit")
         assert done.returncode == 1
-        assert ".venv-audit is not complete: import pip_audit, cyclonedx_py: ModuleNotFoundError" in done.stderr
+        assert (
+            ".venv-audit is not complete, run make setup again: import pip_audit, cyclonedx_py: ModuleNotFoundError"
+            in done.stderr
+        )
 
 
 @pytest.mark.environments

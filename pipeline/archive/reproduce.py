@@ -16,7 +16,7 @@ import numpy as np
 from pipeline import files
 from pipeline.archive import check_out, download, find, tag
 from pipeline.array_files import read_arrays
-from pipeline.environment import resolve
+from pipeline.environment import differences, resolve
 from pipeline.errors import UserError
 from pipeline.params import Params, load_params
 from pipeline.parity.evaluation import relative_difference
@@ -27,7 +27,6 @@ from pipeline.tracking import store
 FOLDER = Path(".dvc/tmp/reproduce")
 IDENTICAL, WITHIN, DIFFERS, CANNOT = "bitwise identical", "within tolerance", "differs", "cannot"
 EXIT = {IDENTICAL: 0, WITHIN: 0, DIFFERS: 1, CANNOT: 2}
-FACTS = ("cpu_name", "device_name", "driver", "threads", "precision", "deterministic", "python")
 
 
 @dataclass(frozen=True)
@@ -106,15 +105,7 @@ def _other_machine(params: Params, then: dict[str, Any], clone: Path) -> list[st
         if pins and package in then["versions"] and f"=={version.split('+')[0]}" not in pins:
             remedy = "Run `make setup` and `make reproduce` in a clone of its commit."
             raise UserError(f"{package} {version} is installed, and its commit locks another version. {remedy}")
-    was, is_ = _facts(then), _facts(asdict(now))
-    names = [name for name in was | is_ if was.get(name) != is_.get(name)]
-    return [f"{name} was {was.get(name, 'not set')}, is {is_.get(name, 'not set')}" for name in names]
-
-
-def _facts(environment: dict[str, Any]) -> dict[str, Any]:
-    """What the last bits of a result depend on: the hardware, and each version and environment variable by its name."""
-    facts = {name: environment.get(name) for name in FACTS}
-    return facts | environment.get("versions", {}) | environment.get("variables", {})
+    return differences(then, asdict(now))
 
 
 def _digests(run: Any, name: str, problem: str, clone: Path) -> list[tuple[str, str, str, str]]:

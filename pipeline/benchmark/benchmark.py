@@ -31,8 +31,8 @@ FEWEST = 2  # processes for a network without a headline, whatever time they nee
 LEAST_PROCESSES = 4  # for a headline: with fewer processes, the interval at which the benchmark stops covers too rarely
 FEWER_ROUNDS = 0.25  # the share of the rounds for a network without a headline, where other networks have one
 ENOUGH = 1e6  # the priority of a network that lacks processes, over headlines that are too wide
-NARROW = "each ratio at the top of the report is precise enough"
-TIME_UP = "the time limit was reached before each ratio at the top of the report was precise enough"
+NARROW = "all ratios at the top of the report are precise enough"
+TIME_UP = "its time limit was reached, and some ratios at the top of the report are less precise than intended"
 NO_HEADLINES = "each size was measured in the number of processes that params.yaml asks for"
 
 

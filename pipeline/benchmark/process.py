@@ -190,7 +190,7 @@ def _ready(
 
 
 def _take(turn: Turn, number: int, position: int, synchronize: Callable[[], None]) -> Iterator[Sample]:
-    """A turn, and if it is disturbed, also the turn that repeats it."""
+    """A turn, and if it is disturbed, up to RETAKES turns that repeat it."""
     runner, pace = turn.runner, turn.pace
     for _ in range(1 + RETAKES):
         with runner.settings():

@@ -43,7 +43,7 @@ def main(*names: str) -> None:
 
 
 def chosen_points(*arrays: Array, most: int = POINTS) -> list[tuple[float, ...]]:
-    """At most `count` elements at even distances, the same ones of each array (N, outputs)."""
+    """At most `most` elements at even distances, the same ones of each array (N, outputs)."""
     size = arrays[0].size
     chosen = np.linspace(0, size - 1, min(most, size), dtype=int)
     return list(zip(*(array.reshape(-1)[chosen] for array in arrays), strict=True))

@@ -81,8 +81,8 @@ class Finder:
     # The quantities of a step.
 
     def _step(self, paper: Paper, matches: Sequence[Match], number: int) -> Iterator[Wrong]:
-        """The quantities that differ. Empty if the results of the step are right: then a name only has another
-        meaning."""
+        """The quantities that differ. Empty if the results of the step are right: then the lesson only uses a name
+        differently."""
         if self._results_are_right(paper, number):
             return
         if number == 1:

@@ -50,7 +50,7 @@ def find_or_write(name: str, problem: str | None) -> str:
         raise UserError(f"The lesson {name} is {more} (one of {', '.join(PROBLEMS)}).")
     if problems and problem not in problems:
         raise UserError(
-            f"The lesson {name} is one of {' and '.join(problems)}. Leave PROBLEM out, or take another name."
+            f"The lesson {name} belongs to {' and '.join(problems)}. Leave PROBLEM out, or take another name."
         )
     file = implementation_file(problem, name)
     if not file.exists():

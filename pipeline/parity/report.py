@@ -45,8 +45,6 @@ def gate() -> None:
             "each line), or change the tolerances in params.yaml under parity."
         )
     print(table(report))
-    print(f"Open {files.LESSONS} and {files.REPORT} in a browser. `make ui` shows the runs in MLflow.")
-    print("Try next: dvc exp run -n half -S train.learning_rate=0.1")
 
 
 def sentences(report: ParityReport) -> list[str]:

@@ -1,6 +1,6 @@
-"""The start and end of a stage. A checkout runs one stage at a time, and a stage ends when its DVC is killed. A user's
-mistake gives a sentence and exit status 1. DVC removes a stage's outputs before it starts the stage. So after a failure
-`python -m pipeline.running.stage` restores the last good outputs from DVC's cache."""
+"""The start and end of a stage. A checkout runs one stage at a time, and a stage ends when the `dvc` that started it is
+killed. A user's mistake gives a sentence and exit status 1. DVC removes a stage's outputs before it starts the stage.
+So after a failure `python -m pipeline.running.stage` restores the last good outputs from DVC's cache."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def run(main: Callable[..., None], *, alone: bool = True, after_failure: str = "
             with shown_to_the_user():
                 main(*sys.argv[1:])
         except BaseException as error:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # an impatient second Ctrl-C
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # ignore a second Ctrl-C
             cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
             # These run in other processes. They need DVC and MLflow, which a framework's environment may lack.
             python = os.environ.get("PIPELINE_PYTHON", sys.executable)

@@ -1,6 +1,7 @@
 """A module for each framework. It does everything in a training that is not maths, and makes steps faster without
 changing their results. The rest of the pipeline uses the module's class `Runtime` and the loops that it makes. A new
-framework needs one module here, whose Runtime has the methods `python_loop` and `multiply`, and nothing else.
+framework needs one module here. Its Runtime sets `python_loop` to a Loop with `gather`, `to_host` and `weights`, and
+has a method `multiply`.
 """
 
 import ctypes
@@ -89,8 +90,8 @@ class Cycle:
 
 class Runtime:
     """A framework that is set up for an environment. `device` is the framework's own name for the device. Threads,
-    precision, deterministic kernels and the allocator are settings of the process, not of this object: the last `apply`
-    of any runtime of the framework counts. The constructor calls `apply`.
+    precision, deterministic kernels and the allocator are settings of the process, not of this object: the latest
+    `apply` of any runtime of the framework wins. The constructor calls `apply`.
     """
 
     cpu_only = False  # whether the framework knows no other device

@@ -137,7 +137,9 @@ def _check_tree(experiment: Experiment, clone: Path) -> None:
     others = [path for path in changed if path and written.isdisjoint([path, Path(path).name, *_folders(path)])]
     if others:
         names = ", ".join(others)
-        raise UserError(f"DVC ran other content than was queued, in {names}. Check the settings of git.")
+        raise UserError(
+            f"DVC ran other content than was queued, in {names}. Check the filters and hooks in `git config --list`."
+        )
 
 
 def _folders(path: str) -> list[str]:

@@ -110,7 +110,7 @@ def _send_state(client: Any, experiment: str, state: str, params: Params) -> str
         "mlflow.source.name": "dvc repro",
         "mlflow.source.git.commit": tags["git.commit"],
     }
-    name = os.environ.get("DVC_EXP_NAME") or f"pipeline {state[:7]}"
+    name = os.environ.get("DVC_EXP_NAME") or f"state {state[:7]}"
     run_id = client.create_run(experiment, start_time=begin, run_name=name, tags=tags).info.run_id
     numbers = _flat(files.read_json(files.SUMMARY)) | {
         "wall_seconds": (end - begin) / 1000,

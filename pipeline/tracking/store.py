@@ -73,7 +73,7 @@ LOCATIONS = {
     "logged_models": ["artifact_location"],
     "model_versions": ["source", "storage_location"],
 }
-LOG_IN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, log in"
+LOG_IN = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 REMEDIES = {  # by the text of an error; {uri} is the store's address, {0} the match of the parentheses
     "valid JSON|ParseError|BadStatusLine|code 404|ENDPOINT_NOT_FOUND|No experiment": "This is not MLflow's answer: it "
     "may be that of a login page, a proxy or another program. Log in, or correct MLFLOW_TRACKING_URI",
@@ -84,11 +84,11 @@ REMEDIES = {  # by the text of an error; {uri} is the store's address, {0} the m
     "database is locked": "Another program is writing to this database. End that program, or wait for it",
     "not a database|malformed": "Restore a backup of the database, or move it away: `make track` makes another",
     r"No module named '(\w+)": "Install the missing package: `pip install {0}`",
-    "CERTIFICATE_VERIFY_FAILED": "MLFLOW_TRACKING_SERVER_CERT_PATH names a file with the certificate to trust",
+    "CERTIFICATE_VERIFY_FAILED": "Set MLFLOW_TRACKING_SERVER_CERT_PATH to a file with the certificate to trust",
     "WRONG_VERSION_NUMBER|RECORD_LAYER": "The port does not use TLS. Write http:// in MLFLOW_TRACKING_URI",
     r"error code 40[13]|401 Client|403 Client|UNAUTHENTICATED|PERMISSION_DENIED": LOG_IN,
     "refused|NameResolution|resolve host|unreachable|No route": "Start the server, or correct MLFLOW_TRACKING_URI",
-    "timed out|timeout=": "MLFLOW_HTTP_REQUEST_TIMEOUT=60 makes MLflow wait 60 s for each answer",
+    "timed out|timeout=": "Set MLFLOW_HTTP_REQUEST_TIMEOUT=60 to wait 60 s for each answer",
 }
 PACKAGES = {
     "botocore": "boto3",
@@ -129,9 +129,13 @@ def store_name() -> str:
 def address(experiment: str) -> str:
     """The address of the runs page. The address that MLflow prints for an experiment opens a page for language
     models."""
-    server = os.environ.get("MLFLOW_UI") or (_uri() if _uri().startswith("http") else None)
     view = f"/#/experiments/{experiment}/runs?{TRAINING}"
-    return f"{_redact(server)}{view}" if server else f"{store_name()} (`make ui` opens it)"
+    return f"{server()}{view}" if server() else f"{store_name()} (`make ui` opens it)"
+
+
+def server() -> str:
+    """The address at which a browser reaches the tracking server; empty without a server."""
+    return _redact(os.environ.get("MLFLOW_UI") or (_uri() if _uri().startswith("http") else ""))
 
 
 @contextmanager
