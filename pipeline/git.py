@@ -86,9 +86,9 @@ def check_out_results(clone: Path) -> None:
     use_cache(clone, cache_folder())
     done = run_dvc(clone, "checkout", "--force", "--quiet", capture_output=True)
     if done.returncode:
-        raise UserError(
-            f"DVC's cache of this checkout lacks some of its results. Run `dvc pull` if a DVC remote has them. {' '.join(done.stderr.split())[:500]}"
-        )
+        reason = " ".join(done.stderr.split())[:500]
+        remedy = "Run `dvc pull` if a DVC remote has them"
+        raise UserError(f"DVC's cache of this checkout lacks some of its results. {remedy}. {reason}")
 
 
 def use_cache(clone: Path, cache: Path) -> None:
