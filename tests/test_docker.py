@@ -131,7 +131,8 @@ def containers(make_clone: Callable[..., Clone]) -> Iterator[Containers]:
     containers = Containers(make_clone(*LESSONS, benchmark=True))
     containers.compose("down", "--volumes", "--timeout", "5")
     containers.compose("build", "cpu", "mlflow")  # `run` uses an existing image, even an old one
-    containers.run()
+    output = containers.run().stdout
+    assert f"http://127.0.0.1:{containers.port} shows the runs in MLflow." in output
     yield containers
     containers.compose("down", "--volumes", "--timeout", "5")
 

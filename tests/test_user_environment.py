@@ -143,6 +143,8 @@ def test_variable_that_changes_last_bits_is_recorded_and_reruns_training(clone: 
     kernels = "Sandybridge" if os.environ.get("OPENBLAS_CORETYPE") == "Haswell" else "Haswell"
     ran = clone.run("dvc", "repro", env={"OPENBLAS_CORETYPE": kernels, "OMP_NUM_THREADS": "1"}).stdout
     assert f"Running stage 'train@{NUMPY}'" in ran
+    before = os.environ.get("OPENBLAS_CORETYPE", "not set")
+    assert f"so trainings run again: OPENBLAS_CORETYPE was {before}, is {kernels}\n" in ran
     for file in ("environment.json", f"results/{NUMPY}/timing.json"):
         variables = json.loads((clone.path / file).read_text())["variables"]
         assert variables["OPENBLAS_CORETYPE"] == kernels

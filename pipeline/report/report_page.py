@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.benchmark.candidates import Candidate
-from pipeline.benchmark.intervals import spread
+from pipeline.benchmark.intervals import FASTER, spread, verdict
 from pipeline.benchmark.monitor import sentence
 from pipeline.benchmark.samples import Benchmark, Case
 from pipeline.clock import TIME_BREAKDOWN
@@ -75,7 +75,7 @@ def write(
             for case in source.cases
             if (rows := _alternatives(case, list(results)))
         ],
-        fastest=list(_fastest(params, results)),
+        fastest=list(_fastest(params, results, benchmark)),
         time_breakdown=TIME_BREAKDOWN,
         breakdowns={name: breakdown(result.timing) for name, result in results.items()},
         cases=[_samples(case) for case in benchmark.cases],
@@ -87,6 +87,7 @@ def write(
             (name, case.label, count)
             for name in results
             for case in benchmark.cases
+            if (ratio := case.ratio(Candidate(name), Candidate(name, "eager"))) and verdict(ratio) == FASTER
             if (count := break_even(case, name))
         ],
         loops={
@@ -111,10 +112,15 @@ def _fitted(params: Params) -> Iterator[tuple[str, int, int]]:
         yield problem, sum(math.prod(shape) for shape in shapes), data.train_examples
 
 
-def _fastest(params: Params, results: Results) -> Iterator[tuple[str, str, str]]:
-    """Each problem with the implementation whose median training step was shortest, and that step's duration."""
+def _fastest(params: Params, results: Results, benchmark: Benchmark) -> Iterator[tuple[str, str, str]]:
+    """Each problem with the implementation whose median step is shortest, and the duration of that step. The benchmark
+    decides, where all were interleaved; without it, the trainings do."""
     for problem in params.used_problems:
-        seconds = {name: results[name].timing.step_seconds_median for name in params.names_of(problem)}
+        case, names = benchmark.at(problem, params.problems[problem].sizes), params.names_of(problem)
+        if case and not case.disturbed and all(Candidate(name) in case.seconds for name in names):
+            seconds = {name: case.median(Candidate(name)) for name in names}
+        else:
+            seconds = {name: results[name].timing.step_seconds_median for name in names}
         name = min(seconds, key=seconds.__getitem__)
         yield problem, name, duration(seconds[name])
 
