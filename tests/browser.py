@@ -51,13 +51,18 @@ def chromium() -> Iterator[webdriver.Chrome]:
         browser.quit()
 
 
-def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, bytes]:
+def runs_page(server: str, *expected: str) -> tuple[str, bytes]:
     """The text of the runs page in a fresh profile, and a picture of it, when it shows all of `expected`.
 
     Nothing is clicked.
     """
+    return mlflow_page(f"{server}/#/experiments/1/runs?{TRAINING}", *expected)
+
+
+def mlflow_page(url: str, *expected: str, alone: bool = False) -> tuple[str, bytes]:
+    """The same for any page of MLflow; if it should be `alone`, the assistant beside it is closed."""
     with chromium() as browser:
-        browser.get(f"{server}/#/experiments/{experiment}/runs?{TRAINING}")
+        browser.get(url)
         deadline, text = time.monotonic() + 40, ""
         while not all(name in text for name in expected):
             if time.monotonic() > deadline:
@@ -65,6 +70,9 @@ def runs_page(server: str, *expected: str, experiment: str = "1") -> tuple[str, 
             time.sleep(0.5)
             text = browser.find_element(By.TAG_NAME, "body").text
         time.sleep(1)
+        if alone:
+            browser.find_element(By.CSS_SELECTOR, "[data-component-id='mlflow.assistant.chat_panel.close']").click()
+            time.sleep(1)
         return text, browser.get_screenshot_as_png()
 
 

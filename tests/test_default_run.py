@@ -10,7 +10,7 @@ import browser
 import pytest
 import yaml
 from conftest import LESSONS, REPOSITORY, Clone
-from stores import started_ui
+from stores import children, database, runs, started_ui
 
 from pipeline import files, results
 from pipeline.parity import report
@@ -45,14 +45,30 @@ def test_first_run_ends_with_the_parity_table_the_pages_and_the_next_command(fir
 
 @pytest.mark.browser
 def test_runs_page_of_a_first_run_shows_its_numbers(whole: Clone):
-    """With PICTURES=docs the picture of README is taken: PICTURES=docs pytest tests/test_default_run.py -k runs_page"""
+    """It takes the pictures of the documents: PICTURES=docs pytest -m browser tests/test_default_run.py"""
     columns = ("parity", "held_out_loss", "step_microseconds", "worst_parity", "device")
+    (state,) = runs(database(whole), "tags.role = 'pipeline'")
+    run = children(database(whole))["torch_function"]
+    assert run.outputs
+    (model,) = run.outputs.model_outputs
+    pages = {
+        "mlflow-state": (f"runs/{state.info.run_id}", ["claims_that_hold", "Child runs", "numpy_arrays"]),
+        "mlflow-run": (f"runs/{run.info.run_id}", ["Held-out loss", "the matrix products alone", "train_loss"]),
+        "mlflow-model": (f"models/{model.model_id}", ["torch_function", "Metrics (", "Source run"]),
+    }
     with started_ui(whole) as (address, _):
-        text, picture = browser.runs_page(address.partition("/#")[0], *LESSONS, *columns, "passed")
+        server = address.partition("/#")[0]
+        text, picture = browser.runs_page(server, *LESSONS, *columns, "passed")
+        pictures = {"mlflow": picture}
+        for name, (page, expected) in pages.items():
+            pictures[name] = browser.mlflow_page(
+                f"{server}/#/experiments/1/{page}?workflowType=machine_learning", *expected, alone=True
+            )[1]
     parity = json.loads((whole.path / "results/parity.json").read_text())["implementations"]
     assert all(str(row["test_loss"])[:6] in text for row in parity.values())
     if folder := os.environ.get("PICTURES"):
-        Path(folder, "mlflow.png").write_bytes(picture)
+        for name, picture in pictures.items():
+            Path(folder, f"{name}.png").write_bytes(picture)
 
 
 def test_default_params_pass_the_parity_check_for_all_implementations(whole: Clone):
