@@ -10,7 +10,7 @@ import browser
 import pytest
 import yaml
 from conftest import LESSONS, REPOSITORY, Clone
-from stores import children, database, runs, started_ui
+from stores import FILTERS, children, database, runs, started_ui
 
 from pipeline import files, results
 from pipeline.parity import report
@@ -43,6 +43,7 @@ def test_first_run_ends_with_the_parity_table_the_pages_and_the_next_command(fir
     assert len(timing) <= 14, timing
 
 
+@FILTERS
 @pytest.mark.browser
 def test_runs_page_of_a_first_run_shows_its_numbers(whole: Clone):
     """It takes the pictures of the documents: PICTURES=docs pytest -m browser tests/test_default_run.py"""
