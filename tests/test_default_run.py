@@ -54,7 +54,7 @@ def test_runs_page_of_a_first_run_shows_its_numbers(whole: Clone):
     (model,) = run.outputs.model_outputs
     pages = {
         "mlflow-state": (f"runs/{state.info.run_id}", ["claims_that_hold", "Child runs", "numpy_arrays"]),
-        "mlflow-run": (f"runs/{run.info.run_id}", ["Held-out loss", "the matrix products alone", "train_loss"]),
+        "mlflow-run": (f"runs/{run.info.run_id}", ["Held-out loss", "A step", "train_loss"]),
         "mlflow-model": (f"models/{model.model_id}", ["torch_function", "Metrics (", "Source run"]),
     }
     with started_ui(whole) as (address, _):

@@ -124,7 +124,7 @@ def test_terminal_without_a_character_shows_a_question_mark(clone: Clone, variab
 def test_skipped_benchmark_prints_its_reason(clone: Clone):
     clone.set("benchmark.processes", 0)
     output = clone.run("dvc", "repro", "benchmark").stdout
-    assert "stopped after 0 processes: benchmark.processes is 0 in params.yaml" in output
+    assert "ended after 0 processes: benchmark.processes is 0 in params.yaml" in output
 
 
 def test_version_other_than_the_recorded_one_is_refused(clone: Clone):
