@@ -20,7 +20,7 @@ def main() -> None:
     params = load_params()
     environment = resolve(params, on_fallback=say_why)
     with suppress(UserError):  # there is no earlier environment.json, or it is damaged
-        if changes := differences(files.read_json(files.ENVIRONMENT), asdict(environment)):
+        if changes := differences(asdict(files.read_environment()), asdict(environment)):
             print(f"The environment has changed, so trainings run again: {'; '.join(changes)}")
     files.write_json(files.ENVIRONMENT, asdict(environment))
     sections = {problem: params.problems[problem] for problem in params.used_problems}

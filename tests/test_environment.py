@@ -1,14 +1,16 @@
 """Device resolution, with simulated GPUs, so that every case is tested without a GPU."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pynvml
 import pytest
-from conftest import HOST, REPOSITORY
+from conftest import HOST, REPOSITORY, Clone
 
 from pipeline import environment, files, gpus
 from pipeline.environment import resolve
@@ -200,3 +202,12 @@ def test_environment_file_of_an_older_version_is_read(tmp_path: Path, monkeypatc
     del content["variables"]
     files.write_json(files.ENVIRONMENT, content)
     assert files.read_environment() == HOST
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"versions": 5, "variables": [1]}'])
+def test_damaged_environment_file_is_written_again(make_clone: Callable[..., Clone], content: str):
+    clone = make_clone("numpy_arrays")
+    (clone.path / "environment.json").write_text(content)
+    done = clone.run(sys.executable, "-m", "stages.environment")
+    assert "Traceback" not in done.stderr
+    assert json.loads((clone.path / "environment.json").read_text())["device"]
