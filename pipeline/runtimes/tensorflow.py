@@ -1,9 +1,11 @@
 """TensorFlow: deterministic kernels, one thread count, one precision; the loop over steps in the graph, and XLA."""
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -141,6 +143,14 @@ def _in_place(array: Array) -> Any:
     return tf.raw_ops.Identity(input=array)
 
 
+def _open_cusolver() -> None:
+    """TensorFlow 2.21 looks for CUDA's libraries in the wheels beside it, but not for cuSOLVER, and without cuSOLVER it
+    uses no GPU. A library that the process has already opened is found by its name."""
+    for library in Path(str(tf.__file__)).parent.parent.glob("nvidia/cusolver/lib/libcusolver.so.*"):
+        with suppress(OSError):  # then TensorFlow sees no GPU
+            ctypes.CDLL(str(library))
+
+
 def _loops(graph: Any) -> int:
     definition = graph.get_concrete_function().graph.as_graph_def()
     functions = [function.node_def for function in definition.library.function]
@@ -155,12 +165,14 @@ class Runtime(runtimes.Runtime):
     def apply(self) -> None:
         environment = self.environment
         kind, _, index = environment.device.partition(":")
+        if kind == "cuda":
+            _open_cusolver()
         seen = len(tf.config.list_physical_devices("GPU"))
         if kind == "cuda" and int(index) >= seen:
             raise UserError(
                 f"TensorFlow {tf.__version__} sees {seen} GPUs, and so cannot use {environment.device}. To learn which "
-                f"library of CUDA it does not find: TF_CPP_MIN_LOG_LEVEL=0 {sys.executable} -c "
-                "'import tensorflow as tf; tf.config.list_physical_devices()'. Set device to cpu in params.yaml, "
+                "library of CUDA it does not find, run the command again with TF_CPP_MIN_LOG_LEVEL=0 "
+                "TF_CPP_VMODULE=dso_loader=1 before it. Set device to cpu in params.yaml, "
                 "or run `docker compose run --rm gpu`, whose image has the libraries."
             )
         super().apply()
