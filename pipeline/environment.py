@@ -28,7 +28,7 @@ CHANGE_BITS = (
     r"ATEN_|BLIS_|CUBLAS_|CUDNN_|DNNL_|GLIBC_T|MKL_|NPY_|NVIDIA_TF32|OMP_|ONEDNN_|OPENBLAS_|"
     r"TF_(CUDNN|DETERMINISTIC|DISABLE|ENABLE|GPU|USE|XLA)_|TORCH_|XLA_"
 )
-CHANGE_NONE = r"OPENBLAS_THREAD_TIMEOUT|OPENBLAS_VERBOSE|TORCH_(PYTHON|LOGS|HOME)|.*_NUM_THREADS$"
+CHANGE_NONE = r"OPENBLAS_THREAD_TIMEOUT|OPENBLAS_VERBOSE|TORCH_(CUDA_ARCH_LIST|HOME|LOGS|PYTHON)|.*_NUM_THREADS$"
 FACTS = ("cpu_name", "device_name", "driver", "threads", "precision", "deterministic", "python")
 OURS = ("numpy", "torch", "tensorflow")  # frameworks of `make setup`; NumPy also draws data
 

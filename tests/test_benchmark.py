@@ -23,7 +23,7 @@ from benchmarks import bench, gpu
 from pipeline import clock, files, provenance
 from pipeline.benchmark import plan as plans
 from pipeline.benchmark import process, samples
-from pipeline.benchmark.benchmark import LEAST_PROCESSES, NARROW, NO_HEADLINES, TIME_UP, Session, benchmark
+from pipeline.benchmark.benchmark import LEAST_PROCESSES, NARROW, NO_HEADLINES, TIME_UP, Server, Session, benchmark
 from pipeline.benchmark.candidates import Candidate
 from pipeline.benchmark.headlines import HEADLINES
 from pipeline.benchmark.monitor import Monitor
@@ -338,6 +338,15 @@ def test_disturbed_process_is_not_counted():
     answered(session, 0, 1.2)
     assert session.following(left=100) is None
     assert session.stopped == NO_HEADLINES
+
+
+def test_process_has_ended_when_its_answer_arrives():
+    """Otherwise the next process, in the other interpreter, would begin while this one still uses the GPU."""
+    task = Session([Size("two_layer", SIZES["two_layer"][0], parsed("numpy_arrays"))], CONFIG, "float32", HOST, seed=0)
+    delayed = "import os, time; end = os._exit; os._exit = lambda status: (time.sleep(1), end(status))"
+    with Server(sys.executable, ["-c", f"{delayed}; from pipeline.benchmark.process import main; main()"]) as server:
+        assert server.measure(task.task(0, further=False))["samples"]
+        assert psutil.Process(server.process.pid).children() == []
 
 
 def test_calibrated_number_of_steps_is_reused_in_the_next_process():

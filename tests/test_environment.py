@@ -189,6 +189,7 @@ def test_stage_continues_in_the_interpreter_of_torch_python(tmp_path: Path):
 def test_variables_that_change_last_bits_are_recorded(params: Params, monkeypatch: pytest.MonkeyPatch):
     recorded = {"OPENBLAS_CORETYPE": "Haswell", "TF_ENABLE_ONEDNN_OPTS": "0", "NPY_DISABLE_CPU_FEATURES": "AVX2"}
     changes_nothing = ("OMP_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT", "TF_CPP_MIN_LOG_LEVEL", "TORCH_LOGS")
+    changes_nothing += ("TORCH_CUDA_ARCH_LIST",)  # of NVIDIA's images; for compiling extensions
     changes_nothing += ("TF_VAR_password", "TF_TOKEN_host", "TF_CLI_CONFIG_FILE")  # Terraform's, which may be secret
     before = resolve(params).variables
     for key, value in (recorded | dict.fromkeys(changes_nothing, "1")).items():

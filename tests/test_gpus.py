@@ -159,6 +159,12 @@ def test_monitor_waits_until_the_gpu_is_idle(driver: Any):
     assert (monitor.Monitor("cuda:0").summary() or {})["busy_before_percent"] == 0
 
 
+def test_monitor_waits_until_the_process_before_has_left_the_gpu(driver: Any):
+    answers = iter((["before"], ["before"], [], ["this one"]))
+    driver(DeviceGetComputeRunningProcesses=lambda _: next(answers))
+    assert (monitor.Monitor("cuda:0").summary() or {})["other_processes"] == 0
+
+
 def test_readings_that_nvml_does_not_support_are_left_out(driver: Any):
     unknown = ("ComputeRunningProcesses", "UtilizationRates", "PowerUsage", "CurrentClocksEventReasons")
     driver(**{f"DeviceGet{name}": NOT_SUPPORTED for name in unknown})

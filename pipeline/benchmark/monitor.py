@@ -9,7 +9,7 @@ import pynvml
 from pipeline import gpus
 from pipeline.clock import now, pause
 
-IDLE_SECONDS = 1.5  # for so long NVML still reports a GPU as busy that was used a moment ago
+IDLE_SECONDS = 1.5  # for so long NVML still reports a process that has ended, and a GPU as busy
 # Reasons for a low clock that do not come from the work itself, by their bits in nvml.h. The power cap is not among
 # them: large matrix products reach it on any GPU, so a time under the power cap is valid.
 THROTTLED = {0x08: "hardware slowdown", 0x20: "too hot", 0x40: "too hot (hardware)", 0x80: "power brake"}
@@ -38,21 +38,11 @@ class Monitor:
             with suppress(pynvml.NVMLError):
                 pynvml.nvmlInit()
                 self.handle = pynvml.nvmlDeviceGetHandleByUUID(devices[index].uuid)
-                self.others, self.busy = self._other_processes(), self._busy_percent()
+                self.others = _settled(self._processes)
+                self.busy = _settled(lambda: int(pynvml.nvmlDeviceGetUtilizationRates(self.handle).gpu))
 
-    def _other_processes(self) -> int | None:
-        with suppress(pynvml.NVMLError):
-            return len(pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
-        return None
-
-    def _busy_percent(self) -> int | None:
-        """How busy the GPU is, after this benchmark's own work there has ended."""
-        deadline = now() + IDLE_SECONDS
-        with suppress(pynvml.NVMLError):
-            while (busy := int(pynvml.nvmlDeviceGetUtilizationRates(self.handle).gpu)) and now() < deadline:
-                pause(0.1)
-            return busy
-        return None
+    def _processes(self) -> int:
+        return len(pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
 
     def read(self) -> None:
         """Record what the GPU does now. Call it right after the GPU was used, outside of timed work."""
@@ -68,8 +58,8 @@ class Monitor:
         """The lowest and the highest of each reading, and the reasons why the GPU was slow; None for a CPU."""
         if self.handle is None:
             return None
-        if (after := self._other_processes()) is not None:  # this process is one of them
-            self.others = max(self.others or 0, after - 1)
+        with suppress(pynvml.NVMLError):
+            self.others = max(self.others or 0, self._processes() - 1)  # this process is one of them
         return {
             "other_processes": self.others,
             "busy_before_percent": self.busy,
@@ -77,6 +67,17 @@ class Monitor:
             "throttled_by": [reason for bit, reason in THROTTLED.items() if self.reasons & bit],
             "power_capped": bool(self.reasons & POWER_CAP),
         }
+
+
+def _settled(read: Callable[[], int]) -> int | None:
+    """A reading that is 0 on an idle GPU, after waiting for the end of what this benchmark itself did there before.
+    None if NVML does not have it."""
+    deadline = now() + IDLE_SECONDS
+    with suppress(pynvml.NVMLError):
+        while (number := read()) and now() < deadline:
+            pause(0.1)
+        return number
+    return None
 
 
 def merged(summaries: list[dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -270,15 +270,21 @@ def _import(sizes: Iterable[Size]) -> None:
                 import_module(f"pipeline.benchmark.{candidate.kind}.{candidate.name}")
 
 
-def _fork(task: Task, answers: TextIO) -> int:
-    """Measure in a fork of this process, which writes the answer. Returns its exit status."""
+def _fork(task: Task) -> tuple[int, str]:
+    """Measure in a fork of this process. Returns its exit status and its answer once it has ended. The next process of
+    the benchmark, perhaps in the other interpreter, then finds a GPU that nobody uses."""
+    reading, writing = os.pipe()
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.close(writing)
+        with os.fdopen(reading, encoding="utf-8") as answers:
+            text = answers.read()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
     status = 1
     try:
         end_with_parent(signal.SIGKILL)
-        print(json.dumps(answer(task), default=str), file=answers, flush=True)
+        with os.fdopen(writing, "w", encoding="utf-8") as answers:
+            print(json.dumps(answer(task), default=str), file=answers)
         status = 0
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
@@ -299,8 +305,10 @@ def main() -> None:
             _import(task.sizes)
         except Exception as error:
             sys.exit(out_of_memory(error) or traceback.format_exc())
-        if status := _fork(task, answers):
+        status, text = _fork(task)
+        if status:
             sys.exit(status if status > 0 else f"It was ended by signal {-status} ({signal.Signals(-status).name}).")
+        print(text, end="", file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from itertools import groupby, product
 from math import prod
@@ -209,9 +210,15 @@ def draw(graph: Graph) -> DrawnGraph:
     except ImportError as error:  # a minimal system has no GLib or X11; the page is useful without pictures
         remedy = "On Debian and Ubuntu: apt-get install libglib2.0-0 libxext6 libxrender1"
         reason = f"Graphviz cannot be loaded ({error}). {remedy}"
-        print(f"WARNING: no picture of a graph: {reason}", file=sys.stderr)
+        warn_once(f"WARNING: no picture of a graph: {reason}")
         picture = f"<p>No picture: {escape(reason)}</p>", 0
     return DrawnGraph(graph.title, graph.recorded, _counts(graph), *picture)
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Print a warning the first time, and not for each graph again."""
+    print(text, file=sys.stderr)
 
 
 def shares(result: Result) -> list[Share]:

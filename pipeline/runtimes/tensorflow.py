@@ -143,7 +143,7 @@ def _in_place(array: Array) -> Any:
     return tf.raw_ops.Identity(input=array)
 
 
-def _open_cusolver() -> None:
+def open_cusolver() -> None:
     """TensorFlow 2.21 looks for CUDA's libraries in the wheels beside it, but not for cuSOLVER, and without cuSOLVER it
     uses no GPU. A library that the process has already opened is found by its name."""
     for library in Path(str(tf.__file__)).parent.parent.glob("nvidia/cusolver/lib/libcusolver.so.*"):
@@ -166,7 +166,7 @@ class Runtime(runtimes.Runtime):
         environment = self.environment
         kind, _, index = environment.device.partition(":")
         if kind == "cuda":
-            _open_cusolver()
+            open_cusolver()
         seen = len(tf.config.list_physical_devices("GPU"))
         if kind == "cuda" and int(index) >= seen:
             raise UserError(
