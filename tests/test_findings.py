@@ -136,7 +136,7 @@ def test_ablation_of_cuda_graphs_compares_replayed_and_eager_steps():
     assert replaying.ratio
     assert replaying.ratio.value == pytest.approx(4 / 30, rel=0.05)
     assert re.search(
-        r"Capturing the step on a batch takes 2\.[56]\d* ms, paid back after (9|10) replays", replaying.text
+        r"Capturing the step on a batch takes 2\.[56]\d* ms, paid back after (9|10|11) replays", replaying.text
     )
     assert "Replaying torch_autograd" not in ablations_of(REPLAYED)
 

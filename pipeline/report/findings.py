@@ -5,7 +5,7 @@ ratio is given only for candidates that were interleaved.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -198,7 +198,8 @@ def capture_cost(case: Case, name: str) -> str:
     if not {eager, capture, lesson} <= case.seconds.keys():
         return ""
     saved, seconds = case.median(eager) - case.median(lesson), case.median(capture)
-    paid = f"paid back after {seconds / saved:.0f} replays" if saved > 0 else "never paid back"
+    replays = ceil(seconds / saved) if saved > 0 else 0
+    paid = f"paid back after {replays} replay{'s' * (replays > 1)}" if replays else "never paid back"
     return f" Capturing the step on a batch takes {1e3 * seconds:.2f} ms, {paid}."
 
 
