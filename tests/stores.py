@@ -215,7 +215,7 @@ def answering(content: bytes) -> Iterator[str]:
                         connection.sendall(content)
                         connection.shutdown(socket.SHUT_WR)
                         # A close with unread bytes is a reset, which can take the answer away from the client.
-                        connection.settimeout(0.2)
+                        connection.settimeout(2)
                         while connection.recv(65536):
                             pass
 
@@ -225,8 +225,9 @@ def answering(content: bytes) -> Iterator[str]:
 
 
 def http(body: str, kind: str = "application/json") -> bytes:
-    """A complete answer."""
-    return f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    """A complete answer. With `Connection: close` a client does not send its next request into the end of this one."""
+    head = f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n{body}".encode()
 
 
 @contextmanager
