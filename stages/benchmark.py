@@ -16,7 +16,7 @@ def main() -> None:
     check_memory(params)
     config = BenchmarkConfig(**params.benchmark.model_dump())
     plan = default_plan(params, environment)
-    print(f"Timing the implementations in turns, for up to {config.seconds:.0f} s", flush=True)
+    print(f"Timing the implementations in turns, for {config.seconds:.0f} s, or longer on a slow machine", flush=True)
     taken, meanwhile = benchmark(plan, config=config, dtype=params.dtype, environment=environment)
     where = BenchmarkProvenance(**provenance(environment, environment.device, environment.device_name), **meanwhile)
     files.write_rows(files.BENCHMARK, samples.HEADER, taken)
