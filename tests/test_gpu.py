@@ -37,9 +37,9 @@ def devices() -> int:
 
         return torch.cuda.device_count() if torch.cuda.is_available() else 0
     if find_spec("tensorflow"):
-        import tensorflow as tf
+        from pipeline.runtimes.tensorflow import gpu_count
 
-        return len(tf.config.list_physical_devices("GPU"))
+        return gpu_count()
     return 0
 
 

@@ -143,12 +143,13 @@ def _in_place(array: Array) -> Any:
     return tf.raw_ops.Identity(input=array)
 
 
-def open_cusolver() -> None:
-    """TensorFlow 2.21 looks for CUDA's libraries in the wheels beside it, but not for cuSOLVER, and without cuSOLVER it
-    uses no GPU. A library that the process has already opened is found by its name."""
+def gpu_count() -> int:
+    """The number of GPUs that TensorFlow can use. TensorFlow 2.21 looks for CUDA's libraries in the wheels beside it, but
+    not for cuSOLVER, and without cuSOLVER it uses no GPU. It finds a library that the process has already opened."""
     for library in Path(str(tf.__file__)).parent.parent.glob("nvidia/cusolver/lib/libcusolver.so.*"):
         with suppress(OSError):  # then TensorFlow sees no GPU
             ctypes.CDLL(str(library))
+    return len(tf.config.list_physical_devices("GPU"))
 
 
 def _loops(graph: Any) -> int:
@@ -165,10 +166,7 @@ class Runtime(runtimes.Runtime):
     def apply(self) -> None:
         environment = self.environment
         kind, _, index = environment.device.partition(":")
-        if kind == "cuda":
-            open_cusolver()
-        seen = len(tf.config.list_physical_devices("GPU"))
-        if kind == "cuda" and int(index) >= seen:
+        if kind == "cuda" and int(index) >= (seen := gpu_count()):
             raise UserError(
                 f"TensorFlow {tf.__version__} sees {seen} GPUs, and so cannot use {environment.device}. To learn which "
                 "library of CUDA it does not find, run the command again with TF_CPP_MIN_LOG_LEVEL=0 "
