@@ -9,7 +9,7 @@ import pynvml
 from pipeline import gpus
 from pipeline.clock import now, pause
 
-IDLE_SECONDS = 1.5  # for so long NVML still reports a process that has ended, and a GPU as busy
+IDLE_SECONDS = 1.5  # the longest wait until NVML no longer counts work that has just ended
 # Reasons for a low clock that do not come from the work itself, by their bits in nvml.h. The power cap is not among
 # them: large matrix products reach it on any GPU, so a time under the power cap is valid.
 THROTTLED = {0x08: "hardware slowdown", 0x20: "too hot", 0x40: "too hot (hardware)", 0x80: "power brake"}

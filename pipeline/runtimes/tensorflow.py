@@ -144,7 +144,7 @@ def _in_place(array: Array) -> Any:
 
 
 def gpu_count() -> int:
-    """The number of GPUs that TensorFlow can use. TensorFlow 2.21 looks for CUDA's libraries in the wheels beside it, but
+    """The number of GPUs that TensorFlow can use. Version 2.21 looks for CUDA's libraries in the wheels beside it, but
     not for cuSOLVER, and without cuSOLVER it uses no GPU. It finds a library that the process has already opened."""
     for library in Path(str(tf.__file__)).parent.parent.glob("nvidia/cusolver/lib/libcusolver.so.*"):
         with suppress(OSError):  # then TensorFlow sees no GPU
